@@ -1,0 +1,93 @@
+# Holdfast: every check that CI runs is a target here. 'make help' lists them.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PY := $(BIN)/python
+STAMP := $(VENV)/.holdfast-setup
+JOBS ?= 2
+ONLY ?=
+CRASH_ROUNDS ?= 1000
+CRASH_ROUNDS_QUICK ?= 50
+ANVIL_VERSION ?= 1.7.1
+ANVIL := .tools/anvil/node_modules/.bin/anvil
+SLOWEST := --durations=5 --durations-min=2
+
+.PHONY: help setup demo test test-slow test-live lint types meta check crash crash-quick bench docs wheel clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1\t\2/' | expand -t 16
+
+setup: $(STAMP) ## create .venv with the package, all extras and the development tools
+	@echo "ready: $(BIN)/holdfast"
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Holdfast needs Python 3.11 or newer; set PYTHON=")'
+	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[all,dev]'
+	@$(MAKE) --no-print-directory _kernel
+	@touch $@
+
+.PHONY: _kernel
+_kernel:
+	@if [ ! -f kernel/Cargo.toml ]; then \
+	    :; \
+	elif ! command -v cargo >/dev/null; then \
+	    echo "note: cargo is missing, so the native kernel is not built: the pure Python twin is used (same bytes, slower)"; \
+	else \
+	    $(PY) -m pip install --quiet --disable-pip-version-check ./kernel; \
+	fi
+
+demo: $(STAMP) ## import a recorded chain, kill the importer, resume, verify, reorganise
+	$(PY) demo/run.py
+
+test: $(STAMP) ## every test but the crash and live tiers
+	$(PY) -m pytest -n $(JOBS) --dist loadfile $(SLOWEST)
+
+test-slow: $(STAMP) ## only the tests marked slow
+	$(PY) -m pytest -n $(JOBS) --dist loadfile -m "slow and not crash and not live" $(SLOWEST)
+
+test-live: $(STAMP) $(ANVIL) ## the tests against a real node; a skip is a failure
+	$(PY) -m pytest -m live --fail-on-skip tests/live $(SLOWEST)
+
+$(ANVIL):
+	@command -v npm >/dev/null || { echo "test-live needs npm to fetch the node 'anvil' (@foundry-rs/anvil)" >&2; exit 1; }
+	npm install --no-audit --no-fund --loglevel=error --prefix .tools/anvil @foundry-rs/anvil@$(ANVIL_VERSION)
+	$@ --version
+
+lint: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: $(STAMP)
+	$(BIN)/mypy
+
+meta: $(STAMP)
+	$(PY) -m pytest -q tests/meta
+
+check: lint types ## format, lint, types, fast tests and the rules of the house
+	$(PY) -m pytest -q -n $(JOBS) --dist loadfile -m "not slow and not crash and not live"
+
+crash: $(STAMP) ## the crash tier with full counts (CRASH_ROUNDS=1000)
+	HOLDFAST_CRASH_ROUNDS=$(CRASH_ROUNDS) $(PY) -m pytest -n $(JOBS) -m crash --timeout=0 $(SLOWEST)
+
+crash-quick: $(STAMP) ## the crash tier with the counts of CI (CRASH_ROUNDS_QUICK=50)
+	HOLDFAST_CRASH_ROUNDS=$(CRASH_ROUNDS_QUICK) $(PY) -m pytest -n $(JOBS) -m crash $(SLOWEST)
+
+bench: $(STAMP) ## run the benchmarks (ONLY=name for one)
+	$(PY) -m bench $(if $(ONLY),--only $(ONLY))
+
+docs: $(STAMP) ## write the generated tables of docs/ anew
+	$(PY) -m tests.meta.error_table --write
+
+wheel: $(STAMP) ## build the wheel into dist/
+	$(PY) -m pip wheel --quiet --disable-pip-version-check --no-deps -w dist .
+	@ls -1 dist/*.whl
+
+clean: ## remove what can be made again (.venv and .tools stay)
+	rm -rf build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis bench/out
+	find src tests bench -name __pycache__ -type d -prune -exec rm -rf {} +
