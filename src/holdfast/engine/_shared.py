@@ -1,0 +1,110 @@
+"""What every engine does in the same way: limits checked before a write, and the state of the handle.
+
+Invariants:
+    * ``check_batch`` raises before anything was written; what it accepts, every engine can store.
+    * A ``Gate`` that is closed or poisoned lets no call in, and ``close`` returns only when no call is inside.
+"""
+
+from __future__ import annotations
+
+import threading
+from types import TracebackType
+
+from ..errors import ClosedError, HoldfastError, InvalidInputError, LimitExceeded, PoisonedError
+from ..limits import ENGINE_KEY_BYTES_MAX, ROW_VALUE_BYTES_MAX
+from .api import Batch
+
+__all__ = ["SCAN_ROWS_MAX", "Gate", "check_batch", "check_limit", "clamp_bound"]
+
+SCAN_ROWS_MAX = 100_000
+
+
+def check_batch(batch: Batch, key_bytes_max: int = ENGINE_KEY_BYTES_MAX) -> None:
+    """Every key and value of ``batch`` is within the limits; else ``LimitExceeded`` or ``InvalidInputError``."""
+    rows = batch.rows
+    if not rows:
+        return
+    try:
+        longest = max(map(len, rows))
+        if longest > key_bytes_max:
+            raise LimitExceeded("an engine key is too long", found=longest, limit=key_bytes_max)
+        if b"" in rows:
+            raise InvalidInputError("an engine key is empty")
+        largest = max((len(value) for value in rows.values() if value is not None), default=0)
+    except TypeError as exc:
+        raise InvalidInputError("a batch holds keys of bytes and values of bytes or None", found=repr(exc)) from exc
+    if largest > ROW_VALUE_BYTES_MAX:
+        raise LimitExceeded("an engine value is too long", found=largest, limit=ROW_VALUE_BYTES_MAX)
+
+
+def check_limit(limit: int) -> None:
+    """``limit`` is a page size that every engine serves."""
+    if not 1 <= limit <= SCAN_ROWS_MAX:
+        raise InvalidInputError("a page holds 1 to 100,000 rows", found=limit)
+
+
+def clamp_bound(bound: bytes, key_bytes_max: int = ENGINE_KEY_BYTES_MAX) -> bytes:
+    """A bound of at most ``key_bytes_max + 1`` bytes that divides all storable keys as ``bound`` does."""
+    return bound if len(bound) <= key_bytes_max else bound[:key_bytes_max] + b"\x00"
+
+
+class Gate:
+    """The state of an engine handle: open, poisoned or closed, and how many calls are inside.
+
+    Use as ``with gate:`` around every call that could run while another thread closes the engine.
+    """
+
+    __slots__ = ("_active", "_changed", "_closed", "_failure", "_name")
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._changed = threading.Condition(threading.Lock())
+        self._active = 0
+        self._closed = False
+        self._failure: HoldfastError | None = None
+
+    def __enter__(self) -> None:
+        with self._changed:
+            if self._closed or self._failure is not None:
+                raise self.refusal()
+            self._active += 1
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._changed:
+            self._active -= 1
+            if self._closed:
+                self._changed.notify_all()
+
+    @property
+    def usable(self) -> bool:
+        """True while calls are let in."""
+        return not self._closed and self._failure is None
+
+    @property
+    def poisoned(self) -> bool:
+        """True after a failed write or sync."""
+        return self._failure is not None
+
+    def refusal(self) -> HoldfastError:
+        """The error for a call that is not let in."""
+        if self._closed:
+            return ClosedError(f"the {self._name} engine is closed")
+        return PoisonedError(f"the {self._name} engine refuses work after a failed write: {self._failure}")
+
+    def poison(self, failure: HoldfastError) -> None:
+        """No later call is let in; the first ``failure`` is kept as the reason."""
+        with self._changed:
+            if self._failure is None:
+                self._failure = failure
+
+    def close(self) -> bool:
+        """No call is inside and none will be let in; False if it was closed before."""
+        with self._changed:
+            if self._closed:
+                return False
+            self._closed = True
+            while self._active:
+                self._changed.wait()
+            return True

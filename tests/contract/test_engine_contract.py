@@ -1,0 +1,21 @@
+"""Each engine of the package keeps the engine contract."""
+
+from pathlib import Path
+from typing import ClassVar
+
+from holdfast.engine.api import Engine
+from holdfast.engine.memory import MemoryEngine
+from holdfast.engine.open import open_engine
+from holdfast.testing.engine_contract import EngineContract
+
+
+class TestMemory(EngineContract):
+    def make_engine(self, path: Path) -> Engine:
+        return MemoryEngine()
+
+
+class TestRocksDb(EngineContract):
+    factory: ClassVar[str | None] = "holdfast.engine.rocksdb:RocksDbEngine"
+
+    def make_engine(self, path: Path) -> Engine:
+        return open_engine("rocksdb", path, create=True)
