@@ -1,0 +1,380 @@
+"""One typed object for every setting, and where each value came from.
+
+Invariants:
+    * Later sources win: defaults < file < ``HOLDFAST_*`` environment < explicit arguments.
+    * Every source is checked whole, also the values that a later source hides. An unknown key, a wrong type or a value
+      out of range is an ``InvalidInputError`` that names the key, the source and what is allowed; nothing is guessed.
+    * A file is read once, is at most 1 MiB of UTF-8 and holds a flat table. YAML is reduced to plain values: no
+      anchors, no aliases, no duplicate keys, no tags but the standard ones.
+    * Nothing here writes, and nothing but the one file is opened.
+
+The sources are merged here and not by ``pydantic-settings``, which neither reports where a value came from nor refuses
+an unknown environment variable.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import stat
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Annotated, Final, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from . import limits
+from .errors import InvalidInputError
+
+__all__ = [
+    "CONFIG_FILE_BYTES_MAX",
+    "CONFIG_FILE_NAMES",
+    "ENVIRONMENT_PREFIX",
+    "RESERVED_ENVIRONMENT",
+    "LoadedSettings",
+    "SettingInfo",
+    "Settings",
+    "describe_settings",
+    "load_settings",
+]
+
+ENVIRONMENT_PREFIX: Final = "HOLDFAST_"
+CONFIG_FILE_BYTES_MAX: Final = 1024 * 1024
+CONFIG_LINE_CHARACTERS_MAX: Final = 1024
+CONFIG_FILE_NAMES: Final = ("config.toml", "config.yaml", "config.yml")
+
+RESERVED_ENVIRONMENT: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "HOLDFAST_CRASH_ROUNDS": "rounds of each crash test (tests only)",
+        "HOLDFAST_DATA_DIR": "the data directory, where a command is not given one",
+        "HOLDFAST_FAILPOINT": "where a test lets the process die",
+        "HOLDFAST_JSON": "1: the command line answers in JSON",
+        "HOLDFAST_PURE": "1: the native kernel is not loaded",
+        "HOLDFAST_SHARED_DATA": "directory of the real-chain recordings (tests only)",
+    }
+)
+"""Variables with the prefix that are not settings. Any other unknown one is refused, so a typing error is noticed."""
+
+_KIB: Final = 1024
+_MIB: Final = 1024 * 1024
+_GIB: Final = 1024 * 1024 * 1024
+
+
+class Settings(BaseModel):
+    """Every setting of a store, each within its range. Made by ``load_settings``; never changes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    engine: Annotated[
+        Literal["rocksdb", "lmdb", "sqlite", "memory"],
+        Field(description="engine under the views of a new store"),
+    ] = "rocksdb"
+    durability: Annotated[
+        Literal["sync", "buffered"],
+        Field(description="sync: a commit is durable when it returns; buffered: a prefix of the commits survives"),
+    ] = "sync"
+    group_commit_ms: Annotated[
+        float, Field(ge=0, le=1000, description="how long a commit waits for others to share its sync, milliseconds")
+    ] = 0.0
+    buffered_sync_seconds: Annotated[
+        float, Field(ge=0.001, le=3600, description="longest time between two syncs in buffered mode, seconds")
+    ] = 1.0
+    segment_bytes_max: Annotated[
+        int, Field(ge=_MIB, le=limits.SEGMENT_BYTES_MAX, description="largest journal segment, bytes")
+    ] = limits.SEGMENT_BYTES_MAX
+    compression: Annotated[Literal["none", "zstd"], Field(description="how block bodies are kept in the journal")] = (
+        "none"
+    )
+    compression_bytes_min: Annotated[
+        int, Field(ge=0, le=limits.PART_BYTES_MAX, description="smaller bodies are not compressed, bytes")
+    ] = 256
+    max_reorg_depth: Annotated[
+        int, Field(ge=0, le=1_000_000, description="deepest reorganisation; without finality deeper blocks are final")
+    ] = 256
+    max_orphans: Annotated[
+        int, Field(ge=0, le=100_000_000, description="orphaned blocks that the store keeps track of")
+    ] = 10_000
+    waiting_blocks_max: Annotated[
+        int, Field(ge=0, le=1_000_000, description="blocks in memory whose parent is unknown")
+    ] = 1_000
+    waiting_bytes_max: Annotated[
+        int, Field(ge=0, le=64 * _GIB, description="memory for blocks whose parent is unknown, bytes")
+    ] = 64 * _MIB
+    fork_choice: Annotated[
+        Literal["chain", "heaviest", "longest", "manual"],
+        Field(description="which branch is canonical; chain: as the chain says"),
+    ] = "chain"
+    overlay_bytes_max: Annotated[
+        int, Field(ge=64 * _KIB, le=64 * _GIB, description="memory for rows not yet in the engine, bytes")
+    ] = 64 * _MIB
+    overlay_rows_max: Annotated[
+        int, Field(ge=1, le=100_000_000, description="rows in memory that are not yet in the engine")
+    ] = 200_000
+    flush_interval_seconds: Annotated[
+        float, Field(ge=0.01, le=3600, description="longest time before a row moves into the engine, seconds")
+    ] = 5.0
+    pinned_bytes_max: Annotated[
+        int, Field(ge=64 * _KIB, le=64 * _GIB, description="memory that pinned readers may hold, bytes")
+    ] = 64 * _MIB
+    cache_bytes: Annotated[int, Field(ge=0, le=1024 * _GIB, description="block cache of the engine, bytes")] = 32 * _MIB
+    index_rows_per_block_max: Annotated[
+        int,
+        Field(ge=1, le=limits.INDEX_ROWS_PER_BLOCK_MAX, description="rows that one index may give for one block"),
+    ] = limits.INDEX_ROWS_PER_BLOCK_MAX
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error", "critical"], Field(description="least level that is logged")
+    ] = "warning"
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedSettings:
+    """Settings, and for each key its source: ``default``, ``file PATH``, ``environment HOLDFAST_X`` or ``argument``."""
+
+    settings: Settings
+    sources: Mapping[str, str]
+    path: Path | None
+    """The file that was read, if any."""
+
+
+@dataclass(frozen=True, slots=True)
+class SettingInfo:
+    """What an operator may know about a setting: its key, default, allowed values, variable and meaning."""
+
+    key: str
+    default: str | int | float
+    allowed: str
+    variable: str
+    description: str
+
+
+def load_settings(
+    data_dir: Path | None = None,
+    *,
+    config: Path | None = None,
+    environ: Mapping[str, str] | None = None,
+    overrides: Mapping[str, object] | None = None,
+) -> LoadedSettings:
+    """The settings that hold, merged from all sources.
+
+    Args:
+        data_dir: where ``config.toml`` (or ``.yaml``, ``.yml``; at most one of them) is looked for.
+        config: a file to read instead; it must exist.
+        environ: variables; the environment of the process if ``None``.
+        overrides: explicit arguments by key; a value of ``None`` means "not given".
+    Raises:
+        InvalidInputError: a source is unreadable, or holds an unknown key or a value that is not allowed.
+    """
+    path = config if config is not None else _find_file(data_dir)
+    layers: list[tuple[dict[str, object], dict[str, str]]] = []
+    if path is not None:
+        values = _read_file(path)
+        layers.append((values, dict.fromkeys(values, f"file {path}")))
+    layers.append(_read_environment(os.environ if environ is None else environ))
+    given = {key: value for key, value in (overrides or {}).items() if value is not None}
+    layers.append((given, dict.fromkeys(given, "argument")))
+
+    merged: dict[str, object] = {}
+    sources = dict.fromkeys(Settings.model_fields, "default")
+    for values, origins in layers:
+        _check_layer(values, origins)
+        merged.update(values)
+        sources.update(origins)
+    return LoadedSettings(Settings.model_validate(merged), MappingProxyType(sources), path)
+
+
+def describe_settings() -> list[SettingInfo]:
+    """Every setting in the order of ``Settings``; ``docs/OPERATIONS.md`` shows the same."""
+    return [
+        SettingInfo(key, field.default, _allowed(key), ENVIRONMENT_PREFIX + key.upper(), field.description or "")
+        for key, field in Settings.model_fields.items()
+    ]
+
+
+# -- checks ------------------------------------------------------------------------------------------------------
+
+
+def _check_layer(values: Mapping[str, object], origins: Mapping[str, str]) -> None:
+    for key in values:
+        if key not in Settings.model_fields:
+            raise _unknown(key, origins.get(key, "argument"), list(Settings.model_fields))
+    try:
+        Settings.model_validate(dict(values))
+    except ValidationError as error:
+        key = str(error.errors(include_url=False, include_input=False)[0]["loc"][0])
+        raise InvalidInputError(
+            f"the setting {key!r} is not allowed to be {_show(values[key])}; allowed: {_allowed(key)}",
+            key=key,
+            source=origins[key],
+            remedy=f"set {key!r} to {_allowed(key)}, or leave it out for its default",
+        ) from error
+
+
+def _unknown(name: object, source: str, known: list[str]) -> InvalidInputError:
+    near = difflib.get_close_matches(str(name)[:64], known, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return InvalidInputError(
+        f"unknown setting {_show(name)}{hint}",
+        key=ascii(name)[:80],
+        source=source,
+        remedy="'holdfast config show' lists every setting",
+    )
+
+
+def _show(value: object) -> str:
+    text = ascii(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _allowed(key: str) -> str:
+    schema = Settings.model_json_schema()["properties"][key]
+    if "enum" in schema:
+        return "one of " + ", ".join(schema["enum"])
+    kind = "a whole number" if schema["type"] == "integer" else "a number"
+    return f"{kind} from {schema['minimum']:,} to {schema['maximum']:,}"
+
+
+# -- environment -------------------------------------------------------------------------------------------------
+
+_NUMBER_CHARACTERS_MAX: Final = 40
+_INTEGER: Final = re.compile(r"[+-]?[0-9]+(_[0-9]+)*", re.ASCII)
+_DECIMAL: Final = re.compile(r"[+-]?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]+)?", re.ASCII)
+
+
+def _read_environment(environ: Mapping[str, str]) -> tuple[dict[str, object], dict[str, str]]:
+    values: dict[str, object] = {}
+    origins: dict[str, str] = {}
+    variables = {ENVIRONMENT_PREFIX + key.upper(): key for key in Settings.model_fields}
+    for name in sorted(environ):
+        if not name.startswith(ENVIRONMENT_PREFIX) or name in RESERVED_ENVIRONMENT:
+            continue
+        if name not in variables:
+            raise _unknown(name, f"environment {_show(name)}", [*variables, *RESERVED_ENVIRONMENT])
+        key = variables[name]
+        values[key] = _from_text(environ[name], Settings.model_fields[key].annotation)
+        origins[key] = f"environment {name}"
+    return values, origins
+
+
+def _from_text(text: str, kind: object) -> object:
+    """The value that ``text`` spells for a setting of this type; text that spells none stays text and is refused."""
+    if len(text) > _NUMBER_CHARACTERS_MAX:
+        return text
+    if kind is int and _INTEGER.fullmatch(text):
+        return int(text)
+    if kind is float and _DECIMAL.fullmatch(text):
+        return float(text)
+    return text
+
+
+# -- file --------------------------------------------------------------------------------------------------------
+
+
+def _find_file(data_dir: Path | None) -> Path | None:
+    if data_dir is None:
+        return None
+    found = [data_dir / name for name in CONFIG_FILE_NAMES if os.path.lexists(data_dir / name)]
+    if len(found) > 1:
+        raise InvalidInputError(
+            "more than one settings file",
+            found=", ".join(path.name for path in found),
+            path=str(data_dir),
+            remedy="keep one of them, or name it with --config",
+        )
+    return found[0] if found else None
+
+
+def _read_file(path: Path) -> dict[str, object]:
+    if path.suffix not in (".toml", ".yaml", ".yml"):
+        raise _bad_file(path, "the name of a settings file ends in .toml, .yaml or .yml")
+    text = _read_text(path)
+    try:
+        content: object = tomllib.loads(text) if path.suffix == ".toml" else _parse_yaml(text)
+    except yaml.YAMLError as error:
+        raise _bad_file(path, f"not valid YAML: {_one_line(error)}") from error
+    except ValueError as error:
+        raise _bad_file(path, f"not valid {path.suffix[1:].upper()}: {_one_line(error)}") from error
+    except RecursionError as error:
+        raise _bad_file(path, "nested too deeply") from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise _bad_file(path, f"expected a table of settings, found {type(content).__name__}")
+    values: dict[str, object] = {}
+    for key, value in content.items():
+        if not isinstance(key, str):
+            raise _unknown(key, f"file {path}", list(Settings.model_fields))
+        values[key] = value
+    return values
+
+
+def _read_text(path: Path) -> str:
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise _bad_file(path, "not a regular file")
+        with path.open("rb") as file:
+            raw = file.read(CONFIG_FILE_BYTES_MAX + 1)
+    except OSError as error:
+        raise _bad_file(path, f"cannot be read: {error.strerror}") from error
+    if len(raw) > CONFIG_FILE_BYTES_MAX:
+        raise _bad_file(path, f"larger than {CONFIG_FILE_BYTES_MAX} bytes")
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise _bad_file(path, f"not UTF-8 at byte {error.start}") from error
+    if any(len(line) > CONFIG_LINE_CHARACTERS_MAX for line in text.split("\n")):
+        raise _bad_file(path, f"a line is longer than {CONFIG_LINE_CHARACTERS_MAX} characters")
+    return text
+
+
+def _bad_file(path: Path, reason: str) -> InvalidInputError:
+    return InvalidInputError(
+        f"the settings file is not usable: {reason}", path=str(path), remedy="correct the file named above"
+    )
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(ascii(str(error))[1:-1].replace("\\n", " ").split())[:200]
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """A safe loader without aliases, duplicate keys, and numbers that YAML 1.1 reads as octal or in sixties."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        event: yaml.Event = self.peek_event()  # type: ignore[no-untyped-call]
+        if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None) is not None:
+            raise yaml.YAMLError(f"anchors and aliases are not allowed ({_line(event)})")
+        node: yaml.Node | None = super().compose_node(parent, index)
+        if isinstance(node, yaml.ScalarNode) and node.tag in _YAML_NUMBERS and not _YAML_PLAIN.fullmatch(node.value):
+            raise yaml.YAMLError(f"write the number {node.value[:64]!r} in plain decimal digits ({_line(node)})")
+        if isinstance(node, yaml.MappingNode):
+            seen: set[str] = set()
+            for key, _ in node.value:
+                name = str(key.value)
+                if name in seen or name == "<<":
+                    what = "merge key" if name == "<<" else "duplicate key"
+                    raise yaml.YAMLError(f"{what} {name[:64]!r} ({_line(key)})")
+                seen.add(name)
+        return node
+
+
+_YAML_NUMBERS: Final = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+_YAML_PLAIN: Final = re.compile(r"[+-]?(0|[1-9][0-9_]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?|[+-]?\.(inf|nan)", re.ASCII)
+
+
+def _line(place: yaml.Event | yaml.Node) -> str:
+    mark = place.start_mark
+    return f"line {mark.line + 1}" if mark is not None else "line unknown"
+
+
+def _parse_yaml(text: str) -> object:
+    loader = _PlainLoader(text)
+    try:
+        content: object = loader.get_single_data()
+    finally:
+        loader.dispose()
+    return content
