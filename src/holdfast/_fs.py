@@ -1,0 +1,408 @@
+"""Files and directories: the only module that calls fsync, rename, unlink or flock.
+
+Invariants:
+    * ``File.pwrite`` writes all bytes or raises; ``File.sync`` returns only after the device has the bytes.
+    * No sync is ever retried: after a failed one the kernel may have dropped the pages (docs/FORMAT.md, section 1).
+    * ``write_atomic`` leaves the old content or the new content, after any crash.
+    * Every ``OSError`` leaves here as a ``HoldfastError`` that names the path.
+
+``MemoryFileSystem`` gives ``memory:`` stores the same journal code without a disk; ``holdfast.testing`` builds a
+file system that forgets what was not synced on the same protocols.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from .errors import DeviceError, HoldfastError, MissingFile, OutOfSpace, ReadOnlyError, ResourceExhausted, StoreLocked
+
+__all__ = ["File", "FileLock", "FileSystem", "MemoryFileSystem", "RealFileSystem", "translate_os_error"]
+
+Buffer = bytes | bytearray | memoryview
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_DENIED = {errno.EROFS, errno.EACCES, errno.EPERM}
+_EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
+
+
+def translate_os_error(error: OSError, path: Path | str | None = None) -> HoldfastError:
+    """The typed error for ``error``; a full disk is recognised by its free space too, because LMDB reports EIO."""
+    place = str(path) if path is not None else error.filename
+    text = os.strerror(error.errno) if error.errno else str(error)
+    if error.errno in _FULL:
+        return OutOfSpace(f"cannot write: {text}", path=place)
+    if error.errno in _DENIED:
+        return ReadOnlyError(f"cannot open or write: {text}", path=place)
+    if error.errno in _EXHAUSTED:
+        return ResourceExhausted(f"the process ran out of a resource: {text}", path=place)
+    if error.errno == errno.ENOENT:
+        return MissingFile(f"a file is missing: {text}", path=place)
+    return DeviceError(f"the device failed: {text}", path=place)
+
+
+@contextlib.contextmanager
+def _translated(path: Path | str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise translate_os_error(error, path) from error
+
+
+class File(Protocol):
+    """One open file, written and read by position. Safe to read from any thread; writers order themselves."""
+
+    path: Path
+
+    def pwrite(self, data: Buffer, offset: int) -> None:
+        """All of ``data`` stands at ``offset`` (not yet durable)."""
+
+    def pread(self, length: int, offset: int) -> bytes:
+        """Up to ``length`` bytes at ``offset``; fewer only at the end of the file."""
+
+    def sync(self) -> None:
+        """What was written is durable (fdatasync). Never called again on this file after it failed."""
+
+    def truncate(self, length: int) -> None:
+        """The file is ``length`` bytes long (not yet durable)."""
+
+    def size(self) -> int:
+        """Length of the file in bytes."""
+
+    def close(self) -> None:
+        """The descriptor is released; nothing is synced."""
+
+
+class FileLock(Protocol):
+    """An exclusive lock that dies with the process."""
+
+    def release(self) -> None:
+        """Another process may take the lock."""
+
+
+class FileSystem(Protocol):
+    """The few operations on paths that the store needs."""
+
+    persistent: bool
+
+    def open(self, path: Path, *, create: bool = False, read_only: bool = False) -> File:
+        """An open file. ``create`` makes a new empty one and refuses an existing one."""
+
+    def exists(self, path: Path) -> bool:
+        """True if something is at ``path``."""
+
+    def names(self, directory: Path) -> list[str]:
+        """Sorted names in ``directory``; empty if it does not exist."""
+
+    def make_directory(self, path: Path) -> None:
+        """``path`` is a directory, mode 0700, durable in its parent; an existing one is kept."""
+
+    def remove(self, path: Path) -> None:
+        """``path`` is gone (durable after ``sync_directory``); no error if it was not there."""
+
+    def rename(self, source: Path, target: Path) -> None:
+        """``target`` is what ``source`` was (durable after ``sync_directory``)."""
+
+    def sync_directory(self, path: Path) -> None:
+        """The entries of the directory are durable."""
+
+    def read_bytes(self, path: Path, *, limit: int) -> bytes:
+        """The whole file; refused above ``limit`` bytes."""
+
+    def write_atomic(self, path: Path, data: bytes) -> None:
+        """``path`` holds ``data``, durable, replacing what was there all at once."""
+
+    def lock(self, path: Path, owner: str) -> FileLock:
+        """Exclusive lock on ``path``; ``owner`` is written inside. Raises ``StoreLocked`` at once, never waits."""
+
+    def free_bytes(self, path: Path) -> int:
+        """Bytes that this process may still write on the file system of ``path``."""
+
+
+class RealFile:
+    """A file on disk."""
+
+    __slots__ = ("_fd", "path")
+
+    def __init__(self, path: Path, fd: int) -> None:
+        self.path = path
+        self._fd = fd
+
+    def pwrite(self, data: Buffer, offset: int) -> None:
+        try:
+            written = os.pwrite(self._fd, data, offset)
+            if written != len(data):
+                view = memoryview(data)
+                while written < len(view):
+                    more = os.pwrite(self._fd, view[written:], offset + written)
+                    if more == 0:
+                        raise OSError(errno.ENOSPC, "short write")
+                    written += more
+        except OSError as error:
+            raise translate_os_error(error, self.path) from error
+
+    def pread(self, length: int, offset: int) -> bytes:
+        try:
+            data = os.pread(self._fd, length, offset)
+            if len(data) == length or not data:
+                return data
+            pieces = [data]
+            got = len(data)
+            while got < length:
+                more = os.pread(self._fd, length - got, offset + got)
+                if not more:
+                    break
+                pieces.append(more)
+                got += len(more)
+            return b"".join(pieces)
+        except OSError as error:
+            raise translate_os_error(error, self.path) from error
+
+    def sync(self) -> None:
+        try:
+            os.fdatasync(self._fd)
+        except OSError as error:
+            raise translate_os_error(error, self.path) from error
+
+    def truncate(self, length: int) -> None:
+        with _translated(self.path):
+            os.ftruncate(self._fd, length)
+
+    def size(self) -> int:
+        with _translated(self.path):
+            return os.fstat(self._fd).st_size
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            fd, self._fd = self._fd, -1
+            with _translated(self.path):
+                os.close(fd)
+
+
+class _RealLock:
+    __slots__ = ("_fd", "_path")
+
+    def __init__(self, fd: int, path: Path) -> None:
+        self._fd = fd
+        self._path = path
+
+    def release(self) -> None:
+        if self._fd >= 0:
+            fd, self._fd = self._fd, -1
+            os.close(fd)
+
+
+class RealFileSystem:
+    """The file system of the machine."""
+
+    persistent = True
+
+    def open(self, path: Path, *, create: bool = False, read_only: bool = False) -> File:
+        flags = os.O_RDONLY if read_only else os.O_RDWR
+        if create:
+            flags |= os.O_CREAT | os.O_EXCL
+        with _translated(path):
+            return RealFile(path, os.open(path, flags | os.O_CLOEXEC, 0o600))
+
+    def exists(self, path: Path) -> bool:
+        with _translated(path):
+            return os.path.lexists(path)
+
+    def names(self, directory: Path) -> list[str]:
+        try:
+            return sorted(os.listdir(directory))
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise translate_os_error(error, directory) from error
+
+    def make_directory(self, path: Path) -> None:
+        with _translated(path):
+            try:
+                os.mkdir(path, 0o700)
+            except FileExistsError:
+                if not path.is_dir():
+                    raise
+                return
+        self.sync_directory(path.parent)
+
+    def remove(self, path: Path) -> None:
+        with _translated(path), contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+
+    def rename(self, source: Path, target: Path) -> None:
+        with _translated(source):
+            os.rename(source, target)
+
+    def sync_directory(self, path: Path) -> None:
+        with _translated(path):
+            fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+
+    def read_bytes(self, path: Path, *, limit: int) -> bytes:
+        file = self.open(path, read_only=True)
+        try:
+            size = file.size()
+            if size > limit:
+                raise DeviceError("file is larger than it can be", path=path, found=size, limit=limit)
+            return file.pread(size, 0)
+        finally:
+            file.close()
+
+    def write_atomic(self, path: Path, data: bytes) -> None:
+        temporary = path.with_name(path.name + ".tmp")
+        self.remove(temporary)
+        file = self.open(temporary, create=True)
+        try:
+            file.pwrite(data, 0)
+            file.sync()
+        finally:
+            file.close()
+        self.rename(temporary, path)
+        self.sync_directory(path.parent)
+
+    def lock(self, path: Path, owner: str) -> FileLock:
+        with _translated(path):
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(fd, 256, 0).decode("utf-8", "replace").strip()
+            os.close(fd)
+            raise StoreLocked("the store is open in another process", path=path, holder=holder or "unknown") from None
+        except OSError as error:
+            os.close(fd)
+            raise translate_os_error(error, path) from error
+        try:
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, owner.encode("utf-8"), 0)
+        except OSError as error:
+            os.close(fd)
+            raise translate_os_error(error, path) from error
+        return _RealLock(fd, path)
+
+    def free_bytes(self, path: Path) -> int:
+        with _translated(path):
+            status = os.statvfs(path)
+        return status.f_bavail * status.f_frsize
+
+
+class MemoryFile:
+    """A file in memory; ``sync`` does nothing because nothing survives the process."""
+
+    __slots__ = ("_data", "path")
+
+    def __init__(self, path: Path, data: bytearray) -> None:
+        self.path = path
+        self._data = data
+
+    def pwrite(self, data: Buffer, offset: int) -> None:
+        if offset > len(self._data):
+            self._data.extend(bytes(offset - len(self._data)))
+        self._data[offset : offset + len(data)] = data
+
+    def pread(self, length: int, offset: int) -> bytes:
+        return bytes(self._data[offset : offset + length])
+
+    def sync(self) -> None:
+        """Nothing to do: memory has no device below it."""
+
+    def truncate(self, length: int) -> None:
+        if length <= len(self._data):
+            del self._data[length:]
+        else:
+            self._data.extend(bytes(length - len(self._data)))
+
+    def size(self) -> int:
+        return len(self._data)
+
+    def close(self) -> None:
+        """Nothing to do: the bytes belong to the file system."""
+
+
+class _MemoryLock:
+    def __init__(self, held: dict[Path, str], path: Path) -> None:
+        self._held = held
+        self._path = path
+
+    def release(self) -> None:
+        self._held.pop(self._path, None)
+
+
+class MemoryFileSystem:
+    """A file system in memory: one flat mapping of paths to bytes."""
+
+    persistent = False
+
+    def __init__(self) -> None:
+        self._files: dict[Path, bytearray] = {}
+        self._directories: set[Path] = set()
+        self._locks: dict[Path, str] = {}
+        self._mutex = threading.Lock()
+
+    def open(self, path: Path, *, create: bool = False, read_only: bool = False) -> File:
+        with self._mutex:
+            if create:
+                if path in self._files:
+                    raise translate_os_error(FileExistsError(errno.EEXIST, "exists"), path)
+                self._files[path] = bytearray()
+            elif path not in self._files:
+                raise translate_os_error(FileNotFoundError(errno.ENOENT, "missing"), path)
+            return MemoryFile(path, self._files[path])
+
+    def exists(self, path: Path) -> bool:
+        return path in self._files or path in self._directories
+
+    def names(self, directory: Path) -> list[str]:
+        with self._mutex:
+            return sorted(path.name for path in (*self._files, *self._directories) if path.parent == directory)
+
+    def make_directory(self, path: Path) -> None:
+        self._directories.add(path)
+
+    def remove(self, path: Path) -> None:
+        self._files.pop(path, None)
+
+    def rename(self, source: Path, target: Path) -> None:
+        with self._mutex:
+            if source not in self._files:
+                raise translate_os_error(FileNotFoundError(errno.ENOENT, "missing"), source)
+            self._files[target] = self._files.pop(source)
+
+    def sync_directory(self, path: Path) -> None:
+        """Nothing to do: memory has no device below it."""
+
+    def read_bytes(self, path: Path, *, limit: int) -> bytes:
+        data = self.open(path, read_only=True).pread(limit + 1, 0)
+        if len(data) > limit:
+            raise DeviceError("file is larger than it can be", path=path, limit=limit)
+        return data
+
+    def write_atomic(self, path: Path, data: bytes) -> None:
+        self._files[path] = bytearray(data)
+
+    def lock(self, path: Path, owner: str) -> FileLock:
+        with self._mutex:
+            if path in self._locks:
+                raise StoreLocked("the store is already open", path=path, holder=self._locks[path])
+            self._locks[path] = owner
+        return _MemoryLock(self._locks, path)
+
+    def free_bytes(self, path: Path) -> int:
+        return 2**40
+
+
+if TYPE_CHECKING:
+    _real: type[FileSystem] = RealFileSystem
+    _memory: type[FileSystem] = MemoryFileSystem
+    _real_file: type[File] = RealFile
+    _memory_file: type[File] = MemoryFile

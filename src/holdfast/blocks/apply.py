@@ -1,0 +1,201 @@
+"""What a frame does to the views: one function for live commits, replay at open, rebuild and followers.
+
+Invariants:
+    * ``prepare`` does all that can fail and changes nothing; ``Prepared.finish`` only packs numbers into rows.
+    * The result depends on the frame, the rows below it and the registered index functions; on nothing else.
+    * A reorg first restores the rows of the fork point (one layer), then adopts each new block (a layer each), so the
+      undo of every block stays a function of that block alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from ..errors import CorruptionError
+from ..types import BlockInfo, OrphanInfo
+from ..views.api import FrameLayers, Layer, RowReader, Rows
+from .content import FrameContent
+from .entries import BlockEntry, CanonicalEntry, OrphanEntry
+from .records import (
+    block_key,
+    canonical_key,
+    decode_block_record,
+    encode_block_record,
+    encode_orphan_record,
+    height_key,
+    orphan_key,
+    producer_key,
+    time_key,
+)
+from .state import ChainState, encode_state
+
+__all__ = ["IndexRows", "Prepared", "UndoOf", "prepare"]
+
+UndoOf = Callable[[int, bytes], Rows]
+"""(height, hash) -> the values of the block's chain rows in the state of its parent."""
+
+IndexRows = Callable[[bytes, int, "BlockEntry | BlockInfo", FrameContent], Rows]
+"""(hash, height, block, content) -> rows of the user indexes for a block that becomes canonical."""
+
+
+@dataclass(slots=True)
+class Prepared:
+    """A frame that may be appended; ``finish`` gives its layers once its number and time are known."""
+
+    content: FrameContent
+    state: ChainState
+    rows: Rows
+    chain_layers: list[Layer]
+    undone: list[tuple[int, bytes, Rows]]
+    orphans: list[tuple[OrphanEntry, int, int | None]]
+    """Orphan, its height, and when it was first seen (``None``: with this frame)."""
+    adopted: tuple[bytes, ...]
+
+    def finish(self, seq: int, time_us: int) -> FrameLayers:
+        """The layers of frame ``seq``; cannot fail."""
+        rows = self.rows
+        for entry in self.content.blocks:
+            rows[block_key(entry.hash)] = encode_block_record(entry, seq, time_us)
+        for orphan, height, seen in self.orphans:
+            rows[orphan_key(orphan.hash)] = encode_orphan_record(
+                OrphanInfo(
+                    hash=orphan.hash,
+                    height=height,
+                    reason=orphan.reason,
+                    competing_hash=orphan.competing,
+                    seen_us=time_us if seen is None else seen,
+                    orphaned_us=time_us,
+                    was_canonical=orphan.was_canonical,
+                )
+            )
+        layers = self.chain_layers
+        if layers:
+            layers[0].rows = rows
+        elif rows:
+            layers = [Layer(rows)]
+        return FrameLayers(seq, layers, encode_state(self.state), self.state.floor, self.undone)
+
+
+def prepare(
+    content: FrameContent, state: ChainState, reader: RowReader, undo_of: UndoOf, index_rows: IndexRows | None
+) -> Prepared:
+    """Everything that ``content`` changes on top of ``state``. Raises before anything is changed.
+
+    Cost: O(blocks in the frame + blocks that enter or leave the canonical chain).
+    """
+    rows: Rows = {}
+    for entry in content.blocks:
+        block_hash, height = entry.hash, entry.height
+        rows[height_key(height, block_hash)] = b""
+        rows[time_key(entry.time, height, block_hash)] = b""
+        if entry.producer:
+            rows[producer_key(entry.producer, height, block_hash)] = b""
+    prepared = Prepared(content, state, rows, [], [], [], ())
+    canonical = content.canonical
+    if canonical is not None:
+        _switch(prepared, canonical, reader, undo_of, index_rows)
+    elif content.blocks:
+        prepared.state = state._replace(blocks=state.blocks + len(content.blocks))
+    if content.finalized is not None:
+        final = content.finalized
+        prepared.state = prepared.state._replace(finalized=final.height, floor=final.floor)
+    return prepared
+
+
+def _switch(
+    prepared: Prepared,
+    canonical: CanonicalEntry,
+    reader: RowReader,
+    undo_of: UndoOf,
+    index_rows: IndexRows | None,
+) -> None:
+    content, state = prepared.content, prepared.state
+    fresh = {entry.hash: entry for entry in content.blocks}
+    fork = canonical.fork
+    left: list[tuple[int, bytes]] = []
+    if fork is None:
+        if state.has_tip:
+            raise CorruptionError("a second root in the journal", hash=canonical.tip[1], height=canonical.tip[0])
+    elif fork[1] != state.tip_hash:
+        left = list(_walk(state.tip_height, state.tip_hash, fork, reader, {}))
+        restored: Rows = {}
+        for height, block_hash in left:
+            undo = undo_of(height, block_hash)
+            prepared.undone.append((height, block_hash, undo))
+            restored.update(undo)
+        prepared.chain_layers.append(Layer({}, restored))
+    joined = _joined(canonical, fork, fresh, reader)
+    returned = 0
+    for height, block_hash, entry in joined:
+        chain_rows: Rows = {canonical_key(height): block_hash}
+        if index_rows is not None:
+            chain_rows.update(index_rows(block_hash, height, entry, content))
+        prepared.chain_layers.append(Layer({}, chain_rows, (height, block_hash)))
+        if block_hash not in fresh:
+            prepared.rows[orphan_key(block_hash)] = None
+            returned += 1
+    for orphan in canonical.orphans:
+        known = fresh.get(orphan.hash)
+        if known is not None:
+            prepared.orphans.append((orphan, known.height, None))
+        else:
+            info = _load(orphan.hash, reader)
+            prepared.orphans.append((orphan, info.height, info.seen_us))
+    prepared.adopted = tuple(block_hash for _, block_hash, _ in joined)
+    root = (state.root_height, state.root_hash) if fork is not None else joined[0][:2]
+    prepared.state = ChainState(
+        canonical.tip[0],
+        canonical.tip[1],
+        root[0],
+        root[1],
+        state.finalized,
+        canonical.floor,
+        state.blocks + len(content.blocks),
+        state.orphans + len(canonical.orphans) - returned,
+        state.reorgs + (1 if left else 0),
+        max(state.reorg_depth_max, len(left)),
+        state.orphaned + len(left),
+    )
+
+
+def _joined(
+    canonical: CanonicalEntry, fork: tuple[int, bytes] | None, fresh: dict[bytes, BlockEntry], reader: RowReader
+) -> list[tuple[int, bytes, BlockEntry | BlockInfo]]:
+    """The blocks that become canonical, lowest first."""
+    tip_height, tip_hash = canonical.tip
+    if fork is None:
+        # A root: every block of the frame, the first of which has no stored parent.
+        path = list(fresh.values())
+        if not path or path[-1].hash != tip_hash:
+            raise CorruptionError("the root of the chain is not in its own frame", hash=tip_hash, height=tip_height)
+        return [(entry.height, entry.hash, entry) for entry in path]
+    joined: list[tuple[int, bytes, BlockEntry | BlockInfo]] = []
+    height, block_hash = tip_height, tip_hash
+    while block_hash != fork[1]:
+        if height <= fork[0]:
+            raise CorruptionError("the new tip does not descend from the fork point", hash=tip_hash, fork=fork[1])
+        entry = fresh.get(block_hash) or _load(block_hash, reader)
+        joined.append((height, block_hash, entry))
+        height, block_hash = height - 1, entry.parent
+    joined.reverse()
+    return joined
+
+
+def _walk(
+    height: int, block_hash: bytes, fork: tuple[int, bytes], reader: RowReader, fresh: dict[bytes, BlockEntry]
+) -> Iterable[tuple[int, bytes]]:
+    """(height, hash) from a block down to, not including, the fork point."""
+    while block_hash != fork[1]:
+        if height <= fork[0]:
+            raise CorruptionError("the tip does not descend from the fork point", hash=block_hash, fork=fork[1])
+        yield height, block_hash
+        entry = fresh.get(block_hash) or _load(block_hash, reader)
+        height, block_hash = height - 1, entry.parent
+
+
+def _load(block_hash: bytes, reader: RowReader) -> BlockInfo:
+    row = reader.get(block_key(block_hash))
+    if row is None:
+        raise CorruptionError("a block that the journal refers to has no row", hash=block_hash)
+    return decode_block_record(block_hash, row)

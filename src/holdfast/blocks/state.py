@@ -1,0 +1,82 @@
+"""The state of the chain after a frame: what the next decision needs, in one small value.
+
+It is stored with the applied frame number, so that replay after a crash starts from exactly the state that belongs to
+the rows in the engine. Counters live here and not in rows, because replaying a frame twice must not count twice.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import NamedTuple
+
+from ..errors import CorruptionError
+from ..types import ZERO_HASH
+
+__all__ = ["EMPTY", "ChainState", "decode_state", "encode_state"]
+
+_STATE = struct.Struct(">BQ32sQ32sQQQQQQQ")
+assert _STATE.size == 137
+
+_HAS_TIP, _HAS_FINALIZED = 1, 2
+
+
+class ChainState(NamedTuple):
+    """Tip, root, finality and counters. ``finalized`` is -1 when nothing was finalized explicitly.
+
+    ``floor`` is the lowest height at which the canonical chain may still fork. ``orphans`` counts the stored blocks
+    that are not canonical; ``orphaned`` every block that ever left the canonical chain.
+    """
+
+    tip_height: int
+    tip_hash: bytes
+    root_height: int
+    root_hash: bytes
+    finalized: int
+    floor: int
+    blocks: int
+    orphans: int
+    reorgs: int
+    reorg_depth_max: int
+    orphaned: int
+
+    @property
+    def has_tip(self) -> bool:
+        """True once the chain has a block."""
+        return self.tip_height >= 0
+
+
+EMPTY = ChainState(-1, ZERO_HASH, 0, ZERO_HASH, -1, 0, 0, 0, 0, 0, 0)
+
+
+def encode_state(state: ChainState) -> bytes:
+    """Bytes of the state (docs/FORMAT.md, section 7)."""
+    flags = (_HAS_TIP if state.tip_height >= 0 else 0) | (_HAS_FINALIZED if state.finalized >= 0 else 0)
+    return _STATE.pack(
+        flags,
+        max(state.tip_height, 0),
+        state.tip_hash,
+        state.root_height,
+        state.root_hash,
+        max(state.finalized, 0),
+        state.floor,
+        state.blocks,
+        state.orphans,
+        state.reorgs,
+        state.reorg_depth_max,
+        state.orphaned,
+    )
+
+
+def decode_state(data: bytes) -> ChainState:
+    """The state these bytes are."""
+    if len(data) != _STATE.size or data[0] > 3:
+        raise CorruptionError("the stored chain state is malformed", found=len(data), expected=_STATE.size)
+    flags, tip_height, tip_hash, root_height, root_hash, finalized, *rest = _STATE.unpack(data)
+    return ChainState(
+        tip_height if flags & _HAS_TIP else -1,
+        tip_hash,
+        root_height,
+        root_hash,
+        finalized if flags & _HAS_FINALIZED else -1,
+        *rest,
+    )

@@ -1,0 +1,472 @@
+"""Every error Holdfast raises: one tree, one table of codes and exit codes.
+
+Invariants:
+    * ``code`` is append-only: a code once published keeps its meaning for ever.
+    * ``exit_code`` belongs to a category and is never reused for another one.
+    * A message says what was found, what was expected and, in ``remedy``, the next safe thing to do.
+
+``docs/OPERATIONS.md`` lists every code with its remedy; a test keeps both equal.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+__all__ = [
+    "BlockNotFound",
+    "CallbackError",
+    "ClosedError",
+    "CommitLoss",
+    "ConflictError",
+    "CorruptionError",
+    "DeviceError",
+    "EngineError",
+    "EngineMismatch",
+    "EquivocationError",
+    "FencedError",
+    "FinalityError",
+    "ForeignStore",
+    "FormatError",
+    "FormatTooNew",
+    "HoldfastError",
+    "IndexBehind",
+    "IndexFailed",
+    "InternalError",
+    "InvalidBlock",
+    "InvalidInputError",
+    "LimitExceeded",
+    "MiningCancelled",
+    "MiningError",
+    "MissingFile",
+    "NotFoundError",
+    "OutOfSpace",
+    "ParentMismatch",
+    "ParentUnknown",
+    "PersistenceError",
+    "PoisonedError",
+    "PrunedError",
+    "ReadOnlyError",
+    "RecoveryTimeout",
+    "RemoteError",
+    "ReorgTooDeep",
+    "ResourceExhausted",
+    "SafetyError",
+    "SafetyStateMissing",
+    "StateError",
+    "StoreExists",
+    "StoreLocked",
+    "StoreNotFound",
+    "UnsupportedFormat",
+    "ViewExpired",
+    "all_errors",
+]
+
+
+def _show(value: object) -> str:
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        raw = bytes(value)
+        return raw.hex() if len(raw) <= 64 else f"{raw[:64].hex()}... ({len(raw)} bytes)"
+    return str(value)
+
+
+class HoldfastError(Exception):
+    """Base of every error of this package; ``context`` names the place, ``remedy`` the next safe step."""
+
+    code: ClassVar[str] = "holdfast"
+    exit_code: ClassVar[int] = 1
+    retryable: ClassVar[bool] = False
+    default_remedy: ClassVar[str] = "run 'holdfast verify' on the store and read the message above"
+
+    def __init__(self, message: str, *, remedy: str | None = None, **context: object) -> None:
+        super().__init__(message)
+        self.message = message
+        self.context = context
+        self.remedy = remedy if remedy is not None else self.default_remedy
+
+    def __str__(self) -> str:
+        place = ", ".join(f"{name}={_show(value)}" for name, value in self.context.items() if value is not None)
+        return f"{self.message} ({place})" if place else self.message
+
+    def as_dict(self) -> dict[str, object]:
+        """The error as plain JSON values: code, exit_code, retryable, message, context, remedy."""
+        return {
+            "code": self.code,
+            "exit_code": self.exit_code,
+            "retryable": self.retryable,
+            "message": self.message,
+            "context": {name: _plain(value) for name, value in self.context.items() if value is not None},
+            "remedy": self.remedy,
+        }
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return _show(value)
+
+
+# -- not found ---------------------------------------------------------------------------------------------------
+
+
+class NotFoundError(HoldfastError, KeyError):
+    """What was asked for is not in the store, and never was as far as the store knows."""
+
+    code = "not_found"
+    exit_code = 14
+    default_remedy = "check the name, hash or height; 'holdfast tip' and 'holdfast tips' show what the store holds"
+
+
+class BlockNotFound(NotFoundError):
+    """No block with this hash or height is stored."""
+
+    code = "block_not_found"
+
+
+class StoreNotFound(NotFoundError):
+    """The directory is missing or empty, and the call was not allowed to create a store there."""
+
+    code = "store_not_found"
+    default_remedy = "check the path, or create a store with 'holdfast init --data-dir DIR --chain NAME'"
+
+
+class PrunedError(HoldfastError):
+    """It was here and has been pruned by policy; ``least_readable`` in the context names the oldest height left."""
+
+    code = "pruned"
+    exit_code = 15
+    default_remedy = "ask for a height at or above 'least_readable', or widen the retention policy"
+
+
+class IndexBehind(HoldfastError):
+    """A user index is not built up to the tip, so reads of it are refused."""
+
+    code = "index_behind"
+    exit_code = 15
+    retryable = True
+    default_remedy = "open the store with the index function registered and wait for 'holdfast indexes' to say 'ready'"
+
+
+class ViewExpired(HoldfastError):
+    """A pinned reader held more memory than allowed and was released."""
+
+    code = "view_expired"
+    exit_code = 15
+    retryable = True
+    default_remedy = "open a new reader; keep readers short or raise 'pinned_bytes_max'"
+
+
+# -- conflict ----------------------------------------------------------------------------------------------------
+
+
+class ConflictError(HoldfastError):
+    """The request contradicts what is stored; nothing was changed."""
+
+    code = "conflict"
+    exit_code = 16
+    default_remedy = "read the current tip and build on it"
+
+
+class ParentMismatch(ConflictError):
+    """A draft was built on a block that is no longer the one the call needs."""
+
+    code = "parent_mismatch"
+    retryable = True
+
+
+class ParentUnknown(ConflictError):
+    """The block's parent is not stored, so the block cannot be connected."""
+
+    code = "parent_unknown"
+    retryable = True
+    default_remedy = "add the parent first, or import the file that holds it; state a base to start above genesis"
+
+
+class EngineMismatch(ConflictError):
+    """The store's views were made with another engine than the one asked for."""
+
+    code = "engine_mismatch"
+    default_remedy = "open it with the engine it was made with, or run 'holdfast convert --data-dir DIR --to ENGINE'"
+
+
+class ForeignStore(ConflictError):
+    """The directory holds another chain, or files that are not a Holdfast store."""
+
+    code = "foreign_store"
+    default_remedy = "choose an empty directory; nothing in this one was touched"
+
+
+class StoreExists(ConflictError):
+    """A store is already there, and the call was asked to create one."""
+
+    code = "store_exists"
+    default_remedy = "open it, or choose an empty directory"
+
+
+class IndexFailed(ConflictError):
+    """A user index function raised, or gave bad or too many rows; the commit was refused and nothing changed."""
+
+    code = "index_failed"
+    default_remedy = "mend the index function named above, or open the store without it"
+
+
+class CallbackError(ConflictError):
+    """Code that the user gave to the store raised; nothing was changed."""
+
+    code = "callback_failed"
+
+
+# -- safety ------------------------------------------------------------------------------------------------------
+
+
+class SafetyError(HoldfastError):
+    """The request would break a promise already made to other nodes; nothing was changed."""
+
+    code = "safety"
+    exit_code = 11
+    default_remedy = "do not retry; find out why this was asked for"
+
+
+class FinalityError(SafetyError):
+    """The request would change blocks at or below the finalized height."""
+
+    code = "below_finality"
+
+
+class ReorgTooDeep(FinalityError):
+    """The fork point lies deeper than the store may reorganise."""
+
+    code = "reorg_too_deep"
+    default_remedy = "a deeper reorganisation needs a rebuild from a chosen base; check that this peer is honest"
+
+
+class EquivocationError(SafetyError):
+    """Another payload was already saved at this position."""
+
+    code = "equivocation"
+
+
+class SafetyStateMissing(SafetyError):
+    """There is no safety record for this identity, and absence is never taken for 'a new node'."""
+
+    code = "safety_missing"
+
+
+class FencedError(SafetyError):
+    """This copy of the store may not sign: it was restored, copied or moved since it last signed."""
+
+    code = "fenced"
+    default_remedy = "make sure that no other copy signs, then lift the fence with a position floor"
+
+
+# -- bad input ---------------------------------------------------------------------------------------------------
+
+
+class InvalidInputError(HoldfastError, ValueError):
+    """An argument or a setting is not usable; nothing was changed."""
+
+    code = "invalid_input"
+    exit_code = 2
+    default_remedy = "correct the value named above"
+
+
+class InvalidBlock(HoldfastError, ValueError):
+    """A block breaks the rules of its chain; it was not stored."""
+
+    code = "invalid_block"
+    exit_code = 10
+    default_remedy = "the block or the file it came from is bad; fetch it again from another source"
+
+
+class LimitExceeded(HoldfastError, ValueError):
+    """A size or a count is above its limit; nothing was changed."""
+
+    code = "limit_exceeded"
+    exit_code = 10
+    default_remedy = "send less at once, or raise the limit named above if it is a setting"
+
+
+class RemoteError(HoldfastError):
+    """A remote node did not answer, or answered with something unusable."""
+
+    code = "remote"
+    exit_code = 17
+    retryable = True
+    default_remedy = "check the address and that the node is up, then run the same command again: it resumes"
+
+
+# -- format and corruption ---------------------------------------------------------------------------------------
+
+
+class FormatError(HoldfastError):
+    """Bytes do not have the form that the format document asks for."""
+
+    code = "format"
+    exit_code = 9
+
+
+class UnsupportedFormat(FormatError):
+    """The bytes are well formed but ask for a feature that this version does not have."""
+
+    code = "unsupported_format"
+    default_remedy = "use a newer version of Holdfast; nothing was touched"
+
+
+class FormatTooNew(UnsupportedFormat):
+    """The store was written by a newer version; it was not touched."""
+
+    code = "format_too_new"
+
+
+class CorruptionError(FormatError):
+    """Stored bytes are not what was written. Nothing was repaired, dropped or overwritten."""
+
+    code = "corruption"
+    exit_code = 3
+    default_remedy = "keep the directory as it is, copy it, then run 'holdfast verify --level quick'"
+
+
+class MissingFile(CorruptionError):
+    """A file that the store needs is gone."""
+
+    code = "missing_file"
+    default_remedy = "put the file back from a copy; never create an empty one in its place"
+
+
+class CommitLoss(CorruptionError):
+    """Commits that were acknowledged are no longer in the journal."""
+
+    code = "commit_loss"
+    exit_code = 4
+    default_remedy = "stop using this copy and keep it; an older copy of the journal was put in place, or the disk lied"
+
+
+# -- engine and devices ------------------------------------------------------------------------------------------
+
+
+class EngineError(HoldfastError):
+    """The storage under the store failed."""
+
+    code = "engine"
+    exit_code = 6
+    default_remedy = "look at the system log for disk errors, then reopen the store"
+
+
+class OutOfSpace(EngineError):
+    """The disk, quota or map is full; what was acknowledged is intact."""
+
+    code = "out_of_space"
+    exit_code = 5
+    retryable = True
+    default_remedy = "free some space and reopen the store; nothing acknowledged was lost"
+
+
+class DeviceError(EngineError):
+    """The device reported an I/O error."""
+
+    code = "device"
+
+
+class PoisonedError(EngineError):
+    """An earlier write or sync failed, so nothing more is written until the store is reopened."""
+
+    code = "poisoned"
+    default_remedy = "close the store and open it again: it recovers to the last durable commit"
+
+
+class ResourceExhausted(EngineError):
+    """Memory, file descriptors or threads ran out."""
+
+    code = "resources"
+    exit_code = 13
+    retryable = True
+    default_remedy = "raise the limit of the process (ulimit) or lower the cache settings"
+
+
+class RecoveryTimeout(EngineError):
+    """The engine did not open within its deadline; its files are damaged or the disk hangs."""
+
+    code = "recovery_timeout"
+    exit_code = 12
+    default_remedy = "run 'holdfast rebuild --data-dir DIR': the views are made anew from the journal"
+
+
+# -- state of the handle -----------------------------------------------------------------------------------------
+
+
+class StateError(HoldfastError):
+    """The handle cannot do this in its present state."""
+
+    code = "state"
+    exit_code = 18
+    default_remedy = "open the store again"
+
+
+class ClosedError(StateError):
+    """The store, reader or process copy is closed."""
+
+    code = "closed"
+
+
+class ReadOnlyError(StateError):
+    """The store, or the file system under it, is read-only."""
+
+    code = "read_only"
+    exit_code = 8
+    default_remedy = "open it for writing, or give the process permission to write to the directory"
+
+
+class StoreLocked(StateError):
+    """Another process has the store open for writing."""
+
+    code = "locked"
+    exit_code = 7
+    retryable = True
+    default_remedy = "stop the process named above, or open the store read-only"
+
+
+# -- mining ------------------------------------------------------------------------------------------------------
+
+
+class MiningError(HoldfastError):
+    """A block could not be mined; the chain is unchanged."""
+
+    code = "mining"
+    exit_code = 19
+    retryable = True
+    default_remedy = "lower the difficulty or allow more attempts, then try again"
+
+
+class MiningCancelled(MiningError):
+    """Mining was stopped on request; nothing was lost."""
+
+    code = "mining_cancelled"
+
+
+class PersistenceError(HoldfastError):
+    """A mined block could not be stored; the tip in memory is the durable tip."""
+
+    code = "persistence"
+    exit_code = 6
+    default_remedy = "see the cause; reopen the store and mine again"
+
+
+class InternalError(HoldfastError):
+    """A bug of ours; please report it with the message."""
+
+    code = "internal"
+    exit_code = 70
+    default_remedy = "please report this with the whole message"
+
+
+def all_errors() -> list[type[HoldfastError]]:
+    """Every error class of the tree, base first, each once, in the order of definition."""
+    found: list[type[HoldfastError]] = []
+    queue: list[type[HoldfastError]] = [HoldfastError]
+    while queue:
+        kind = queue.pop(0)
+        if kind not in found:
+            found.append(kind)
+            queue.extend(kind.__subclasses__())
+    return found

@@ -1,0 +1,121 @@
+"""Values of the journal that its callers see."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from ..types import DiscardedFrames
+
+__all__ = ["DurableMark", "Frame", "FrameSource", "JournalRecovery", "Kind", "Part", "PartInfo", "TipMark"]
+
+
+class Kind:
+    """Kinds of parts (docs/FORMAT.md, section 5.2)."""
+
+    BASE = 0x0001
+    IDENTITY = 0x0002
+    BLOCK = 0x0010
+    HEADER = 0x0011
+    BODY = 0x0012
+    EXTRA = 0x0013
+    EXECUTED = 0x0018
+    CHANGES = 0x0019
+    CANONICAL = 0x0020
+    FINALIZED = 0x0021
+    FLOOR = 0x0022
+    DOCUMENTS = 0x0030
+    SAFETY = 0x0040
+    INCARNATION = 0x0041
+    FENCE = 0x0042
+    NOTE = 0x0050
+
+
+@dataclass(slots=True)
+class Part:
+    """A part to append: raw bytes and whether the journal may compress them."""
+
+    kind: int
+    data: bytes
+    critical: bool = False
+    compress: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class PartInfo:
+    """A row of the part table, and where the stored bytes begin in the segment file."""
+
+    kind: int
+    codec: int
+    critical: bool
+    stored_bytes: int
+    raw_bytes: int
+    sha256: bytes
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """A frame whose header, digest and part table are verified; part bytes are verified when they are read."""
+
+    seq: int
+    durable_seq: int
+    time_us: int
+    previous: bytes
+    digest: bytes
+    segment: int
+    offset: int
+    length: int
+    parts: tuple[PartInfo, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TipMark:
+    """What the watermark repeats about the tip: height, hash and state root (zeros if none)."""
+
+    height: int
+    hash: bytes
+    root: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class DurableMark:
+    """The content of the newest valid watermark slot."""
+
+    counter: int
+    seq: int
+    digest: bytes
+    segment: int
+    end_offset: int
+    clean: bool
+    tip: TipMark | None
+
+
+@dataclass(frozen=True, slots=True)
+class JournalRecovery:
+    """What opening the journal found."""
+
+    clean: bool
+    last_seq: int
+    last_digest: bytes
+    frames_scanned: int
+    discarded: tuple[DiscardedFrames, ...]
+    damaged_watermark_slots: int
+
+
+class FrameSource(Protocol):
+    """Whoever can read frames by number: the writing journal, or a reader in another process."""
+
+    @property
+    def first_seq(self) -> int:
+        """Lowest seq that can be read."""
+
+    @property
+    def durable_seq(self) -> int:
+        """Highest seq known to be durable."""
+
+    def frame(self, seq: int) -> Frame:
+        """The verified header of frame ``seq``. Raises ``CorruptionError``; ``NotFoundError`` beyond the end."""
+
+    def part(self, frame: Frame, index: int) -> bytes:
+        """Decoded bytes of part ``index``, hash checked. Raises ``CorruptionError``."""

@@ -1,0 +1,87 @@
+"""Values that the store hands to the views, and how rows are read.
+
+A *key* here is always an engine key: the two bytes of the table, then the key inside the table. A *value* is the
+plain row; the checksum is added when rows reach the engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from ..engine.api import Page
+
+__all__ = ["Applied", "FrameLayers", "Layer", "RowReader", "Rows", "ViewOptions"]
+
+Rows = dict[bytes, bytes | None]
+"""Engine key -> new value; ``None`` deletes the row."""
+
+
+@dataclass(slots=True)
+class Layer:
+    """The rows of one block, or of the part of a frame that belongs to no block.
+
+    ``block`` is (height, hash) if this layer makes that block canonical: its undo is then kept, a function of the
+    block alone (the values of ``chain_rows``' keys before this layer). ``rows`` are log rows, never undone.
+    """
+
+    rows: Rows
+    chain_rows: Rows = field(default_factory=dict)
+    block: tuple[int, bytes] | None = None
+
+
+@dataclass(slots=True)
+class FrameLayers:
+    """What one journal frame does to the views.
+
+    ``state`` is the encoded state of the chain after the frame; it is stored in the same batch as the applied seq.
+    ``undo_floor``: blocks at or below this height are never undone again. ``undone``: undo of the blocks that this
+    frame took out of the canonical chain; flushed so that a begun flush can be replayed after a crash.
+    """
+
+    seq: int
+    layers: list[Layer]
+    state: bytes
+    undo_floor: int
+    undone: list[tuple[int, bytes, Rows]] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """The record of the last complete flush: frame ``seq`` with ``digest`` and everything before it is in the engine.
+
+    ``flushing`` is the target of a flush that has begun and not ended, or ``None``.
+    """
+
+    seq: int
+    digest: bytes
+    state: bytes
+    undo_floor: int
+    flushing: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class ViewOptions:
+    """Bounds of the overlay and pace of the flush."""
+
+    overlay_rows_max: int = 200_000
+    overlay_bytes_max: int = 64 * 1024 * 1024
+    flush_interval_seconds: float = 5.0
+    pinned_bytes_max: int = 64 * 1024 * 1024
+
+
+class RowReader(Protocol):
+    """Rows as of one version. Values have their checksum verified and removed."""
+
+    def get(self, key: bytes) -> bytes | None:
+        """The row, or ``None``. Raises ``CorruptionError`` for a bad checksum."""
+
+    def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """The rows in the order of ``keys``."""
+
+    def floor(self, key: bytes, low: bytes) -> tuple[bytes, bytes] | None:
+        """The row with the greatest key ``k``, ``low <= k <= key``."""
+
+    def scan(self, start: bytes, stop: bytes, *, reverse: bool = False, limit: int = 1000) -> Page:
+        """One page of rows with ``start <= key < stop``; ``Page.resume`` as in the engine contract."""
