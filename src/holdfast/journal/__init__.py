@@ -2,3 +2,23 @@
 
 Frames, segments and the watermark are those of docs/FORMAT.md, sections 4 to 6.
 """
+
+from __future__ import annotations
+
+from .api import DurableMark, Frame, FrameSource, JournalRecovery, Kind, Part, PartInfo, TipMark
+from .journal import Journal, JournalOptions
+from .segment import SegmentInfo
+
+__all__ = [
+    "DurableMark",
+    "Frame",
+    "FrameSource",
+    "Journal",
+    "JournalOptions",
+    "JournalRecovery",
+    "Kind",
+    "Part",
+    "PartInfo",
+    "SegmentInfo",
+    "TipMark",
+]

@@ -1,0 +1,281 @@
+"""Reading frames by number: shared by the writing journal and by readers in other processes.
+
+Invariants:
+    * A frame is handed out only after its digest was checked against its salt and its seq against what was asked for;
+      a part only after its hash was checked.
+    * Memory is bounded: no segment is read whole; a few descriptors and a few frame headers are kept.
+"""
+
+from __future__ import annotations
+
+import threading
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Iterator
+from hashlib import sha256
+from pathlib import Path
+from typing import Final
+
+from .._fs import File, FileSystem
+from ..errors import ClosedError, CorruptionError, NotFoundError
+from .api import Frame
+from .codec import FRAME_HEAD_BYTES, decode_part, head_length, parse_head
+from .segment import SEGMENT_HEADER_BYTES, Segment, SegmentInfo
+
+__all__ = ["FrameReads", "Window", "check_parts", "read_frame_at"]
+
+_HEAD_READ_BYTES: Final = 1024
+_WINDOW_BYTES: Final = 1 << 18
+_HASH_STEP_BYTES: Final = 1 << 20
+_OPEN_FILES_MAX: Final = 64
+_CACHED_FRAMES_MAX: Final = 16
+
+
+class Window:
+    """Sequential reads of one file below ``stop`` through a buffer of bounded size."""
+
+    __slots__ = ("_buffer", "_file", "_start", "_stop")
+
+    def __init__(self, file: File, stop: int) -> None:
+        self._file = file
+        self._stop = stop
+        self._start = 0
+        self._buffer = b""
+
+    def read(self, offset: int, length: int) -> bytes:
+        """``length`` bytes at ``offset``; fewer only at ``stop`` or at the end of the file."""
+        position = offset - self._start
+        if position >= 0 and position + length <= len(self._buffer):
+            return self._buffer[position : position + length]
+        length = max(0, min(length, self._stop - offset))
+        if length > _WINDOW_BYTES:
+            return self._file.pread(length, offset)
+        self._buffer = self._file.pread(min(_WINDOW_BYTES, self._stop - offset), offset) if length else b""
+        self._start = offset
+        return self._buffer[:length]
+
+
+def read_frame_at(window: Window, offset: int, *, salt: bytes, segment: int, stop: int) -> Frame:
+    """The verified header of the frame at ``offset`` that must end at or before ``stop``.
+
+    Raises:
+        CorruptionError: there is no valid frame.
+    """
+    head = window.read(offset, _HEAD_READ_BYTES)
+    size = head_length(head[:FRAME_HEAD_BYTES])
+    if size > len(head):
+        head = window.read(offset, size)
+    frame = parse_head(head, salt=salt, segment=segment, offset=offset)
+    if offset + frame.length > stop:
+        raise CorruptionError("a frame runs past the end of its segment", segment=segment, offset=offset, seq=frame.seq)
+    return frame
+
+
+def check_parts(window: Window, frame: Frame) -> None:
+    """The hash of every part and the zeros between them are right. Memory is bounded.
+
+    Raises:
+        CorruptionError: one is not.
+    """
+    for part in frame.parts:
+        padding = -part.stored_bytes & 7
+        data = b""
+        if part.stored_bytes + padding <= _HASH_STEP_BYTES:
+            data = window.read(part.offset, part.stored_bytes + padding)
+            found = sha256(data[: part.stored_bytes]).digest()
+            tail = data[part.stored_bytes :]
+        else:
+            state = sha256()
+            done = 0
+            while done < part.stored_bytes:
+                data = window.read(part.offset + done, min(_HASH_STEP_BYTES, part.stored_bytes - done))
+                if not data:
+                    break
+                state.update(data)
+                done += len(data)
+            found = state.digest()
+            tail = window.read(part.offset + part.stored_bytes, padding)
+        if found != part.sha256:
+            raise CorruptionError("a part has a wrong hash", segment=frame.segment, seq=frame.seq, offset=part.offset)
+        if tail != bytes(padding):
+            raise CorruptionError("the padding is not zero", segment=frame.segment, seq=frame.seq, offset=part.offset)
+
+
+class _Handle:
+    """An open file that is closed when its last user drops it, so that eviction never closes it under a reader."""
+
+    __slots__ = ("file",)
+
+    def __init__(self, file: File) -> None:
+        self.file = file
+
+    def __del__(self) -> None:
+        self.file.close()
+
+
+class FrameReads:
+    """Frames by number out of a list of segments. Subclasses say how far one may read."""
+
+    def __init__(self, fs: FileSystem, directory: Path, *, salt: bytes) -> None:
+        self._fs = fs
+        self._journal_directory = directory
+        self._salt = salt
+        self._segments: list[Segment] = []
+        self._firsts: list[int] = []
+        self._files: OrderedDict[int, _Handle] = OrderedDict()
+        self._cached: OrderedDict[int, Frame] = OrderedDict()
+        self._cache_lock = threading.Lock()
+        self._closed = False
+
+    # -- what may be read ---------------------------------------------------------------------------------------
+
+    @property
+    def first_seq(self) -> int:
+        """Lowest seq that can be read."""
+        return self._firsts[0] if self._firsts else 1
+
+    def _end_seq(self) -> int:
+        """Highest seq that may be read now."""
+        raise NotImplementedError
+
+    # -- reading ------------------------------------------------------------------------------------------------
+
+    def frame(self, seq: int) -> Frame:
+        """The verified header of frame ``seq``.
+
+        Raises:
+            NotFoundError: it is below the first or beyond the last frame.
+            CorruptionError: the stored bytes are not that frame.
+        """
+        if not self.first_seq <= seq <= self._end_seq():
+            raise NotFoundError("no such frame", seq=seq, first_seq=self.first_seq, last_seq=self._end_seq())
+        with self._cache_lock:
+            frame = self._cached.get(seq)
+            if frame is not None:
+                self._cached.move_to_end(seq)
+                return frame
+        segment = self._segment_of(seq)
+        handle = self._handle(segment)
+        offset = self._offset_of(segment, handle.file, seq)
+        stop = segment.frames_end
+        frame = read_frame_at(Window(handle.file, stop), offset, salt=self._salt, segment=segment.number, stop=stop)
+        self._check_seq(frame, seq, segment)
+        with self._cache_lock:
+            self._cached[seq] = frame
+            if len(self._cached) > _CACHED_FRAMES_MAX:
+                self._cached.popitem(last=False)
+        return frame
+
+    def part(self, frame: Frame, index: int) -> bytes:
+        """Decoded bytes of part ``index`` of ``frame``; hash and raw length are right.
+
+        Raises:
+            CorruptionError: the stored bytes are not that part.
+            UnsupportedFormat: the part is encrypted or has a codec that is not known.
+        """
+        part = frame.parts[index]
+        stored = self._handle(self._segment_of(frame.seq)).file.pread(part.stored_bytes, part.offset)
+        return decode_part(stored, part, segment=frame.segment, seq=frame.seq)
+
+    def frames(self, start_seq: int, stop_seq: int | None = None) -> Iterator[Frame]:
+        """Frames from ``start_seq`` up to and without ``stop_seq``, in order, their chain of digests checked.
+
+        ``None`` as ``stop_seq`` means all that may be read when the call is made. Memory is bounded.
+
+        Raises:
+            CorruptionError: a frame is not there or does not follow from the one before it.
+        """
+        if start_seq < self.first_seq:
+            raise NotFoundError("no such frame", seq=start_seq, first_seq=self.first_seq)
+        end = self._end_seq() if stop_seq is None else min(stop_seq - 1, self._end_seq())
+        return self._frames(start_seq, end)
+
+    def _frames(self, seq: int, end: int) -> Iterator[Frame]:
+        previous: bytes | None = None
+        while seq <= end:
+            segment = self._segment_of(seq)
+            handle = self._handle(segment)
+            offset = self._offset_of(segment, handle.file, seq)
+            last = min(end, segment.last_seq)
+            window = Window(handle.file, segment.frames_end)
+            stop = segment.frames_end
+            while seq <= last:
+                frame = read_frame_at(window, offset, salt=self._salt, segment=segment.number, stop=stop)
+                self._check_seq(frame, seq, segment)
+                if previous is not None and frame.previous != previous:
+                    raise CorruptionError("the chain of digests is broken", path=segment.path, seq=seq, offset=offset)
+                yield frame
+                previous = frame.digest
+                offset += frame.length
+                seq += 1
+
+    def segments(self) -> list[SegmentInfo]:
+        """What is known about every segment that has a header, in order."""
+        infos: list[SegmentInfo] = []
+        for segment in list(self._segments):
+            size = self._handle(segment).file.size()
+            header = segment.header
+            infos.append(
+                SegmentInfo(
+                    header.number,
+                    segment.path,
+                    header.generation,
+                    header.first_seq,
+                    segment.count,
+                    segment.frames_end,
+                    size,
+                    segment.sealed,
+                )
+            )
+        return infos
+
+    # -- places -------------------------------------------------------------------------------------------------
+
+    def _check_seq(self, frame: Frame, seq: int, segment: Segment) -> None:
+        if frame.seq != seq:
+            raise CorruptionError(
+                "another frame stands here", path=segment.path, offset=frame.offset, found=frame.seq, expected=seq
+            )
+
+    def _segment_of(self, seq: int) -> Segment:
+        index = bisect_right(self._firsts, seq) - 1
+        if index < 0:
+            raise NotFoundError("no such frame", seq=seq, first_seq=self.first_seq)
+        segment = self._segments[index]
+        if seq > segment.last_seq:
+            raise CorruptionError("a frame is missing from its segment", path=segment.path, seq=seq)
+        return segment
+
+    def _offset_of(self, segment: Segment, file: File, seq: int) -> int:
+        offsets = segment.offsets
+        if offsets is not None:
+            return offsets[seq - segment.first_seq]
+        data = file.pread(8, segment.frames_end + 8 * (seq - segment.first_seq))
+        offset = int.from_bytes(data, "big")
+        if len(data) != 8 or offset % 8 or not SEGMENT_HEADER_BYTES <= offset < segment.frames_end:
+            raise CorruptionError("the table of offsets is damaged", path=segment.path, seq=seq, found=offset)
+        return offset
+
+    def _handle(self, segment: Segment) -> _Handle:
+        number = segment.number
+        with self._cache_lock:
+            handle = self._files.get(number)
+            if handle is not None:
+                self._files.move_to_end(number)
+                return handle
+            if self._closed:
+                raise ClosedError("the journal is closed", path=self._journal_directory)
+            handle = self._files[number] = _Handle(self._fs.open(segment.path, read_only=True))
+            evicted = self._files.popitem(last=False)[1] if len(self._files) > _OPEN_FILES_MAX else None
+        del evicted
+        return handle
+
+    def _add_segment(self, segment: Segment) -> None:
+        self._segments.append(segment)
+        self._firsts.append(segment.first_seq)
+
+    def _forget_files(self) -> None:
+        with self._cache_lock:
+            self._closed = True
+            self._files.clear()
+            self._cached.clear()
