@@ -82,7 +82,7 @@ bench: $(STAMP) ## run the benchmarks (ONLY=name for one)
 	$(PY) -m bench $(if $(ONLY),--only $(ONLY))
 
 docs: $(STAMP) ## write the generated tables of docs/ anew
-	$(PY) -m tests.meta.error_table --write
+	$(PY) -m tests.meta.tables --write
 
 wheel: $(STAMP) ## build the wheel into dist/
 	$(PY) -m pip wheel --quiet --disable-pip-version-check --no-deps -w dist .

@@ -27,6 +27,8 @@ FILE_CALLS = {
 }
 PATH_METHODS = {"unlink", "rename", "rmdir"}
 MAY_TOUCH_FILES = ("_fs", "testing")
+EXCEPTIONS = {("engine._shared", "shutil.rmtree")}
+"""A staging directory of an engine, left by a crash: derived data that was never part of the store."""
 
 
 def function_lengths(module: Module) -> Iterator[tuple[str, int]]:
@@ -177,6 +179,7 @@ def test_only_the_file_module_makes_files_durable_or_removes_them() -> None:
         for module in modules()
         if module.name.split(".")[0] not in MAY_TOUCH_FILES
         for call in file_calls(module)
+        if (module.name, call.split(": ")[1]) not in EXCEPTIONS
     ]
     assert found == []
 

@@ -1,0 +1,81 @@
+"""Tables of the documents that are made from the code. ``python -m tests.meta.tables --write`` makes them anew."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from holdfast.config import RESERVED_ENVIRONMENT, describe_settings
+from holdfast.errors import HoldfastError, all_errors
+from tests.meta.source import ROOT
+
+OPERATIONS = ROOT / "docs" / "OPERATIONS.md"
+
+
+def errors() -> list[type[HoldfastError]]:
+    """Every error class, by exit code and then in the order of the tree."""
+    return sorted(all_errors(), key=lambda kind: kind.exit_code)
+
+
+def meaning(kind: type[HoldfastError]) -> str:
+    """First paragraph of the docstring on one line."""
+    return " ".join((kind.__doc__ or "").split("\n\n")[0].split())
+
+
+def _table(head: list[str], rows: Iterable[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *([cell.replace("|", "\\|") for cell in row] for row in rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def error_table() -> str:
+    rows = (
+        [f"`{kind.code}`", str(kind.exit_code), "yes" if kind.retryable else "", meaning(kind), kind.default_remedy]
+        for kind in errors()
+    )
+    return _table(["code", "exit", "retry", "meaning", "what to do"], rows)
+
+
+def setting_table() -> str:
+    rows = (
+        [f"`{info.key}`", f"`{info.default}`", info.allowed, f"`{info.variable}`", info.description]
+        for info in describe_settings()
+    )
+    return _table(["setting", "default", "allowed", "variable", "meaning"], rows)
+
+
+def environment_table() -> str:
+    return _table(["variable", "meaning"], ([f"`{name}`", text] for name, text in sorted(RESERVED_ENVIRONMENT.items())))
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "errors": error_table,
+    "settings": setting_table,
+    "environment": environment_table,
+}
+
+
+def renewed(text: str) -> str:
+    """``text`` with every generated table as the code has it now."""
+    for name, make in TABLES.items():
+        places = list(re.finditer(rf"(<!-- begin {name}[^>]*-->\n).*?(<!-- end {name} -->)", text, re.DOTALL))
+        if len(places) != 1:
+            raise SystemExit(f"docs/OPERATIONS.md must have one place for the table {name!r}, it has {len(places)}")
+        (place,) = places
+        text = f"{text[: place.start()]}{place[1]}\n{make()}\n\n{place[2]}{text[place.end() :]}"
+    return text
+
+
+def main(arguments: list[str], path: Path = OPERATIONS) -> int:
+    """0 if the document equals the code, or was made so with ``--write``."""
+    old = path.read_text(encoding="utf-8")
+    new = renewed(old)
+    if new != old and "--write" in arguments:
+        path.write_text(new, encoding="utf-8")
+        return 0
+    return int(new != old)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
