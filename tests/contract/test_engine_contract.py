@@ -19,3 +19,17 @@ class TestRocksDb(EngineContract):
 
     def make_engine(self, path: Path) -> Engine:
         return open_engine("rocksdb", path, create=True)
+
+
+class TestLmdb(EngineContract):
+    factory: ClassVar[str | None] = "holdfast.engine.lmdb:LmdbEngine"
+
+    def make_engine(self, path: Path) -> Engine:
+        return open_engine("lmdb", path, create=True)
+
+
+class TestSqlite(EngineContract):
+    factory: ClassVar[str | None] = "holdfast.engine.sqlite:SqliteEngine"
+
+    def make_engine(self, path: Path) -> Engine:
+        return open_engine("sqlite", path, create=True)

@@ -1,4 +1,4 @@
-"""What every engine does in the same way: limits checked before a write, and the state of the handle.
+"""What every engine does in the same way: limits, the state of the handle, creation, and the probing child.
 
 Invariants:
     * ``check_batch`` raises before anything was written; what it accepts, every engine can store.
@@ -7,14 +7,28 @@ Invariants:
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+import sys
 import threading
+from collections.abc import Callable
+from pathlib import Path
 from types import TracebackType
 
-from ..errors import ClosedError, HoldfastError, InvalidInputError, LimitExceeded, PoisonedError
+from .._fs import RealFileSystem, translate_os_error
+from ..errors import (
+    ClosedError,
+    HoldfastError,
+    InvalidInputError,
+    LimitExceeded,
+    MissingFile,
+    PoisonedError,
+    RecoveryTimeout,
+)
 from ..limits import ENGINE_KEY_BYTES_MAX, ROW_VALUE_BYTES_MAX
 from .api import Batch
 
-__all__ = ["SCAN_ROWS_MAX", "Gate", "check_batch", "check_limit", "clamp_bound"]
+__all__ = ["SCAN_ROWS_MAX", "Gate", "check_batch", "check_limit", "clamp_bound", "create_in_staging", "run_probe"]
 
 SCAN_ROWS_MAX = 100_000
 
@@ -108,3 +122,48 @@ class Gate:
             while self._active:
                 self._changed.wait()
             return True
+
+
+def create_in_staging(path: Path, make: Callable[[Path], None]) -> None:
+    """``path`` is the directory that ``make`` filled, durable; after a crash it is complete or not there at all.
+
+    Raises:
+        MissingFile: ``path`` holds other files already; they are kept.
+    """
+    files = RealFileSystem()
+    if files.names(path):
+        raise MissingFile("the engine's main file is missing, but its directory is not empty", path=path)
+    staging = path.with_name(path.name + ".new")
+    try:
+        if staging.exists():
+            shutil.rmtree(staging)
+        staging.mkdir(mode=0o700)
+    except OSError as exc:
+        raise translate_os_error(exc, staging) from exc
+    make(staging)
+    for name in files.names(staging):
+        file = files.open(staging / name)
+        try:
+            file.sync()
+        finally:
+            file.close()
+    files.sync_directory(staging)
+    files.rename(staging, path)
+    files.sync_directory(path.parent)
+
+
+def run_probe(name: str, path: Path, program: str, deadline_seconds: float, *arguments: str) -> tuple[int, str, str]:
+    """Exit status, output and error text of a child Python that runs ``program`` with ``path`` and ``arguments``.
+
+    Raises:
+        RecoveryTimeout: it was not done within ``deadline_seconds``, and was killed.
+    """
+    command = [sys.executable, "-I", "-c", program, str(path), *arguments]
+    try:
+        done = subprocess.run(command, capture_output=True, timeout=deadline_seconds, check=False)
+    except subprocess.TimeoutExpired as exc:
+        raise RecoveryTimeout(
+            f"{name} did not open within its deadline", path=path, deadline_seconds=deadline_seconds
+        ) from exc
+    output = done.stdout.decode("utf-8", "replace").strip()
+    return done.returncode, output, done.stderr.decode("utf-8", "replace").strip()[-400:]

@@ -14,8 +14,6 @@ A process that opens it read-only (a RocksDB *secondary*) sees what was flushed:
 from __future__ import annotations
 
 import contextlib
-import subprocess
-import sys
 import tempfile
 import threading
 import weakref
@@ -37,13 +35,12 @@ from ..errors import (
     MissingFile,
     OutOfSpace,
     ReadOnlyError,
-    RecoveryTimeout,
     ResourceExhausted,
     StoreExists,
     StoreLocked,
 )
 from ..limits import ENGINE_KEY_BYTES_MAX, ROW_VALUE_BYTES_MAX
-from ._shared import Gate, check_batch, check_limit
+from ._shared import Gate, check_batch, check_limit, run_probe
 from .api import Batch, Capabilities, EngineStats, Page, Reader, Row
 
 __all__ = ["RocksDbEngine", "probe"]
@@ -403,9 +400,8 @@ class RocksDbEngine:
 
     def refresh(self) -> None:
         with self._gate, self._translated:
-            if not self._read_only:
-                raise InvalidInputError("only an engine opened read-only is refreshed", path=self.path)
-            self._db.try_catch_up_with_primary()
+            if self._read_only:
+                self._db.try_catch_up_with_primary()
 
     def stats(self) -> EngineStats:
         names = (
@@ -475,17 +471,9 @@ def probe(path: Path, deadline_seconds: float = 20.0) -> None:
     """
     if not (path / "CURRENT").exists():
         raise MissingFile("there is no RocksDB engine here", path=path / "CURRENT")
-    command = [sys.executable, "-I", "-c", _PROBE, str(path)]
-    try:
-        done = subprocess.run(command, capture_output=True, timeout=deadline_seconds, check=False)
-    except subprocess.TimeoutExpired as exc:
-        raise RecoveryTimeout(
-            "RocksDB did not open within its deadline", path=path, deadline_seconds=deadline_seconds
-        ) from exc
-    if done.returncode == 0:
+    status, output, tail = run_probe("RocksDB", path, _PROBE, deadline_seconds)
+    if status == 0:
         return
-    text = done.stdout.decode("utf-8", "replace").strip()
-    if done.returncode == 3 and text:
-        raise _Translator(path).typed(EngineError(text))
-    tail = done.stderr.decode("utf-8", "replace").strip()[-400:]
-    raise CorruptionError("the process that probed RocksDB died", path=path, status=done.returncode, output=tail)
+    if status == 3 and output:
+        raise _Translator(path).typed(EngineError(output))
+    raise CorruptionError("the process that probed RocksDB died", path=path, status=status, output=tail)
