@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from .api import DurableMark, Frame, FrameSource, JournalRecovery, Kind, Part, PartInfo, TipMark
 from .journal import Journal, JournalOptions
+from .reader import JournalReader
 from .segment import SegmentInfo
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "FrameSource",
     "Journal",
     "JournalOptions",
+    "JournalReader",
     "JournalRecovery",
     "Kind",
     "Part",

@@ -26,7 +26,7 @@ from .api import DurableMark, JournalRecovery, Part, TipMark
 from .codec import FRAME_HEAD, FRAME_HEAD_BYTES, FRAME_MAGIC, PartsEncoding, encode_frame, encode_parts
 from .prepare import Housekeeper, SegmentMaker
 from .reads import FrameReads
-from .recovery import JOURNAL_DIRECTORY, Findings, finish_tail, inspect_journal, scan_frames, verify_sealed_content
+from .recovery import JOURNAL_DIRECTORY, Findings, finish_tail, inspect_journal
 from .segment import (
     SEAL_BYTES,
     SEGMENT_HEADER_BYTES,
@@ -140,7 +140,7 @@ class Journal(FrameReads):
         journal = cls(fs, directory, store_id=store_id, salt=salt, options=options, head=head)
         try:
             with journal._append_lock:
-                journal._append_locked(parts, None)
+                journal._append_locked(parts, None, None)
             head = journal._head
             assert head.file is not None
             head.file.sync()
@@ -219,10 +219,11 @@ class Journal(FrameReads):
 
     # -- append -------------------------------------------------------------------------------------------------
 
-    def append(self, parts: Sequence[Part], *, tip: TipMark | None = None) -> int:
+    def append(self, parts: Sequence[Part], *, tip: TipMark | None = None, time_us: int | None = None) -> int:
         """Seq of a new frame with ``parts``. It was given to the operating system and is not durable yet.
 
-        ``tip`` is the tip after this frame, repeated in the watermark; ``None`` leaves it as it was.
+        ``tip`` is the tip after this frame, repeated in the watermark; ``None`` leaves it as it was. ``time_us`` is
+        the time in the frame (microseconds since 1970, UTC); ``None`` takes the clock.
 
         Raises:
             LimitExceeded, InvalidInputError: nothing was changed.
@@ -230,6 +231,10 @@ class Journal(FrameReads):
             PoisonedError: an earlier write or sync failed.
             EngineError: this write failed; the journal is poisoned now.
         """
+        if time_us is not None and not 0 <= time_us < 1 << 64:
+            raise InvalidInputError("the time of a frame is not a u64", time_us=time_us)
+        if tip is not None and not (len(tip.hash) == len(tip.root) == 32 and 0 <= tip.height < 1 << 64):
+            raise InvalidInputError("a tip needs a u64 height and hashes of 32 bytes", height=tip.height)
         encoding = encode_parts(
             parts, compress=self._compress, compression_bytes_min=self._options.compression_bytes_min
         )
@@ -238,17 +243,17 @@ class Journal(FrameReads):
                 raise self._poisoned_error() from self._poison
             if self._closed:
                 raise ClosedError("the journal is closed", path=self._directory)
-            return self._append_locked(encoding, tip)
+            return self._append_locked(encoding, tip, time_us)
 
-    def _append_locked(self, parts: PartsEncoding, tip: TipMark | None) -> int:
+    def _append_locked(self, parts: PartsEncoding, tip: TipMark | None, time_us: int | None) -> int:
         segment = self._segment
         if segment is None or (
             segment.frames_end + parts.length + 8 * (segment.count + 1) + SEAL_BYTES > self._segment_bytes
         ):
             self._roll(parts)
-        return self._write_frame(parts, tip)
+        return self._write_frame(parts, tip, time_us)
 
-    def _write_frame(self, parts: PartsEncoding, tip: TipMark | None) -> int:
+    def _write_frame(self, parts: PartsEncoding, tip: TipMark | None, time_us: int | None = None) -> int:
         segment, file, head = self._segment, self._file, self._head
         assert segment is not None
         assert file is not None
@@ -259,7 +264,7 @@ class Journal(FrameReads):
             salt=self._salt,
             seq=seq,
             durable_seq=self._durable.seq,
-            time_us=time.time_ns() // 1000,
+            time_us=time.time_ns() // 1000 if time_us is None else time_us,
             previous=head.digest,
         )
         end = offset + parts.length
@@ -379,12 +384,12 @@ class Journal(FrameReads):
 
     def _publish(self, head: _Head) -> None:
         """``head`` is durable, and the watermark and ``on_durable`` say so. The sync lock is held."""
-        self._durable = head
         _failpoints.hit("journal.watermark.before")
         assert self._watermark is not None
         self._watermark.write(head.seq, head.digest, head.segment, head.end, head.tip)
         if self._options.on_durable is not None:
             self._options.on_durable(head.seq)
+        self._durable = head  # last: whoever sees it must find everything else told
 
     def sync_watermark(self) -> None:
         """The watermark file is durable as it stands. The background thread does this every second."""
@@ -432,21 +437,11 @@ class Journal(FrameReads):
         if self._poison is None:
             self._maker.work()
 
-    # -- check and close ----------------------------------------------------------------------------------------
+    # -- close --------------------------------------------------------------------------------------------------
 
-    def verify_segment(self, number: int) -> int:
-        """Number of frames in segment ``number``, after every byte of them (and of its seal) was checked.
-
-        Raises:
-            CorruptionError: a byte is not as it was written.
-        """
-        if not 0 < number <= len(self._segments):
-            raise InvalidInputError("there is no such segment", segment=number)
-        segment = self._segments[number - 1]
-        handle = self._handle(segment)
-        if segment.sealed:
-            return verify_sealed_content(handle.file, segment, salt=self._salt)
-        return sum(1 for _ in scan_frames(handle.file, segment, salt=self._salt, stop=self._durable.end))
+    def _durable_end(self, number: int) -> int:
+        durable = self._durable
+        return durable.end if durable.segment == number else SEGMENT_HEADER_BYTES
 
     def close(self, *, clean: bool = True) -> None:
         """Everything is released. ``clean`` seals, syncs and marks the journal, unless it is poisoned.

@@ -12,93 +12,20 @@ import threading
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator
-from hashlib import sha256
 from pathlib import Path
 from typing import Final
 
 from .._fs import File, FileSystem
-from ..errors import ClosedError, CorruptionError, NotFoundError
+from ..errors import ClosedError, CorruptionError, InvalidInputError, NotFoundError
 from .api import Frame
-from .codec import FRAME_HEAD_BYTES, decode_part, head_length, parse_head
+from .codec import decode_part
+from .scan import Window, read_frame_at, scan_frames, verify_sealed_content
 from .segment import SEGMENT_HEADER_BYTES, Segment, SegmentInfo
 
-__all__ = ["FrameReads", "Window", "check_parts", "read_frame_at"]
+__all__ = ["FrameReads"]
 
-_HEAD_READ_BYTES: Final = 1024
-_WINDOW_BYTES: Final = 1 << 18
-_HASH_STEP_BYTES: Final = 1 << 20
 _OPEN_FILES_MAX: Final = 64
 _CACHED_FRAMES_MAX: Final = 16
-
-
-class Window:
-    """Sequential reads of one file below ``stop`` through a buffer of bounded size."""
-
-    __slots__ = ("_buffer", "_file", "_start", "_stop")
-
-    def __init__(self, file: File, stop: int) -> None:
-        self._file = file
-        self._stop = stop
-        self._start = 0
-        self._buffer = b""
-
-    def read(self, offset: int, length: int) -> bytes:
-        """``length`` bytes at ``offset``; fewer only at ``stop`` or at the end of the file."""
-        position = offset - self._start
-        if position >= 0 and position + length <= len(self._buffer):
-            return self._buffer[position : position + length]
-        length = max(0, min(length, self._stop - offset))
-        if length > _WINDOW_BYTES:
-            return self._file.pread(length, offset)
-        self._buffer = self._file.pread(min(_WINDOW_BYTES, self._stop - offset), offset) if length else b""
-        self._start = offset
-        return self._buffer[:length]
-
-
-def read_frame_at(window: Window, offset: int, *, salt: bytes, segment: int, stop: int) -> Frame:
-    """The verified header of the frame at ``offset`` that must end at or before ``stop``.
-
-    Raises:
-        CorruptionError: there is no valid frame.
-    """
-    head = window.read(offset, _HEAD_READ_BYTES)
-    size = head_length(head[:FRAME_HEAD_BYTES])
-    if size > len(head):
-        head = window.read(offset, size)
-    frame = parse_head(head, salt=salt, segment=segment, offset=offset)
-    if offset + frame.length > stop:
-        raise CorruptionError("a frame runs past the end of its segment", segment=segment, offset=offset, seq=frame.seq)
-    return frame
-
-
-def check_parts(window: Window, frame: Frame) -> None:
-    """The hash of every part and the zeros between them are right. Memory is bounded.
-
-    Raises:
-        CorruptionError: one is not.
-    """
-    for part in frame.parts:
-        padding = -part.stored_bytes & 7
-        data = b""
-        if part.stored_bytes + padding <= _HASH_STEP_BYTES:
-            data = window.read(part.offset, part.stored_bytes + padding)
-            found = sha256(data[: part.stored_bytes]).digest()
-            tail = data[part.stored_bytes :]
-        else:
-            state = sha256()
-            done = 0
-            while done < part.stored_bytes:
-                data = window.read(part.offset + done, min(_HASH_STEP_BYTES, part.stored_bytes - done))
-                if not data:
-                    break
-                state.update(data)
-                done += len(data)
-            found = state.digest()
-            tail = window.read(part.offset + part.stored_bytes, padding)
-        if found != part.sha256:
-            raise CorruptionError("a part has a wrong hash", segment=frame.segment, seq=frame.seq, offset=part.offset)
-        if tail != bytes(padding):
-            raise CorruptionError("the padding is not zero", segment=frame.segment, seq=frame.seq, offset=part.offset)
 
 
 class _Handle:
@@ -136,6 +63,10 @@ class FrameReads:
 
     def _end_seq(self) -> int:
         """Highest seq that may be read now."""
+        raise NotImplementedError
+
+    def _durable_end(self, number: int) -> int:
+        """Offset behind the last durable frame of the open segment ``number``."""
         raise NotImplementedError
 
     # -- reading ------------------------------------------------------------------------------------------------
@@ -228,6 +159,23 @@ class FrameReads:
                 )
             )
         return infos
+
+    def verify_segment(self, number: int) -> int:
+        """Number of frames in segment ``number``, after every byte of them (and of its seal) was checked.
+
+        Of an open segment only what is durable is checked.
+
+        Raises:
+            CorruptionError: a byte is not as it was written.
+        """
+        if not 0 < number <= len(self._segments):
+            raise InvalidInputError("there is no such segment", segment=number)
+        segment = self._segments[number - 1]
+        handle = self._handle(segment)
+        if segment.sealed:
+            return verify_sealed_content(handle.file, segment, salt=self._salt)
+        stop = self._durable_end(number)
+        return sum(1 for _ in scan_frames(handle.file, segment, salt=self._salt, stop=stop))
 
     # -- places -------------------------------------------------------------------------------------------------
 

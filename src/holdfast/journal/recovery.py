@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from hashlib import sha256
 from pathlib import Path
 from typing import Final
 
@@ -22,7 +21,7 @@ from ..errors import CommitLoss, CorruptionError, MissingFile
 from ..types import DiscardedFrames
 from .api import DurableMark, Frame
 from .codec import FRAME_HEAD, FRAME_HEAD_BYTES, FRAME_MAGIC, head_length, parse_head
-from .reads import Window, check_parts, read_frame_at
+from .scan import Window, read_frame_at, scan_frames, verify_seal_table
 from .segment import (
     SEAL_BYTES,
     SEGMENT_HEADER_BYTES,
@@ -34,15 +33,7 @@ from .segment import (
     segment_number,
 )
 
-__all__ = [
-    "JOURNAL_DIRECTORY",
-    "Findings",
-    "finish_tail",
-    "inspect_journal",
-    "scan_frames",
-    "verify_seal_table",
-    "verify_sealed_content",
-]
+__all__ = ["JOURNAL_DIRECTORY", "Findings", "finish_tail", "inspect_journal"]
 
 JOURNAL_DIRECTORY: Final = "journal"
 QUARANTINE_DIRECTORY: Final = "quarantine"
@@ -200,59 +191,6 @@ def _check_table(fs: FileSystem, segment: Segment, salt: bytes) -> None:
         verify_seal_table(file, segment, salt=salt)
     finally:
         file.close()
-
-
-def verify_seal_table(file: File, segment: Segment, *, salt: bytes) -> bytes:
-    """The table of offsets of a sealed segment, after the hash of the seal was found right.
-
-    Raises:
-        CorruptionError: it is not.
-    """
-    length = 8 * segment.count + SEAL_BYTES
-    data = file.pread(length, segment.frames_end)
-    if len(data) != length or sha256(salt + data[:-32]).digest() != data[-32:]:
-        raise CorruptionError("the seal of a segment is damaged", path=segment.path, offset=segment.frames_end)
-    return data[: 8 * segment.count]
-
-
-def scan_frames(file: File, segment: Segment, *, salt: bytes, stop: int) -> Iterator[Frame]:
-    """Every frame of ``segment`` below ``stop``: digest, order, chain, part hashes and padding checked.
-
-    Raises:
-        CorruptionError: at the first place below ``stop`` where no valid frame begins.
-    """
-    window = Window(file, stop)
-    offset = SEGMENT_HEADER_BYTES
-    seq = segment.first_seq
-    previous = segment.header.previous
-    while offset < stop:
-        frame = read_frame_at(window, offset, salt=salt, segment=segment.number, stop=stop)
-        if frame.seq != seq or frame.previous != previous:
-            raise CorruptionError("a frame does not follow from the one before it", path=segment.path, offset=offset)
-        check_parts(window, frame)
-        yield frame
-        offset += frame.length
-        seq += 1
-        previous = frame.digest
-
-
-def verify_sealed_content(file: File, segment: Segment, *, salt: bytes) -> int:
-    """Number of frames, after every byte of a sealed segment was checked.
-
-    Raises:
-        CorruptionError: a byte is not as it was written.
-    """
-    table = verify_seal_table(file, segment, salt=salt)
-    count = 0
-    digest = segment.header.previous
-    for frame in scan_frames(file, segment, salt=salt, stop=segment.frames_end):
-        if frame.offset.to_bytes(8, "big") != table[8 * count : 8 * count + 8]:
-            raise CorruptionError("the table of offsets is wrong", path=segment.path, seq=frame.seq)
-        digest = frame.digest
-        count += 1
-    if count != segment.count or digest != segment.digest:
-        raise CorruptionError("a seal does not fit its frames", path=segment.path, found=count, expected=segment.count)
-    return count
 
 
 def _scan_tail(file: File, found: Findings, *, salt: bytes) -> None:
