@@ -1,0 +1,417 @@
+"""The flush: frames leave the overlay for the engine.
+
+The order of the batches is the protocol (docs/FORMAT.md, section 7.4):
+    1. undo rows of every block that may still be undone, and of every block that a frame of the range took out;
+    2. the META row ``flushing`` = last frame of the range;
+    3. the rows, each key once with its newest value, in slices;
+    4. one synced batch: undo at or below the new floor removed, ``applied`` written, ``flushing`` removed.
+Then the frames leave the overlay.
+
+Invariants:
+    * Only visible (durable) frames are flushed, and whole frames only.
+    * Until 4, every undo row that a replay from the old ``applied`` needs is in the engine: that is why old undo is
+      removed in 4 and not earlier.
+    * Between 2 and 4 the engine is of no version. After a crash there, the same range is published again from the
+      journal and flushed without computing undo anew.
+    * Before 3, every older pinned reader has what it needs, or has expired.
+    * After a failure nothing is flushed any more; readers stay right, because the overlay still has everything.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+from .._failpoints import hit
+from ..engine.api import Batch, Engine
+from ..errors import EngineError, HoldfastError, StateError
+from ..limits import HASH_BYTES
+from .api import Applied, Rows, ViewOptions
+from .overlay import MISSING, Overlay, Published
+from .readers import PinnedReader, Pins
+from .rows import (
+    APPLIED_KEY,
+    FLUSHING_KEY,
+    decode_applied,
+    decode_flushing,
+    decode_row,
+    encode_applied,
+    encode_flushing,
+    encode_row,
+)
+from .undo import encode_undo, undo_range_to
+
+__all__ = ["Flusher", "in_order", "load_applied"]
+
+_SLICE_ROWS = 256
+_SLICE_ROWS_SYNCED = 1024
+"""Rows of a slice for an engine that syncs every batch: a sync costs more than a thousand rows."""
+_SLICE_BYTES = 256 * 1024
+_SORT_AT_ONCE = 4096
+_PAUSE_SECONDS = 0.0002
+_WAIT_SECONDS = 1.0
+
+
+def load_applied(engine: Engine) -> Applied | None:
+    """The record of the last complete flush; ``None`` for an engine that no flush has touched.
+
+    Seq 0 with a digest of zeros stands for "nothing": the first flush has begun and not ended.
+    """
+    stored, begun = engine.get_many([APPLIED_KEY, FLUSHING_KEY])
+    flushing = None if begun is None else decode_flushing(decode_row(FLUSHING_KEY, begun))
+    if stored is not None:
+        return decode_applied(decode_row(APPLIED_KEY, stored), flushing)
+    return None if flushing is None else Applied(0, bytes(HASH_BYTES), b"", 0, flushing)
+
+
+def in_order(keys: list[bytes]) -> Iterator[bytes]:
+    """``keys`` in byte order. They are divided by prefix and sorted a few thousand at a time.
+
+    Sorting 100,000 keys at once would hold the interpreter for some 70 ms.
+    """
+    stack = [keys]
+    while stack:
+        group = stack.pop()
+        if len(group) <= _SORT_AT_ONCE:
+            yield from sorted(group)
+            continue
+        low, high = min(group), max(group)
+        common = next((at for at, pair in enumerate(zip(low, high, strict=False)) if pair[0] != pair[1]), len(low))
+        buckets: dict[bytes, list[bytes]] = {}
+        for key in group:
+            buckets.setdefault(key[: common + 1], []).append(key)
+        stack.extend(buckets[prefix] for prefix in sorted(buckets, reverse=True))
+
+
+def _slices(keys: list[bytes], rows: Rows, count: int) -> Iterator[list[bytes]]:
+    part: list[bytes] = []
+    size = 0
+    for key in in_order(keys):
+        part.append(key)
+        value = rows[key]
+        size += len(key) + (len(value) if value is not None else 0)
+        if len(part) >= count or size >= _SLICE_BYTES:
+            yield part
+            part = []
+            size = 0
+    if part:
+        yield part
+
+
+class _UndoWriter:
+    """Collects the undo of blocks and writes it in batches; values that only the engine has are read together."""
+
+    def __init__(self, engine: Engine, pace: Callable[[], None]) -> None:
+        self._engine = engine
+        self._pace = pace
+        self._blocks: list[tuple[int, bytes, Rows]] = []
+        self._wanted = 0
+        self._size = 0
+
+    def add(self, height: int, block_hash: bytes, known: Rows, unknown: list[bytes]) -> None:
+        """The undo of a block: rows that are known, and keys whose rows are the engine's."""
+        rows = dict(known)
+        for at in range(0, len(unknown), _SLICE_ROWS):
+            part = unknown[at : at + _SLICE_ROWS]
+            for key, stored in zip(part, self._engine.get_many(part), strict=True):
+                rows[key] = None if stored is None else decode_row(key, stored)
+            if len(part) == _SLICE_ROWS:
+                self._pace()
+        self._blocks.append((height, block_hash, rows))
+        self._wanted += len(rows)
+        self._size += sum(len(value) for value in rows.values() if value is not None)
+        if self._wanted >= _SLICE_ROWS or self._size >= _SLICE_BYTES:
+            self.write()
+
+    def write(self) -> None:
+        """Everything added is in the engine."""
+        rows: Rows = {}
+        for height, block_hash, undo in self._blocks:
+            for key, value in encode_undo(height, block_hash, undo).items():
+                rows[key] = encode_row(key, value)
+        self._blocks = []
+        self._wanted = 0
+        self._size = 0
+        if rows:
+            self._engine.apply(Batch(rows), sync=False)
+            self._pace()
+
+
+class Flusher:
+    """Flushes on demand, and in a thread of its own when the overlay fills up or time has passed."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        overlay: Overlay,
+        pins: Pins,
+        options: ViewOptions,
+        frame_digest: Callable[[int], bytes],
+        applied: Applied | None,
+        make_durable: Callable[[int], None] | None = None,
+    ) -> None:
+        self._engine = engine
+        self._overlay = overlay
+        self._pins = pins
+        self._options = options
+        self._frame_digest = frame_digest
+        self._make_durable = make_durable
+        self.applied = applied
+        self.finishing = None if applied is None else applied.flushing
+        """Target of an interrupted flush that must be finished before anything else is flushed."""
+        self.rows_version = 0
+        """The engine may hold rows up to this version, replacing older ones."""
+        self.failure: HoldfastError | None = None
+        self.flushes = 0
+        self.rows_flushed = 0
+        self.seconds = 0.0
+        self._slice_rows = _SLICE_ROWS_SYNCED if engine.capabilities.always_sync else _SLICE_ROWS
+        self._wake_rows = options.overlay_rows_max // 2
+        self._wake_bytes = options.overlay_bytes_max // 2
+        self._one = threading.Lock()
+        self._wake = threading.Event()
+        self._done = threading.Condition(threading.Lock())
+        self._waiting = 0
+        self._stopping = False
+        self._thread: threading.Thread | None = None
+
+    # -- one flush ----------------------------------------------------------------------------------------------
+
+    def flush(self, to_seq: int | None = None, *, background: bool = False) -> None:
+        """The engine holds every visible frame up to ``to_seq`` (or all of them), and they left the overlay.
+
+        Raises the error of an earlier flush that failed; else ``StateError`` if an interrupted flush is to be
+        finished and its frames are not all visible.
+        """
+        with self._one:
+            if self.failure is not None:
+                raise self.failure.with_traceback(None)
+            frames, pins = self._take(to_seq)
+            if not frames:
+                return
+            try:
+                self._flush(frames, pins, self._pause if background else _nothing)
+            except HoldfastError as exc:
+                self._fail(exc)
+                raise
+            except Exception as exc:
+                failure = EngineError(f"the flush of the views failed: {exc}")
+                self._fail(failure)
+                raise failure from exc
+            except BaseException:
+                self._fail(EngineError("the flush of the views was interrupted"))
+                raise
+            finally:
+                with self._done:
+                    self._done.notify_all()
+
+    def _fail(self, failure: HoldfastError) -> None:
+        self.failure = failure
+        self._stopping = True
+        self._wake.set()
+
+    def _take(self, to_seq: int | None) -> tuple[list[Published], list[PinnedReader]]:
+        """The frames to flush, and the readers of an older version; from now on new readers see those frames."""
+        overlay = self._overlay
+        finishing = self.finishing
+        with overlay.lock:
+            target = overlay.visible_seq if to_seq is None else to_seq
+            if finishing is not None and (overlay.visible_seq < finishing or target < finishing):
+                raise StateError("an interrupted flush must be finished first", expected=finishing, found=target)
+            if target > overlay.visible_seq:
+                raise StateError("only durable frames are flushed", expected=overlay.visible_seq, found=target)
+            frames = overlay.visible_frames(target if finishing is None else finishing)
+            return frames, self._pins.before(frames[-1].version) if frames else []
+
+    def _flush(self, frames: list[Published], pins: list[PinnedReader], pace: Callable[[], None]) -> None:
+        begun = time.monotonic()
+        last = frames[-1].frame
+        if self._make_durable is not None:
+            self._make_durable(last.seq)
+        hit("views.flush.before_undo")
+        if self.finishing is None:
+            rows = self._write_undo(frames, pace)
+            hit("views.flush.after_undo")
+            key = FLUSHING_KEY
+            self._engine.apply(Batch({key: encode_row(key, encode_flushing(last.seq))}), sync=False)
+        else:
+            rows = _merged(frames, pace)
+        hit("views.flush.after_flushing")
+        keys = list(rows)
+        self._freeze(pins, keys, pace)
+        self.rows_version = frames[-1].version
+        parts = []
+        for part in _slices(keys, rows, self._slice_rows):
+            parts.append(part)
+            self._engine.apply(Batch(_encoded(part, rows)), sync=False)
+            hit("views.flush.mid_rows")
+            pace()
+        self._finish(frames[-1])
+        self._overlay.drop(frames, parts, pace)
+        self.flushes += 1
+        self.rows_flushed += len(keys)
+        self.seconds += time.monotonic() - begun
+
+    def _finish(self, published: Published) -> None:
+        frame = published.frame
+        applied = Applied(frame.seq, self._frame_digest(frame.seq), frame.state, frame.undo_floor, None)
+        rows: Rows = {APPLIED_KEY: encode_row(APPLIED_KEY, encode_applied(applied)), FLUSHING_KEY: None}
+        hit("views.flush.before_applied")
+        self._engine.apply(Batch(rows, [undo_range_to(frame.undo_floor)]), sync=True)
+        self.applied = applied
+        self.finishing = None
+        self._pins.refused = False
+        hit("views.flush.after_applied")
+
+    def _write_undo(self, frames: list[Published], pace: Callable[[], None]) -> Rows:
+        """The undo rows of ``frames`` are in the engine; their rows, each key with its newest value."""
+        writer = _UndoWriter(self._engine, pace)
+        floor = frames[-1].frame.undo_floor
+        merged: Rows = {}
+        count = 0
+        for published in frames:
+            for layer in published.frame.layers:
+                if layer.block is not None and layer.block[0] > floor:
+                    known: Rows = {}
+                    unknown: list[bytes] = []
+                    for key in layer.chain_rows:
+                        value = merged.get(key, MISSING)
+                        if value is MISSING:
+                            unknown.append(key)
+                        else:
+                            known[key] = value
+                    writer.add(*layer.block, known, unknown)
+                merged.update(layer.rows)
+                merged.update(layer.chain_rows)
+                count += len(layer.rows) + len(layer.chain_rows)
+            for height, block_hash, rows in published.frame.undone:
+                writer.add(height, block_hash, rows, [])
+            if count >= _SLICE_ROWS:
+                count = 0
+                pace()
+        writer.write()
+        return merged
+
+    def _freeze(self, pins: list[PinnedReader], keys: list[bytes], pace: Callable[[], None]) -> None:
+        """Every older pinned reader answers for ``keys`` without the engine, or has expired."""
+        if not pins:
+            return
+        for at in range(0, len(keys), _SLICE_ROWS):
+            part = keys[at : at + _SLICE_ROWS]
+            wanted = list({key for pin in pins for key in pin.missing(part)})
+            old: Rows = {}
+            if wanted:
+                for key, stored in zip(wanted, self._engine.get_many(wanted), strict=True):
+                    old[key] = None if stored is None else decode_row(key, stored)
+            for pin in pins:
+                pin.freeze(part, old)
+            pace()
+
+    def _pause(self) -> None:
+        """Let commits have the interpreter, unless they are all waiting for this flush."""
+        if not self._waiting:
+            time.sleep(_PAUSE_SECONDS)
+
+    # -- the thread ---------------------------------------------------------------------------------------------
+
+    @property
+    def running(self) -> bool:
+        """True while the background thread flushes on its own."""
+        return self._thread is not None and not self._stopping
+
+    def nudge(self) -> None:
+        """The thread looks at the overlay soon, if it is half full. Cheap."""
+        if self._pressing() and not self._wake.is_set():
+            self._wake.set()
+
+    def start(self) -> None:
+        """A thread flushes in the background; a second call does nothing."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="holdfast-flush", daemon=True)
+            self._thread.start()
+
+    def stop(self) -> None:
+        """The thread has ended, after the flush it was in."""
+        self._stopping = True
+        self._wake.set()
+        with self._done:
+            self._done.notify_all()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _run(self) -> None:
+        interval = self._options.flush_interval_seconds
+        due = time.monotonic() + interval
+        while True:
+            if not (self._pressing() and self.useful()):
+                self._wake.wait(max(0.0, due - time.monotonic()))
+            self._wake.clear()
+            now = time.monotonic()
+            if self._stopping:
+                return
+            if now < due and not self._waiting and not self._pressing():
+                continue
+            if self.useful():
+                try:
+                    self.flush(background=True)
+                except HoldfastError:
+                    return  # kept in ``failure``: every later flush and ``back_pressure`` raises it
+            due = time.monotonic() + interval
+
+    def _pressing(self) -> bool:
+        overlay = self._overlay
+        return overlay.rows > self._wake_rows or overlay.size_bytes > self._wake_bytes
+
+    def useful(self) -> bool:
+        """True if a flush could take something out of the overlay now."""
+        overlay = self._overlay
+        if not overlay.frames or self.failure is not None:
+            return False
+        if self.finishing is not None:
+            return overlay.visible_seq >= self.finishing
+        return overlay.visible_seq >= overlay.frames[0].frame.seq
+
+    def back_pressure(self) -> None:
+        """The overlay is within its bounds, or no flush can help now. Raises the error of a failed flush."""
+        overlay, options = self._overlay, self._options
+        while True:
+            if self.failure is not None:
+                raise self.failure.with_traceback(None)
+            full = overlay.rows > options.overlay_rows_max or overlay.size_bytes > options.overlay_bytes_max
+            if not full or not self.useful():
+                return
+            if not self.running:
+                self.flush()
+                continue
+            with self._done:
+                self._waiting += 1
+                self._wake.set()
+                self._done.wait(_WAIT_SECONDS)
+                self._waiting -= 1
+
+
+def _nothing() -> None:
+    """A flush in the foreground does not pause."""
+
+
+def _encoded(keys: list[bytes], rows: Rows) -> Rows:
+    batch: Rows = {}
+    for key in keys:
+        value = rows[key]
+        batch[key] = None if value is None else encode_row(key, value)
+    return batch
+
+
+def _merged(frames: list[Published], pace: Callable[[], None]) -> Rows:
+    merged: Rows = {}
+    count = 0
+    for published in frames:
+        for layer in published.frame.layers:
+            merged.update(layer.rows)
+            merged.update(layer.chain_rows)
+            count += len(layer.rows) + len(layer.chain_rows)
+        if count >= _SLICE_ROWS:
+            count = 0
+            pace()
+    return merged

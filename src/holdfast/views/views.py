@@ -1,0 +1,226 @@
+"""The views of a store: the overlay, the engine under it and the flush between them, as one thing.
+
+Threads: ``publish``, ``latest`` and ``drop_invisible`` belong to the writer (the store's lock); everything else may be
+called from any thread. The engine belongs to the caller, who closes it after the views.
+
+After a crash within a flush, ``applied.flushing`` is set. The store then publishes the frames after ``applied.seq`` up
+to that target, makes them visible and calls ``flush``. Until then the engine is between two versions: rows of the
+published frames and stored undo are right, other reads are not, and readers of one version (``pin``, ``scan`` and
+``get_many`` of the visible rows) are refused with ``StateError``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from ..engine.api import Engine
+from ..errors import CorruptionError
+from .api import Applied, FrameLayers, RowReader, Rows, ViewOptions
+from .flush import Flusher, load_applied
+from .overlay import MISSING, Overlay
+from .readers import LatestReader, PinnedReader, Pins, VisibleReader
+from .rows import APPLIED_KEY, decode_row
+from .tables import META, UNDO
+from .undo import read_undo
+
+__all__ = ["ViewStats", "Views"]
+
+
+@dataclass(frozen=True, slots=True)
+class ViewStats:
+    """Figures of the views: what waits in memory, and what the flush has done since they were opened."""
+
+    overlay_rows: int
+    overlay_bytes: int
+    overlay_frames: int
+    visible_seq: int
+    applied_seq: int
+    pins: int
+    flushes: int
+    rows_flushed: int
+    flush_seconds: float
+    failure: str | None
+
+
+class Views:
+    """See the module. Make it with ``open``."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        options: ViewOptions,
+        frame_digest: Callable[[int], bytes],
+        applied: Applied | None,
+        make_durable: Callable[[int], None] | None,
+    ) -> None:
+        self._engine = engine
+        self._overlay = Overlay()
+        if applied is not None:
+            self._overlay.durable_seq = self._overlay.visible_seq = applied.seq
+        self._pins = Pins(engine, self._overlay, options.pinned_bytes_max)
+        self._flusher = Flusher(engine, self._overlay, self._pins, options, frame_digest, applied, make_durable)
+        self._pins.refused = self._flusher.finishing is not None
+        self._visible = VisibleReader(engine, self._overlay, self._pins)
+        self._latest = LatestReader(engine, self._overlay)
+        self.get = self._visible.get
+        """The visible row, or ``None``."""
+
+    @classmethod
+    def open(
+        cls,
+        engine: Engine,
+        *,
+        options: ViewOptions | None = None,
+        frame_digest: Callable[[int], bytes],
+        make_durable: Callable[[int], None] | None = None,
+    ) -> Views:
+        """Views over what ``engine`` holds, with an empty overlay.
+
+        Args:
+            engine: stays the caller's.
+            options: bounds and pace.
+            frame_digest: digest of a durable frame by its seq; called by the flush.
+            make_durable: called with a seq before a flush writes anything; that frame is durable when it returns. For
+                stores that make frames visible before they are durable.
+        Raises:
+            CorruptionError: a row of the views' own records is damaged, or rows are there without them.
+        """
+        applied = load_applied(engine)
+        if applied is None and engine.scan(META.prefix, UNDO.prefix, limit=1).rows:
+            raise CorruptionError("the engine holds rows and no record of a flush", table=META.name, key=APPLIED_KEY)
+        return cls(engine, options if options is not None else ViewOptions(), frame_digest, applied, make_durable)
+
+    @property
+    def applied(self) -> Applied | None:
+        """The last complete flush, as of now; ``None`` if there was none ever.
+
+        Seq 0 with zeros as digest and an empty state: the very first flush was interrupted (``flushing`` is set).
+        """
+        return self._flusher.applied
+
+    # -- the writer ---------------------------------------------------------------------------------------------
+
+    def publish(self, frame: FrameLayers) -> None:
+        """The rows of ``frame`` are there for ``latest``; for readers once ``set_visible`` reached its seq.
+
+        ``frame`` belongs to the views from now on. Cannot fail. Seqs must rise.
+        """
+        self._overlay.publish(frame)
+        self._flusher.nudge()
+
+    def set_visible(self, seq: int) -> None:
+        """Frames up to ``seq`` are durable: readers see them and a flush may take them.
+
+        May come before ``publish`` of the same frame. Smaller seqs than before do nothing.
+        """
+        self._overlay.set_visible(seq)
+
+    def drop_invisible(self) -> None:
+        """Frames above the visible ones are forgotten, as if never published."""
+        self._overlay.drop_invisible()
+
+    def latest(self) -> RowReader:
+        """Rows with everything that is published, durable or not. For the writer only."""
+        return self._latest
+
+    def undo_of(self, height: int, block_hash: bytes) -> Rows:
+        """The values that the block's chain rows had before it. Raises ``CorruptionError`` if they are lost."""
+        get = self._engine.get
+        undo = read_undo(get, height, block_hash)
+        if undo is not None:
+            return undo
+        record = self._overlay.block_layer((height, block_hash))
+        if record is not None and self._flusher.finishing is None:
+            version, layer = record
+            undo = self._rows_before(version, list(layer.chain_rows))
+            if self._flusher.rows_version < version:
+                return undo
+            undo = read_undo(get, height, block_hash)  # a flush has begun to replace the rows: its undo is complete
+            if undo is not None:
+                return undo
+        raise CorruptionError(
+            "the undo of a block is not there",
+            remedy="run 'holdfast rebuild': the views are made anew from the journal",
+            table=UNDO.name,
+            height=height,
+            hash=block_hash,
+        )
+
+    def _rows_before(self, version: int, keys: list[bytes]) -> Rows:
+        rows: Rows = {}
+        unknown: list[bytes] = []
+        for key in keys:
+            value = self._overlay.get(key, version - 1)
+            if value is MISSING:
+                unknown.append(key)
+            else:
+                rows[key] = value
+        for key, stored in zip(unknown, self._engine.get_many(unknown) if unknown else (), strict=True):
+            rows[key] = None if stored is None else decode_row(key, stored)
+        return rows
+
+    # -- readers ------------------------------------------------------------------------------------------------
+
+    def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """The visible rows in the order of ``keys``, as of one version."""
+        return self._visible.get_many(keys)
+
+    def reader(self) -> RowReader:
+        """Visible rows as of each call."""
+        return self._visible
+
+    def pin(self) -> PinnedReader:
+        """A reader of what is visible now, until it is released; use it in a ``with``.
+
+        It raises ``ViewExpired`` once flushes had to keep more than ``pinned_bytes_max`` for it.
+        """
+        return self._pins.open()
+
+    # -- the flush ----------------------------------------------------------------------------------------------
+
+    def back_pressure(self) -> None:
+        """The overlay is within its bounds, or no flush can help now.
+
+        Waits for the background flush, or flushes here if there is none. Raises the error of a failed flush.
+        """
+        self._flusher.back_pressure()
+
+    def flush(self, to_seq: int | None = None) -> None:
+        """The engine durably holds every visible frame up to ``to_seq``, or all of them.
+
+        Raises the error of an earlier flush that failed. ``StateError`` if ``to_seq`` is not visible, or if an
+        interrupted flush must be finished first and ``to_seq`` is below its target.
+        """
+        self._flusher.flush(to_seq)
+
+    def start(self) -> None:
+        """A background thread flushes when the overlay is half full, or after ``flush_interval_seconds``."""
+        self._flusher.start()
+
+    def close(self, *, flush: bool = True) -> None:
+        """The background thread has ended and, if asked and possible, everything visible is in the engine.
+
+        Raises the error of the flush, also of an earlier one that failed. The engine stays open.
+        """
+        self._flusher.stop()
+        if flush and self._flusher.finishing is None:
+            self._flusher.flush()
+
+    @property
+    def stats(self) -> ViewStats:
+        """Figures as of now."""
+        overlay, flusher = self._overlay, self._flusher
+        applied = flusher.applied
+        return ViewStats(
+            overlay_rows=overlay.rows,
+            overlay_bytes=overlay.size_bytes,
+            overlay_frames=len(overlay.frames),
+            visible_seq=overlay.visible_seq,
+            applied_seq=0 if applied is None else applied.seq,
+            pins=len(self._pins.active),
+            flushes=flusher.flushes,
+            rows_flushed=flusher.rows_flushed,
+            flush_seconds=flusher.seconds,
+            failure=None if flusher.failure is None else str(flusher.failure),
+        )
