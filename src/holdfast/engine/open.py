@@ -31,13 +31,13 @@ def _unknown(name: str) -> InvalidInputError:
 
 
 def open_engine(
-    name: str, path: Path, *, create: bool, read_only: bool = False, cache_bytes: int = CACHE_BYTES_DEFAULT
+    name: str, path: Path | None, *, create: bool, read_only: bool = False, cache_bytes: int = CACHE_BYTES_DEFAULT
 ) -> Engine:
     """The engine ``name`` is open at ``path``.
 
     Args:
         name: one of ``engine_names()``.
-        path: its directory; not used by ``memory``.
+        path: its directory; ``memory`` needs none.
         create: make it if it is not there. Without it a missing one is ``MissingFile``.
         read_only: for another process than the writing one.
         cache_bytes: cache of the engine, where it has one of its own.
@@ -50,8 +50,12 @@ def open_engine(
         if name == "memory":
             from .memory import MemoryEngine
 
-            engine = MemoryEngine()
-        elif name == "rocksdb":
+            return MemoryEngine()
+        if name not in _NAMES:
+            raise _unknown(name)
+        if path is None:
+            raise InvalidInputError("this engine needs a directory", engine=name)
+        if name == "rocksdb":
             from .rocksdb import RocksDbEngine
 
             engine = RocksDbEngine(path, create=create, read_only=read_only, cache_bytes=cache_bytes)
@@ -59,12 +63,10 @@ def open_engine(
             from .lmdb import LmdbEngine
 
             engine = LmdbEngine(path, create=create, read_only=read_only)
-        elif name == "sqlite":
+        else:
             from .sqlite import SqliteEngine
 
             engine = SqliteEngine(path, create=create, read_only=read_only, cache_bytes=cache_bytes)
-        else:
-            raise _unknown(name)
     except ImportError as exc:
         raise _missing(name, exc) from exc
     return engine
