@@ -154,7 +154,9 @@ class Decider:
     def finalize(self, height: int, state: ChainState) -> FrameContent:
         """Content that makes the canonical block at ``height`` final."""
         if height <= state.finalized:
-            raise FinalityError("a block at or above this height is final already", found=height, finalized=state.finalized)
+            raise FinalityError(
+                "a block at or above this height is final already", found=height, finalized=state.finalized
+            )
         block_hash = self.canonical_hash(height)
         if block_hash is None:
             raise BlockNotFound("no canonical block at this height", height=height, tip=state.tip_height)

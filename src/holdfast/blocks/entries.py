@@ -132,9 +132,7 @@ def encode_canonical(entry: CanonicalEntry) -> bytes:
     """Bytes of a ``canonical`` part."""
     fork_height, fork_hash = entry.fork if entry.fork is not None else (0, ZERO_HASH)
     flags = _HAS_TIP | (_HAS_FORK if entry.fork is not None else 0)
-    head = _CANONICAL.pack(
-        flags, fork_height, fork_hash, entry.tip[0], entry.tip[1], entry.floor, len(entry.orphans)
-    )
+    head = _CANONICAL.pack(flags, fork_height, fork_hash, entry.tip[0], entry.tip[1], entry.floor, len(entry.orphans))
     if not entry.orphans:
         return head
     pieces = [head]

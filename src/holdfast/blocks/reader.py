@@ -120,8 +120,11 @@ class BlockReader:
         )
 
     def _attached(self, info: BlockInfo, kind: int) -> bytes | None:
-        present = ((Kind.HEADER, info.header_bytes > 0), (Kind.BODY, info.body_bytes is not None),
-                   (Kind.EXTRA, info.extra_bytes is not None))
+        present = (
+            (Kind.HEADER, info.header_bytes > 0),
+            (Kind.BODY, info.body_bytes is not None),
+            (Kind.EXTRA, info.extra_bytes is not None),
+        )
         index = info.part + 1
         for known, there in present:
             if known == kind:
@@ -206,7 +209,9 @@ class BlockReader:
 
     # -- ranges ---------------------------------------------------------------------------------------------------
 
-    def canonical(self, start: int | None = None, stop: int | None = None, *, reverse: bool = False) -> Iterator[BlockInfo]:
+    def canonical(
+        self, start: int | None = None, stop: int | None = None, *, reverse: bool = False
+    ) -> Iterator[BlockInfo]:
         """Canonical blocks with ``start <= height < stop``, lowest first or highest first."""
         low = canonical_key(max(start or 0, 0))
         high = CANONICAL.end if stop is None else canonical_key(max(stop, 0))

@@ -53,7 +53,9 @@ class Chain(Protocol):
     def genesis(self) -> Block | None:
         """The fixed first block, or ``None`` if the first block added becomes the root."""
 
-    def decode(self, header: bytes, body: bytes | None, *, parent: BlockInfo | None, extra: bytes | None = None) -> Block:
+    def decode(
+        self, header: bytes, body: bytes | None, *, parent: BlockInfo | None, extra: bytes | None = None
+    ) -> Block:
         """The block these bytes are, its hash computed from them. Raises ``InvalidBlock``.
 
         ``parent`` gives the height where the header does not say it (``parent.height + 1``; 0 without a parent).
@@ -72,7 +74,9 @@ class CustomChain:
     def genesis(self) -> Block | None:
         return None
 
-    def decode(self, header: bytes, body: bytes | None, *, parent: BlockInfo | None, extra: bytes | None = None) -> Block:
+    def decode(
+        self, header: bytes, body: bytes | None, *, parent: BlockInfo | None, extra: bytes | None = None
+    ) -> Block:
         raise NotImplementedError("a custom chain hands decoded blocks to the store")
 
     def validate(self, block: Block, parent: BlockInfo | None, ancestry: Ancestry) -> None:

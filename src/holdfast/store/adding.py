@@ -1,0 +1,219 @@
+"""Adding blocks: validation, fork choice, runs of blocks in one frame, and blocks that wait for their parent."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..blocks.reader import BlockReader
+from ..consensus.records import SafetyRecord
+from ..errors import ConflictError, InternalError, InvalidBlock, ParentMismatch, ParentUnknown
+from ..limits import BLOCKS_PER_FRAME_MAX
+from ..types import ZERO_HASH, AddResult, AddStatus, Block, BlockInfo
+from .chain import Chain
+from .checks import block_size, check_block
+from .waiting import WaitingRoom
+from .writer import Writer, Written
+
+__all__ = ["Adder"]
+
+_RUN_BYTES_MAX = 4 * 1024 * 1024
+
+
+class _RunAncestry:
+    """Stored blocks, and before them the blocks of a run that is not written yet."""
+
+    def __init__(self, blocks: BlockReader) -> None:
+        self._blocks = blocks
+        self.pending: dict[bytes, tuple[BlockInfo, bytes]] = {}
+
+    def info(self, block_hash: bytes) -> BlockInfo | None:
+        found = self.pending.get(block_hash)
+        return found[0] if found is not None else self._blocks.get(block_hash)
+
+    def header(self, block: BlockInfo) -> bytes:
+        found = self.pending.get(block.hash)
+        return found[1] if found is not None else self._blocks.header(block)
+
+    def ancestor(self, block: BlockInfo, height: int) -> BlockInfo | None:
+        while block.hash in self.pending and block.height > height:
+            above = self.info(block.parent)
+            if above is None:
+                return None
+            block = above
+        return self._blocks.ancestor(block, height)
+
+
+def _info_of(block: Block, total_work: int) -> BlockInfo:
+    """The block as if it were stored, for the validation of its children in the same run."""
+    return BlockInfo(
+        block.hash,
+        block.parent,
+        block.height,
+        block.time,
+        block.work,
+        total_work,
+        block.producer,
+        0,
+        0,
+        0,
+        len(block.header),
+        len(block.body) if block.body is not None else None,
+        len(block.extra) if block.extra is not None else None,
+    )
+
+
+class Adder:
+    """Takes blocks one by one or in runs. Every method expects the writer's lock to be held by the caller."""
+
+    def __init__(self, writer: Writer, chain: Chain, blocks: BlockReader, waiting: WaitingRoom) -> None:
+        self._writer = writer
+        self._chain = chain
+        self._blocks = blocks
+        self._waiting = waiting
+
+    @property
+    def chain(self) -> Chain:
+        """The chain that judges blocks."""
+        return self._chain
+
+    def add(self, block: Block, *, validate: bool, root_allowed: bool, wait_for_parent: bool) -> AddResult:
+        """The block is stored where the fork choice puts it, with every block that waited for it."""
+        result = self._add_one(block, validate=validate, root_allowed=root_allowed, wait_for_parent=wait_for_parent)
+        if result.status in (AddStatus.WAITING, AddStatus.KNOWN):
+            return result
+        connected: list[bytes] = []
+        queue = [block.hash]
+        reorg = result.reorg
+        while queue:
+            for child in self._waiting.take_children(queue.pop(0)):
+                try:
+                    child_result = self._add_one(child, validate=validate, root_allowed=False, wait_for_parent=False)
+                except InvalidBlock:
+                    continue  # a waiting block was never accepted; an invalid one is dropped with its descendants
+                reorg = child_result.reorg or reorg
+                connected.append(child.hash)
+                queue.append(child.hash)
+        return AddResult(result.status, result.block, reorg, tuple(connected))
+
+    def _add_one(self, block: Block, *, validate: bool, root_allowed: bool, wait_for_parent: bool) -> AddResult:
+        check_block(block)
+        known = self._blocks.get(block.hash)
+        if known is not None:
+            return AddResult(AddStatus.KNOWN, known)
+        tip = self._writer.tip
+        parent = tip if tip is not None and tip.hash == block.parent else self._blocks.get(block.parent)
+        if parent is None and not (tip is None and (root_allowed or block.parent == ZERO_HASH)):
+            if wait_for_parent:
+                self._waiting.put(block)
+                return AddResult(AddStatus.WAITING, None)
+            raise ParentUnknown("the parent of the block is not stored", hash=block.hash, parent=block.parent)
+        self._judge(block, parent, _RunAncestry(self._blocks), validate=validate)
+        return self._result(self._write(block, parent, tip), block)
+
+    def _judge(self, block: Block, parent: BlockInfo | None, ancestry: _RunAncestry, *, validate: bool) -> None:
+        if parent is not None and block.height != parent.height + 1:
+            raise InvalidBlock(
+                "the height of the block does not follow its parent's",
+                hash=block.hash,
+                found=block.height,
+                expected=parent.height + 1,
+            )
+        if validate:
+            self._chain.validate(block, parent, ancestry)
+
+    def _write(
+        self, block: Block, parent: BlockInfo | None, tip: BlockInfo | None, safety: SafetyRecord | None = None
+    ) -> Written:
+        writer = self._writer
+        decider = writer.the_decider()
+        if tip is None or (parent is tip and decider.extends(block.height, block.hash)):
+            return writer.write(decider.extend([block], writer.state, tip), safety)
+        if parent is None:
+            raise InternalError("a block without a parent beside an existing chain", hash=block.hash)
+        return writer.write(decider.branch_off(block, parent, writer.state, tip), safety)
+
+    def _result(self, written: Written, block: Block) -> AddResult:
+        if written.tip is None or written.tip.hash != block.hash:
+            return AddResult(AddStatus.SIDE, written.blocks[0])
+        status = AddStatus.REORGANISED if written.reorg is not None else AddStatus.EXTENDED
+        return AddResult(status, written.blocks[0], written.reorg)
+
+    def commit(self, block: Block, parent: BlockInfo | None, safety: SafetyRecord | None) -> Written:
+        """A drafted block is stored; ``parent`` is what the draft was built on."""
+        writer = self._writer
+        tip = writer.tip
+        if self._blocks.get(block.hash) is not None:
+            raise ConflictError("a block with this hash is stored already", hash=block.hash)
+        if parent is None:
+            if tip is not None:
+                raise ParentMismatch("the store is not empty any more", hash=block.hash, tip=tip.hash)
+        elif tip is not None and parent.hash == tip.hash:
+            parent = tip
+        elif self._blocks.get(parent.hash) is None:
+            raise ParentUnknown("the parent of the draft is not stored", hash=block.hash, parent=parent.hash)
+        if safety is not None:
+            writer.book.check(safety)
+        self._judge(block, parent, _RunAncestry(self._blocks), validate=True)
+        return self._write(block, parent, tip, safety)
+
+    # -- runs -------------------------------------------------------------------------------------------------
+
+    def add_many(
+        self, blocks: Sequence[Block], *, validate: bool, root_allowed: bool, wait_for_parent: bool
+    ) -> list[AddResult]:
+        """The same as adding one by one; blocks that extend the tip one after the other share frames.
+
+        A run in front of a bad block is stored before the error is raised.
+        """
+        results: list[AddResult] = []
+        position = 0
+        while position < len(blocks):
+            run, failure = self._run(blocks, position, validate=validate, root_allowed=root_allowed)
+            if len(run) > 1:
+                results.extend(self._write_run(run))
+                position += len(run)
+                if failure is not None:
+                    raise failure
+                continue
+            results.append(
+                self.add(
+                    blocks[position], validate=validate, root_allowed=root_allowed, wait_for_parent=wait_for_parent
+                )
+            )
+            position += 1
+        return results
+
+    def _run(
+        self, blocks: Sequence[Block], position: int, *, validate: bool, root_allowed: bool
+    ) -> tuple[list[Block], InvalidBlock | None]:
+        """The longest run from ``position`` that extends the tip and fits into a frame."""
+        decider = self._writer.the_decider()
+        if len(self._waiting):
+            return [], None
+        parent = self._writer.tip
+        ancestry = _RunAncestry(self._blocks)
+        run: list[Block] = []
+        size = 0
+        for block in blocks[position : position + BLOCKS_PER_FRAME_MAX]:
+            follows = block.parent == parent.hash if parent is not None else root_allowed or block.parent == ZERO_HASH
+            if not follows or not decider.extends(block.height, block.hash):
+                break
+            size += block_size(block)
+            if run and size > _RUN_BYTES_MAX:
+                break
+            if block.hash in ancestry.pending or self._blocks.get(block.hash) is not None:
+                break
+            try:
+                check_block(block)
+                self._judge(block, parent, ancestry, validate=validate)
+            except InvalidBlock as error:
+                return run, error
+            parent = _info_of(block, decider.total_work(block, parent))
+            ancestry.pending[block.hash] = (parent, block.header)
+            run.append(block)
+        return run, None
+
+    def _write_run(self, run: list[Block]) -> list[AddResult]:
+        writer = self._writer
+        written = writer.write(writer.the_decider().extend(run, writer.state, writer.tip))
+        return [AddResult(AddStatus.EXTENDED, info) for info in written.blocks]

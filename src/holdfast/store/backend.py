@@ -1,0 +1,207 @@
+"""What stands under the facade: the writer of a store, or a follower that reads another process's store."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Protocol
+
+from ..blocks.state import ChainState
+from ..consensus.safety import SafetyBook
+from ..engine.api import Page
+from ..errors import HoldfastError
+from ..journal.api import FrameSource
+from ..types import BlockInfo, RecoveryStats
+from ..views.api import RowReader
+from ..views.views import Views
+from .fingerprint import fingerprint
+from .identity import Identity
+from .opening import Opened
+from .writer import Writer
+
+__all__ = ["Backend", "Pinned", "RowsOf", "WriterBackend"]
+
+Pinned = tuple[RowReader, ChainState, BlockInfo | None]
+
+
+class Backend(Protocol):
+    """Rows, journal and state of a store, from whichever side they come."""
+
+    identity: Identity
+    engine_name: str
+    path: Path | None
+    rows: RowReader
+    stats: RecoveryStats
+    book: SafetyBook
+
+    @property
+    def journal(self) -> FrameSource:
+        """Frames by number."""
+
+    @property
+    def state(self) -> ChainState:
+        """State of the chain that readers see."""
+
+    @property
+    def tip(self) -> BlockInfo | None:
+        """The tip that readers see."""
+
+    def pin(self) -> AbstractContextManager[Pinned]:
+        """Rows, state and tip of one moment."""
+
+    def refresh(self) -> None:
+        """Readers see what is durable now."""
+
+    def statistics(self) -> dict[str, object]:
+        """Figures of journal, views and engine."""
+
+    def close(self) -> None:
+        """Everything is released."""
+
+    def abandon(self) -> None:
+        """This process is a fork: nothing is written or synced any more."""
+
+
+class RowsOf:
+    """A reader that asks for the views at each call, so that another generation can take over."""
+
+    def __init__(self, current: Callable[[], RowReader]) -> None:
+        self._current = current
+
+    def get(self, key: bytes) -> bytes | None:
+        return self._current().get(key)
+
+    def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        return self._current().get_many(keys)
+
+    def floor(self, key: bytes, low: bytes) -> tuple[bytes, bytes] | None:
+        return self._current().floor(key, low)
+
+    def scan(self, start: bytes, stop: bytes, *, reverse: bool = False, limit: int = 1000) -> Page:
+        return self._current().scan(start, stop, reverse=reverse, limit=limit)
+
+
+class WriterBackend:
+    """The one process that writes."""
+
+    def __init__(self, opened: Opened, writer: Writer, root: Path | None, *, sync_seconds: float | None) -> None:
+        self._opened = opened
+        self.writer = writer
+        self.identity = opened.identity
+        self.engine_name = opened.engine_name
+        self.path = root
+        self.stats = opened.stats
+        self.book = writer.book
+        self.rows: RowReader = RowsOf(self._visible_rows)
+        self.latest_rows: RowReader = RowsOf(self._latest_rows)
+        self._stop = threading.Event()
+        self._syncer: threading.Thread | None = None
+        if sync_seconds is not None:
+            self._syncer = threading.Thread(
+                target=self._sync_loop, args=(sync_seconds,), name="holdfast-sync", daemon=True
+            )
+            self._syncer.start()
+        self.views.start()
+
+    def _visible_rows(self) -> RowReader:
+        return self.writer.views.reader()
+
+    def _latest_rows(self) -> RowReader:
+        return self.writer.views.latest()
+
+    @property
+    def views(self) -> Views:
+        """The live generation of views."""
+        return self.writer.views
+
+    @property
+    def opened(self) -> Opened:
+        """The parts the store was opened from."""
+        return self._opened
+
+    @property
+    def journal(self) -> FrameSource:
+        return self._opened.journal
+
+    @property
+    def state(self) -> ChainState:
+        return self.writer.visible.state
+
+    @property
+    def tip(self) -> BlockInfo | None:
+        return self.writer.visible.tip
+
+    @contextlib.contextmanager
+    def pin(self) -> Iterator[Pinned]:
+        with self.writer.pin() as pinned:
+            yield pinned
+
+    def refresh(self) -> None:
+        """Nothing to do: a writer's readers always see what is durable."""
+
+    def check_incarnation(self) -> None:
+        """A store that was copied, moved or restored is fenced from now on, in the journal."""
+        place = fingerprint(self.path, self.identity.store_id)
+        if self.book.incarnation != place:
+            self.writer.sync(self.writer.save_incarnation(place))
+
+    def _sync_loop(self, seconds: float) -> None:
+        while not self._stop.wait(seconds):
+            try:
+                self.writer.sync()
+            except HoldfastError:
+                return  # the journal is poisoned: the next commit says so
+
+    def statistics(self) -> dict[str, object]:
+        journal, engine, views = self._opened.journal, self._opened.engine, self.views.stats
+        segments = journal.segments()
+        return {
+            "journal": {
+                "appended_seq": journal.appended_seq,
+                "durable_seq": journal.durable_seq,
+                "segments": len(segments),
+                "bytes": sum(segment.file_bytes for segment in segments),
+            },
+            "views": {
+                "engine": self.engine_name,
+                "generation": self._opened.generation,
+                "applied_seq": views.applied_seq,
+                "overlay_rows": views.overlay_rows,
+                "overlay_bytes": views.overlay_bytes,
+                "flushes": views.flushes,
+                "rows_flushed": views.rows_flushed,
+                "pins": views.pins,
+                "size_bytes": engine.stats().size_bytes,
+            },
+        }
+
+    def close(self) -> None:
+        self._stop.set()
+        if self._syncer is not None:
+            self._syncer.join()
+        opened = self._opened
+        failures: list[HoldfastError] = []
+        healthy = opened.journal.poisoned is None
+        steps: list[Callable[[], object]] = []
+        if healthy:
+            steps.append(self.writer.sync)
+        steps += [
+            lambda: self.views.close(flush=healthy),
+            opened.engine.close,
+            lambda: opened.journal.close(clean=healthy and not failures),
+            opened.lock.release,
+        ]
+        for step in steps:
+            try:
+                step()
+            except HoldfastError as error:
+                failures.append(error)
+        if failures:
+            raise failures[0]
+
+    def abandon(self) -> None:
+        self._stop.set()
+        self._opened.lock.release()

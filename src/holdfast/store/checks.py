@@ -1,0 +1,58 @@
+"""Limits of what a caller hands to the store, checked before anything is written."""
+
+from __future__ import annotations
+
+from ..errors import InvalidBlock, InvalidInputError, LimitExceeded
+from ..limits import (
+    BODY_BYTES_MAX,
+    EXTRA_BYTES_MAX,
+    HASH_BYTES,
+    HEADER_BYTES_MAX,
+    HEIGHT_MAX,
+    PRODUCER_BYTES_MAX,
+    WORK_MAX,
+)
+from ..types import ZERO_HASH, Block
+
+__all__ = ["block_size", "check_block", "check_hash"]
+
+
+def check_hash(name: str, value: bytes) -> bytes:
+    """``value`` if it is 32 bytes. Raises ``InvalidInputError``."""
+    if type(value) is not bytes or len(value) != HASH_BYTES:
+        raise InvalidInputError(f"'{name}' must be {HASH_BYTES} bytes", found=value)
+    return value
+
+
+def _check_bytes(name: str, value: object, limit: int) -> None:
+    if type(value) is not bytes:
+        raise InvalidInputError(f"'{name}' must be bytes", found=type(value).__name__)
+    if len(value) > limit:
+        raise LimitExceeded(f"'{name}' is too long", found=len(value), limit=limit)
+
+
+def _check_number(name: str, value: object, limit: int) -> None:
+    if type(value) is not int or not 0 <= value <= limit:
+        raise InvalidInputError(f"'{name}' must be a whole number from 0 to {limit}", found=value)
+
+
+def check_block(block: Block) -> None:
+    """Nothing happens if every field is within its limits; else ``InvalidInputError`` or ``LimitExceeded``."""
+    check_hash("hash", block.hash)
+    check_hash("parent", block.parent)
+    if block.hash in (ZERO_HASH, block.parent):
+        raise InvalidBlock("a block's hash is neither zero nor its parent's", hash=block.hash)
+    _check_number("height", block.height, HEIGHT_MAX)
+    _check_number("time", block.time, 2**64 - 1)
+    _check_number("work", block.work, WORK_MAX)
+    _check_bytes("header", block.header, HEADER_BYTES_MAX)
+    _check_bytes("producer", block.producer, PRODUCER_BYTES_MAX)
+    if block.body is not None:
+        _check_bytes("body", block.body, BODY_BYTES_MAX)
+    if block.extra is not None:
+        _check_bytes("extra", block.extra, EXTRA_BYTES_MAX)
+
+
+def block_size(block: Block) -> int:
+    """Bytes that the block roughly takes in a frame."""
+    return 512 + len(block.header) + len(block.body or b"") + len(block.extra or b"")

@@ -1,0 +1,34 @@
+"""Which copy of a store this is: a fingerprint of the place it is used in (32 bytes).
+
+A restored or copied store has another LOCK file, so it gets another fingerprint and may not sign until a fence lifts
+it. A disk snapshot that is rolled back keeps all of it and cannot be noticed locally; docs/ARCHITECTURE.md says so.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+from ..errors import HoldfastError
+
+__all__ = ["fingerprint"]
+
+
+def fingerprint(root: Path | None, store_id: bytes) -> bytes:
+    """SHA-256 over the inodes of LOCK and journal/, the file system's id and the machine's id."""
+    digest = hashlib.sha256(b"holdfast incarnation 1" + store_id)
+    if root is None:
+        return digest.digest()
+    try:
+        for name in ("LOCK", "journal"):
+            digest.update(os.stat(root / name).st_ino.to_bytes(8, "big"))
+        digest.update((os.statvfs(root).f_fsid & (2**64 - 1)).to_bytes(8, "big"))
+    except OSError as error:
+        raise HoldfastError(f"the store's directory cannot be examined: {error}", path=root) from error
+    for source in ("/etc/machine-id", "/proc/sys/kernel/random/boot_id"):
+        path = Path(source)
+        if path.exists():
+            digest.update(path.read_bytes()[:64])
+            break
+    return digest.digest()

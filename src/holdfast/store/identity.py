@@ -1,0 +1,126 @@
+"""``holdfast.toml``: what a store is for ever (docs/FORMAT.md, section 3). Pure.
+
+Invariants:
+    * ``decode_identity(encode_identity(i)) == i``; the bytes are published once and never rewritten.
+    * ``format`` is judged before anything else, so newer data is refused untouched.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass
+from typing import cast
+
+from ..errors import CorruptionError, FormatTooNew, InvalidInputError
+from .chain import ChainSpec, ForkChoiceName
+
+__all__ = ["FORMAT", "IDENTITY_BYTES_MAX", "IDENTITY_NAME", "Identity", "decode_identity", "encode_identity"]
+
+FORMAT = 1
+IDENTITY_NAME = "holdfast.toml"
+IDENTITY_BYTES_MAX = 64 * 1024
+_FORK_CHOICES = ("heaviest", "longest", "manual")
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Store id (16 bytes), salt (32 bytes), time of creation (microseconds since 1970) and the chain."""
+
+    store_id: bytes
+    salt: bytes
+    created_us: int
+    spec: ChainSpec
+
+
+def _quote(text: str) -> str:
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    if any(ord(char) < 32 or ord(char) == 127 for char in escaped):
+        raise InvalidInputError("control characters cannot be part of a chain's identity", found=repr(text))
+    return f'"{escaped}"'
+
+
+def encode_identity(identity: Identity) -> bytes:
+    """The file's bytes."""
+    spec = identity.spec
+    lines = [
+        f"format = {FORMAT}",
+        f'store_id = "{identity.store_id.hex()}"',
+        f'salt = "{identity.salt.hex()}"',
+        f"created_us = {identity.created_us}",
+        "",
+        "[chain]",
+        f"name = {_quote(spec.name)}",
+        f"id = {_quote(spec.id)}",
+        f"fork_choice = {_quote(spec.fork_choice)}",
+        f"epoch_length = {spec.epoch_length}",
+        f"epoch_origin = {spec.epoch_origin}",
+        "",
+        "[chain.parameters]",
+        *(f"{_quote(key)} = {_quote(value)}" for key, value in sorted(spec.parameters.items())),
+    ]
+    data = ("\n".join(lines) + "\n").encode("utf-8")
+    if len(data) > IDENTITY_BYTES_MAX:
+        raise InvalidInputError("the chain's parameters are too long", found=len(data), limit=IDENTITY_BYTES_MAX)
+    return data
+
+
+def _bad(reason: str, path: object) -> CorruptionError:
+    return CorruptionError(f"{IDENTITY_NAME} is damaged: {reason}", path=path)
+
+
+def _integer(table: dict[str, object], key: str, path: object) -> int:
+    value = table.get(key)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise _bad(f"'{key}' must be a number that is not negative", path)
+    return value
+
+
+def _text(table: dict[str, object], key: str, path: object) -> str:
+    value = table.get(key)
+    if not isinstance(value, str):
+        raise _bad(f"'{key}' must be text", path)
+    return value
+
+
+def _hex(table: dict[str, object], key: str, length: int, path: object) -> bytes:
+    try:
+        value = bytes.fromhex(_text(table, key, path))
+    except ValueError as error:
+        raise _bad(f"'{key}' must be hexadecimal", path) from error
+    if len(value) != length:
+        raise _bad(f"'{key}' must be {length} bytes", path)
+    return value
+
+
+def decode_identity(data: bytes, *, path: object = None) -> Identity:
+    """The identity in these bytes. Raises ``FormatTooNew`` before looking at anything but ``format``."""
+    try:
+        table = tomllib.loads(data.decode("utf-8"))
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise _bad(str(error), path) from error
+    number = _integer(table, "format", path)
+    if number > FORMAT:
+        raise FormatTooNew("the store was written in a newer format", found=number, expected=FORMAT, path=path)
+    if number != FORMAT:
+        raise _bad(f"format {number} never existed", path)
+    chain = table.get("chain")
+    if not isinstance(chain, dict) or set(table) != {"format", "store_id", "salt", "created_us", "chain"}:
+        raise _bad("keys are missing or unknown", path)
+    parameters = chain.get("parameters")
+    known = {"name", "id", "fork_choice", "epoch_length", "epoch_origin", "parameters"}
+    if not isinstance(parameters, dict) or set(chain) != known:
+        raise _bad("keys of [chain] are missing or unknown", path)
+    fork_choice = _text(chain, "fork_choice", path)
+    if fork_choice not in _FORK_CHOICES:
+        raise _bad("unknown fork choice", path)
+    spec = ChainSpec(
+        name=_text(chain, "name", path),
+        id=_text(chain, "id", path),
+        fork_choice=cast(ForkChoiceName, fork_choice),
+        epoch_length=_integer(chain, "epoch_length", path),
+        epoch_origin=_integer(chain, "epoch_origin", path),
+        parameters={key: _text(parameters, key, path) for key in parameters},
+    )
+    return Identity(
+        _hex(table, "store_id", 16, path), _hex(table, "salt", 32, path), _integer(table, "created_us", path), spec
+    )

@@ -1,0 +1,405 @@
+"""Finding, creating and opening the files of a store (docs/FORMAT.md, section 2).
+
+Invariants:
+    * Only a missing or an empty directory, or the remains of an unfinished creation, may become a store.
+    * Newer formats, foreign directories and other chains are refused before anything is written.
+    * Views that cannot be trusted are moved to ``quarantine/`` and built again from the journal; the journal is never
+      changed to fit the views.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from .._fs import FileLock, FileSystem
+from ..config import Settings
+from ..consensus.safety import SafetyBook
+from ..engine.api import Engine
+from ..engine.open import open_engine, probe_engine
+from ..errors import (
+    CommitLoss,
+    CorruptionError,
+    EngineMismatch,
+    ForeignStore,
+    MissingFile,
+    RecoveryTimeout,
+    StoreNotFound,
+)
+from ..journal.api import JournalRecovery, Kind, Part
+from ..journal.journal import Journal, JournalOptions
+from ..types import RecoveryStats
+from ..views.api import ViewOptions
+from ..views.views import Views
+from .chain import ChainSpec
+from .fingerprint import fingerprint
+from .generations import Generations
+from .identity import IDENTITY_BYTES_MAX, IDENTITY_NAME, Identity, decode_identity, encode_identity
+from .replay import Replayer
+
+__all__ = ["MEMORY_ROOT", "OpenPlan", "Opened", "journal_options", "open_for_writing", "read_identity", "view_options"]
+
+MEMORY_ROOT = Path("/memory")
+_UNFINISHED = {"LOCK", "journal", "watermark", "watermark.tmp", "holdfast.toml.tmp", "config.toml", "config.yaml"}
+_BASE_EMPTY = bytes(1 + 8 + 8 + 32 + 32 + 32)
+_PROBE_SECONDS = 30.0
+
+
+@dataclass(slots=True)
+class OpenPlan:
+    """What the caller of ``open`` asked for."""
+
+    fs: FileSystem
+    root: Path
+    engine: str | None
+    settings: Settings
+    spec: ChainSpec | None
+    create: bool
+    carry: Callable[[], list[Part]]
+    on_durable: Callable[[int], None]
+    book: SafetyBook
+    index_rows_of: Callable[[Views, Journal], object] | None = None
+    progress: Callable[[int, int], None] | None = None
+
+
+@dataclass(slots=True)
+class Opened:
+    """An open store's parts."""
+
+    identity: Identity
+    lock: FileLock
+    journal: Journal
+    generations: Generations | None
+    generation: int | None
+    engine_name: str
+    engine: Engine
+    views: Views
+    replayer: Replayer
+    stats: RecoveryStats
+
+
+def journal_options(plan: OpenPlan) -> JournalOptions:
+    """How the journal writes under these settings."""
+    settings = plan.settings
+    return JournalOptions(
+        segment_bytes_max=settings.segment_bytes_max,
+        compression=settings.compression,
+        compression_bytes_min=settings.compression_bytes_min,
+        group_commit_ms=settings.group_commit_ms,
+        carry=plan.carry,
+        on_durable=plan.on_durable,
+        background=plan.fs.persistent,
+    )
+
+
+def view_options(settings: Settings) -> ViewOptions:
+    """How the views are bounded under these settings."""
+    return ViewOptions(
+        overlay_rows_max=settings.overlay_rows_max,
+        overlay_bytes_max=settings.overlay_bytes_max,
+        flush_interval_seconds=settings.flush_interval_seconds,
+        pinned_bytes_max=settings.pinned_bytes_max,
+    )
+
+
+# -- finding --------------------------------------------------------------------------------------------------------
+
+
+def _state_of(fs: FileSystem, root: Path) -> str:
+    """``absent``, ``store``, ``unfinished`` or raises for anything else."""
+    if not fs.exists(root):
+        return "absent"
+    if fs.persistent and not root.is_dir():
+        raise ForeignStore("there is a file where the store should be", path=root)
+    names = set(fs.names(root))
+    if IDENTITY_NAME in names:
+        return "store"
+    if not names - {"config.toml", "config.yaml"}:
+        return "absent"
+    if names <= _UNFINISHED and _holds_nothing(fs, root):
+        return "unfinished"
+    if "journal" in names and any(name.endswith(".seg") for name in fs.names(root / "journal")):
+        raise MissingFile(f"{IDENTITY_NAME} is missing beside a journal that holds commits", path=root / IDENTITY_NAME)
+    raise ForeignStore("the directory holds files that are not a Holdfast store", path=root, found=sorted(names)[:8])
+
+
+def _holds_nothing(fs: FileSystem, root: Path) -> bool:
+    """True if the journal is at most its first frame: nothing was ever acknowledged in it."""
+    names = [name for name in fs.names(root / "journal") if name.endswith(".seg")]
+    if not names:
+        return True
+    if names != ["0000000001.seg"]:
+        return False
+    file = fs.open(root / "journal" / names[0], read_only=True)
+    try:
+        head = file.pread(16, 128)
+        if head[:4] != b"HFRM":
+            return not any(head)
+        length = int.from_bytes(head[8:16], "big")
+        return not any(file.pread(16, 128 + length)) if length < 1024 * 1024 else False
+    finally:
+        file.close()
+
+
+def read_identity(fs: FileSystem, root: Path) -> Identity:
+    """The identity of the store at ``root``; nothing is touched. Raises ``StoreNotFound``, ``ForeignStore``, ..."""
+    state = _state_of(fs, root)
+    if state != "store":
+        raise StoreNotFound("there is no store here", path=root)
+    path = root / IDENTITY_NAME
+    return decode_identity(fs.read_bytes(path, limit=IDENTITY_BYTES_MAX), path=path)
+
+
+def _check_spec(identity: Identity, spec: ChainSpec | None, root: Path) -> None:
+    if spec is None:
+        return
+    stored = identity.spec
+    for name in ("name", "id", "epoch_length", "epoch_origin"):
+        if getattr(stored, name) != getattr(spec, name):
+            raise ForeignStore(
+                "the store belongs to another chain",
+                path=root,
+                field=name,
+                found=getattr(stored, name),
+                expected=getattr(spec, name),
+            )
+    if dict(stored.parameters) != dict(spec.parameters):
+        raise ForeignStore(
+            "the store belongs to a chain with other parameters",
+            path=root,
+            found=str(dict(stored.parameters)),
+            expected=str(dict(spec.parameters)),
+        )
+
+
+# -- opening --------------------------------------------------------------------------------------------------------
+
+
+def open_for_writing(plan: OpenPlan) -> Opened:
+    """The store, recovered: journal tail judged, a begun flush finished, frames replayed. Holds LOCK afterwards."""
+    started = time.monotonic()
+    fs, root = plan.fs, plan.root
+    state = _state_of(fs, root)
+    if state != "store" and not plan.create:
+        raise StoreNotFound("there is no store here", path=root)
+    if state == "absent":
+        _make_directories(fs, root)
+    elif state == "store":
+        _check_spec(read_identity(fs, root), plan.spec, root)
+    lock = fs.lock(root / "LOCK", f"{os.getpid()} {socket.gethostname()}")
+    try:
+        opened = _open_locked(plan, lock)
+    except BaseException:
+        lock.release()
+        raise
+    opened.stats = replace(opened.stats, seconds=time.monotonic() - started)
+    return opened
+
+
+def _make_directories(fs: FileSystem, root: Path) -> None:
+    missing: list[Path] = []
+    path = root.absolute()
+    while fs.persistent and not fs.exists(path):
+        missing.append(path)
+        path = path.parent
+    for path in reversed(missing or [root]):
+        fs.make_directory(path)
+
+
+def _open_locked(plan: OpenPlan, lock: FileLock) -> Opened:
+    fs, root = plan.fs, plan.root
+    created = _state_of(fs, root) != "store"
+    if created:
+        identity, journal, recovery = _create(plan)
+    else:
+        path = root / IDENTITY_NAME
+        data = fs.read_bytes(path, limit=IDENTITY_BYTES_MAX)
+        identity = decode_identity(data, path=path)
+        _check_spec(identity, plan.spec, root)
+        journal, recovery = Journal.open(
+            fs, root, store_id=identity.store_id, salt=identity.salt, options=journal_options(plan)
+        )
+    try:
+        if not created:
+            _check_first_frame(journal, data, path)
+        return _open_views(plan, lock, identity, journal, recovery, created)
+    except BaseException:
+        journal.close(clean=False)
+        raise
+
+
+def _create(plan: OpenPlan) -> tuple[Identity, Journal, JournalRecovery]:
+    fs, root = plan.fs, plan.root
+    for name in fs.names(root / "journal"):
+        fs.remove(root / "journal" / name)
+    fs.remove(root / "watermark")
+    spec = plan.spec if plan.spec is not None else ChainSpec(name="custom")
+    identity = Identity(secrets.token_bytes(16), secrets.token_bytes(32), time.time_ns() // 1000, spec)
+    data = encode_identity(identity)
+    fs.make_directory(root / "journal")
+    place = fingerprint(root if fs.persistent else None, identity.store_id)
+    parts = [
+        Part(Kind.BASE, _BASE_EMPTY, True),
+        Part(Kind.IDENTITY, data, True),
+        Part(Kind.INCARNATION, place, True),
+    ]
+    options = journal_options(plan)
+    journal = Journal.create(
+        fs, root, store_id=identity.store_id, salt=identity.salt, first_parts=parts, options=options
+    )
+    try:
+        fs.write_atomic(root / IDENTITY_NAME, data)
+    except BaseException:
+        journal.close(clean=False)
+        raise
+    return identity, journal, JournalRecovery(True, 1, journal.last_digest, 1, (), 0)
+
+
+def _check_first_frame(journal: Journal, data: bytes, path: Path) -> None:
+    if journal.first_seq != 1:
+        return
+    frame = journal.frame(1)
+    for index, part in enumerate(frame.parts):
+        if part.kind == Kind.IDENTITY:
+            if journal.part(frame, index) != data:
+                raise CorruptionError(f"{IDENTITY_NAME} differs from the first frame of the journal", path=path)
+            return
+    raise CorruptionError("the first frame holds no identity", path=path)
+
+
+# -- views ----------------------------------------------------------------------------------------------------------
+
+
+def _open_views(
+    plan: OpenPlan, lock: FileLock, identity: Identity, journal: Journal, recovery: JournalRecovery, created: bool
+) -> Opened:
+    notes: list[str] = []
+    wanted = plan.engine or plan.settings.engine
+    if not plan.fs.persistent:
+        engine, views = _fresh_views(plan, journal, "memory", MEMORY_ROOT)
+        generations, number, name = None, None, "memory"
+    else:
+        generations = Generations(plan.fs, plan.root)
+        number = None if created else _current(generations, notes)
+        name = wanted
+        found = None
+        if number is not None:
+            name = generations.engine_name(number)
+            if plan.engine is not None and plan.engine != name:
+                raise EngineMismatch(
+                    "the store was made with another engine", found=name, asked=plan.engine, path=plan.root
+                )
+            found = _try_views(plan, journal, recovery, generations, number, name, notes)
+        if found is None:
+            number = generations.prepare(name)
+            engine, views = _fresh_views(plan, journal, name, generations.data_path(number))
+        else:
+            engine, views = found
+    try:
+        plan.book.load_rows(views.latest())
+        replayer = Replayer(views, plan.book)
+        if plan.index_rows_of is not None:
+            replayer.index_rows = plan.index_rows_of(views, journal)  # type: ignore[assignment]
+        start = replayer.seq
+        unfinished = views.applied is not None and views.applied.flushing is not None
+        replayer.run(journal, recovery.last_seq, flush=True, progress=plan.progress)
+        if generations is not None and number is not None and generations.current() != number:
+            views.flush()
+            generations.switch(number)
+    except BaseException:
+        views.close(flush=False)
+        engine.close()
+        raise
+    stats = RecoveryStats(
+        created=created,
+        clean=recovery.clean,
+        frames_found=recovery.frames_scanned,
+        frames_replayed=replayer.seq - start,
+        discarded=recovery.discarded,
+        damaged_watermark_slots=recovery.damaged_watermark_slots,
+        views_rebuilt=not created and start == 0,
+        finished_flush=unfinished,
+        last_seq=recovery.last_seq,
+        tip_height=replayer.state.tip_height if replayer.state.has_tip else None,
+        finalized_height=replayer.state.finalized if replayer.state.finalized >= 0 else None,
+        notes=tuple(notes),
+    )
+    return Opened(identity, lock, journal, generations, number, name, engine, views, replayer, stats)
+
+
+def _current(generations: Generations, notes: list[str]) -> int | None:
+    try:
+        number = generations.current()
+    except CorruptionError as error:
+        notes.append(f"views rebuilt: {error}")
+        return None
+    if number is None:
+        notes.append("views rebuilt: views/CURRENT is missing")
+    return number
+
+
+def _fresh_views(plan: OpenPlan, journal: Journal, name: str, path: Path) -> tuple[Engine, Views]:
+    engine = open_engine(name, path, create=True, cache_bytes=plan.settings.cache_bytes)
+    return engine, make_views(plan, journal, engine)
+
+
+def make_views(plan: OpenPlan, journal: Journal, engine: Engine) -> Views:
+    """Views over ``engine``, flushing only what the journal has made durable."""
+    return Views.open(
+        engine,
+        options=view_options(plan.settings),
+        frame_digest=lambda seq: journal.frame(seq).digest,
+        make_durable=lambda seq: _sync_through(journal, seq),
+    )
+
+
+def _sync_through(journal: Journal, seq: int) -> None:
+    if journal.durable_seq < seq:
+        journal.sync(seq)
+
+
+def _try_views(
+    plan: OpenPlan,
+    journal: Journal,
+    recovery: JournalRecovery,
+    generations: Generations,
+    number: int,
+    name: str,
+    notes: list[str],
+) -> tuple[Engine, Views] | None:
+    """The live generation, or ``None`` after it was moved to quarantine because it cannot be trusted."""
+    path = generations.data_path(number)
+    try:
+        if not recovery.clean:
+            probe_engine(name, path, deadline_seconds=_PROBE_SECONDS)
+        engine = open_engine(name, path, create=False, cache_bytes=plan.settings.cache_bytes)
+        try:
+            views = make_views(plan, journal, engine)
+            _check_applied(views, journal, recovery)
+        except BaseException:
+            engine.close()
+            raise
+        return engine, views
+    except CommitLoss:
+        raise
+    except (CorruptionError, RecoveryTimeout) as error:
+        moved = generations.quarantine(number)
+        notes.append(f"views rebuilt from the journal: {error}; the old ones are in {moved.name}")
+        return None
+
+
+def _check_applied(views: Views, journal: Journal, recovery: JournalRecovery) -> None:
+    applied = views.applied
+    if applied is None:
+        return
+    if applied.seq > recovery.last_seq:
+        raise CommitLoss(
+            "the views hold commits that the journal has lost", applied_seq=applied.seq, journal_seq=recovery.last_seq
+        )
+    if applied.seq >= journal.first_seq and journal.frame(applied.seq).digest != applied.digest:
+        raise CorruptionError("the views belong to another history of the journal", seq=applied.seq)

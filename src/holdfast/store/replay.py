@@ -1,0 +1,81 @@
+"""Frames from the journal into the views: the same function at open, in a rebuild, for followers and for audit.
+
+Invariants:
+    * Replay asks no clock, no configuration, no fork choice and no chain: the decisions are in the frames.
+    * An unknown critical part refuses the store; an unknown other part is kept and skipped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ..blocks.apply import IndexRows, prepare
+from ..blocks.content import decode_frame
+from ..blocks.state import EMPTY, ChainState, decode_state, encode_state
+from ..consensus.safety import SAFETY_KINDS, SafetyBook
+from ..errors import UnsupportedFormat
+from ..journal.api import Frame, FrameSource, Kind
+from ..views.api import FrameLayers, Layer
+from ..views.views import Views
+
+__all__ = ["Replayer"]
+
+_KNOWN = frozenset(value for name, value in vars(Kind).items() if not name.startswith("_"))
+_BLOCK_KINDS = frozenset((Kind.BLOCK, Kind.CANONICAL, Kind.FINALIZED))
+
+
+class Replayer:
+    """Applies frames in order on top of what the views' engine holds."""
+
+    def __init__(self, views: Views, book: SafetyBook, index_rows: IndexRows | None = None) -> None:
+        self.views = views
+        self.book = book
+        self.index_rows = index_rows
+        self.frames = 0
+        applied = views.applied
+        self.state: ChainState = decode_state(applied.state) if applied is not None and applied.seq else EMPTY
+        self.seq = applied.seq if applied is not None else 0
+
+    def apply(self, source: FrameSource, frame: Frame) -> None:
+        """Frame ``self.seq + 1`` is published to the views, durable or not."""
+        kinds = {part.kind for part in frame.parts}
+        if not kinds <= _KNOWN:
+            for part in frame.parts:
+                if part.kind not in _KNOWN and part.critical:
+                    raise UnsupportedFormat(
+                        "the journal holds a kind of entry that is not known", seq=frame.seq, kind=part.kind
+                    )
+        content = decode_frame(source, frame) if kinds & _BLOCK_KINDS else None
+        rows = self.book.apply(source, frame) if kinds & SAFETY_KINDS else {}
+        if content is not None:
+            prepared = prepare(content, self.state, self.views.latest(), self.views.undo_of, self.index_rows)
+            layers = prepared.finish(frame.seq, frame.time_us)
+            if rows:
+                layers.layers.append(Layer(rows))
+            self.state = prepared.state
+        else:
+            layers = FrameLayers(frame.seq, [Layer(rows)] if rows else [], encode_state(self.state), self.state.floor)
+        self.views.publish(layers)
+        self.seq = frame.seq
+        self.frames += 1
+
+    def run(
+        self, source: FrameSource, last_seq: int, *, flush: bool, progress: Callable[[int, int], None] | None = None
+    ) -> None:
+        """Every frame up to ``last_seq`` is published and visible; with ``flush`` the overlay stays within bounds."""
+        views = self.views
+        if flush and views.applied is not None and views.applied.flushing is not None:
+            target = views.applied.flushing
+            self._apply_through(source, target)
+            views.flush(target)
+        while self.seq < last_seq:
+            self._apply_through(source, min(self.seq + 512, last_seq))
+            if flush:
+                views.back_pressure()
+            if progress is not None:
+                progress(self.seq, last_seq)
+
+    def _apply_through(self, source: FrameSource, last_seq: int) -> None:
+        while self.seq < last_seq:
+            self.apply(source, source.frame(self.seq + 1))
+        self.views.set_visible(self.seq)

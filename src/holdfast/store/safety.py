@@ -1,0 +1,60 @@
+"""``store.safety``: what a validator has promised, durable before it returns."""
+
+from __future__ import annotations
+
+from ..consensus.records import SafetyRecord, check_identity, check_position
+from ..consensus.safety import SafetyBook
+from ..errors import ReadOnlyError
+from .writer import Writer
+
+__all__ = ["Safety"]
+
+
+class Safety:
+    """The safety record of a store; every method may be called from any thread."""
+
+    def __init__(self, book: SafetyBook, writer: Writer | None) -> None:
+        self._book = book
+        self._writer = writer
+
+    @property
+    def fenced(self) -> bool:
+        """True if this copy of the store was restored, copied or moved: it signs nothing until a fence lifts it."""
+        return self._book.fenced
+
+    def identities(self) -> list[bytes]:
+        """Every identity with a record."""
+        return sorted(self._book.records)
+
+    def load(self, identity: bytes) -> SafetyRecord:
+        """The newest record. Raises ``SafetyStateMissing``; absence never means 'a new node'."""
+        return self._book.load(check_identity(identity))
+
+    def save(self, identity: bytes, position: tuple[int, ...], payload: bytes) -> bool:
+        """The payload is durable at ``position``. True if it was written, False if exactly it was there already.
+
+        Positions compare as tuples of integers and only rise. Threads that save at once share one sync.
+
+        Raises:
+            EquivocationError: another payload is stored at this position.
+            SafetyError: the position lies below the newest one.
+            FencedError: this copy of the store may not sign.
+        """
+        writer = self._need_writer()
+        record = SafetyRecord(check_identity(identity), check_position(position), payload)
+        seq = writer.save_safety(record)
+        if seq is None:
+            writer.sync()
+            return False
+        writer.sync(seq)
+        return True
+
+    def lift_fence(self, identity: bytes, floor: tuple[int, ...]) -> None:
+        """``identity`` may sign again, above ``floor``; durable. Only after making sure that no other copy signs."""
+        writer = self._need_writer()
+        writer.sync(writer.save_fence(check_identity(identity), check_position(floor)))
+
+    def _need_writer(self) -> Writer:
+        if self._writer is None:
+            raise ReadOnlyError("the store is open read-only")
+        return self._writer

@@ -1,0 +1,417 @@
+"""The facade: one object for everything a node does with its chain. Any thread may call any method.
+
+Invariants:
+    * A commit that returned is durable (``sync``) or survives as part of a prefix (``buffered``).
+    * A commit that raised changed nothing, in memory or on disk, or the store is poisoned until it is opened again.
+    * After ``fork()`` the child's copy is closed: its descriptors never write, every call raises ``ClosedError``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, overload
+
+from ..blocks.decide import check_reason
+from ..blocks.reader import BlockReader
+from ..blocks.state import ChainState
+from ..config import Settings
+from ..consensus.records import SafetyRecord, check_identity, check_position
+from ..errors import ClosedError, ReadOnlyError
+from ..types import ZERO_HASH, AddResult, Block, BlockInfo, RecoveryStats, ReorgInfo
+from .adding import Adder
+from .backend import Backend, WriterBackend
+from .chain import Chain, ChainSpec
+from .checks import check_block, check_hash
+from .draft import Draft
+from .safety import Safety
+from .ticket import Ticket
+from .waiting import WaitingRoom
+from .writer import Writer
+
+__all__ = ["Store", "StoreSnapshot"]
+
+_open_stores: weakref.WeakSet[Store] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    for store in list(_open_stores):
+        store._forked()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+class StoreSnapshot:
+    """The store as of one moment. Keep it short: later flushes keep old rows for it, up to a limit."""
+
+    def __init__(self, blocks: BlockReader, tip: BlockInfo | None, state: ChainState) -> None:
+        self.blocks = blocks
+        self.tip = tip
+        self.finalized = state.finalized if state.finalized >= 0 else None
+
+
+class Store:
+    """A chain on disk or in memory. Made by ``holdfast.open``; a context manager."""
+
+    def __init__(self, backend: Backend, chain: Chain, settings: Settings, url: str) -> None:
+        self._backend = backend
+        self._settings = settings
+        self._chain = chain
+        self._closed: str | None = None
+        self._close_lock = threading.Lock()
+        self.url = url
+        self._waiting = WaitingRoom(blocks_max=settings.waiting_blocks_max, bytes_max=settings.waiting_bytes_max)
+        self.blocks = self._reader(backend)
+        """Questions about blocks, answered as of each call."""
+        self._writer: Writer | None = None
+        self._adder: Adder | None = None
+        if isinstance(backend, WriterBackend):
+            self._writer = backend.writer
+            latest = BlockReader(
+                backend.latest_rows,
+                backend.journal,
+                lambda: backend.writer.state,
+                epoch_length=self.spec.epoch_length,
+                epoch_origin=self.spec.epoch_origin,
+                waiting=self._waiting.all,
+            )
+            self._adder = Adder(backend.writer, chain, latest, self._waiting)
+            self._latest = latest
+        self.safety = Safety(backend.book, self._writer)
+        """What a validator has promised."""
+        _open_stores.add(self)
+
+    def _reader(self, backend: Backend) -> BlockReader:
+        return BlockReader(
+            backend.rows,
+            backend.journal,
+            lambda: self._check().state,
+            epoch_length=backend.identity.spec.epoch_length,
+            epoch_origin=backend.identity.spec.epoch_origin,
+            waiting=self._waiting.all,
+        )
+
+    # -- looking --------------------------------------------------------------------------------------------------
+
+    @property
+    def recovery(self) -> RecoveryStats:
+        """What opening the store found and did."""
+        return self._backend.stats
+
+    @property
+    def path(self) -> Path | None:
+        """Directory of the store, ``None`` in memory."""
+        return self._backend.path
+
+    @property
+    def spec(self) -> ChainSpec:
+        """The immutable facts of the chain."""
+        return self._backend.identity.spec
+
+    @property
+    def chain(self) -> Chain:
+        """The chain that judges blocks."""
+        return self._chain
+
+    @property
+    def settings(self) -> Settings:
+        """The settings in force."""
+        return self._settings
+
+    @property
+    def engine(self) -> str:
+        """Name of the engine under the views."""
+        return self._backend.engine_name
+
+    @property
+    def read_only(self) -> bool:
+        """True if this process only follows the store."""
+        return self._writer is None
+
+    @property
+    def tip(self) -> BlockInfo | None:
+        """The head of the canonical chain that readers see, or ``None`` in an empty store."""
+        return self._check().tip
+
+    @property
+    def finalized(self) -> int | None:
+        """The explicitly finalized height, or ``None``."""
+        height = self._check().state.finalized
+        return height if height >= 0 else None
+
+    def has(self, block_hash: bytes) -> bool:
+        """True if the block is stored, on any branch."""
+        self._check()
+        return self.blocks.get(check_hash("hash", block_hash)) is not None
+
+    @contextlib.contextmanager
+    def snapshot(self) -> Iterator[StoreSnapshot]:
+        """The store as of now, unmoved by later commits, reorgs and flushes."""
+        self._check()
+        with self._backend.pin() as (rows, state, tip):
+            reader = BlockReader(
+                rows,
+                self._backend.journal,
+                lambda: state,
+                epoch_length=self.spec.epoch_length,
+                epoch_origin=self.spec.epoch_origin,
+                waiting=list,
+            )
+            yield StoreSnapshot(reader, tip, state)
+
+    def statistics(self) -> dict[str, object]:
+        """Counters of the chain, the journal, the views and the engine."""
+        self._check()
+        return {
+            "chain": self.blocks.statistics()
+            | {"waiting": len(self._waiting), "waiting_dropped": self._waiting.dropped},
+            **self._backend.statistics(),
+        }
+
+    # -- building -------------------------------------------------------------------------------------------------
+
+    def draft(self, parent: bytes | None = None) -> Draft:
+        """A block to be built on ``parent``, or on the appended tip."""
+        writer, _ = self._need_writer()
+        if parent is None:
+            info = writer.tip
+        else:
+            info = self._latest.load(check_hash("parent", parent))
+        return Draft(info, info.height + 1 if info is not None else 0)
+
+    @overload
+    def commit(
+        self,
+        draft: Draft,
+        *,
+        hash: bytes,
+        header: bytes = ...,
+        body: bytes | None = ...,
+        time: int = ...,
+        work: int = ...,
+        producer: bytes = ...,
+        extra: bytes | None = ...,
+        safety: tuple[bytes, tuple[int, ...], bytes] | None = ...,
+        wait: Literal[True] = ...,
+    ) -> BlockInfo: ...
+
+    @overload
+    def commit(
+        self,
+        draft: Draft,
+        *,
+        hash: bytes,
+        header: bytes = ...,
+        body: bytes | None = ...,
+        time: int = ...,
+        work: int = ...,
+        producer: bytes = ...,
+        extra: bytes | None = ...,
+        safety: tuple[bytes, tuple[int, ...], bytes] | None = ...,
+        wait: Literal[False],
+    ) -> Ticket: ...
+
+    def commit(
+        self,
+        draft: Draft,
+        *,
+        hash: bytes,
+        header: bytes = b"",
+        body: bytes | None = None,
+        time: int = 0,
+        work: int = 1,
+        producer: bytes = b"",
+        extra: bytes | None = None,
+        safety: tuple[bytes, tuple[int, ...], bytes] | None = None,
+        wait: bool = True,
+    ) -> BlockInfo | Ticket:
+        """The block is stored on its parent, one atomic frame; it becomes the tip if it extends it or wins.
+
+        Args:
+            draft: from ``draft()``.
+            hash: 32 bytes, computed by the chain's own rule.
+            time: the chain's timestamp in seconds.
+            work: target work of this block alone.
+            safety: (identity, position, payload) saved in the same frame.
+            wait: ``False`` returns a ticket instead of waiting for the device.
+        Raises:
+            ConflictError: the hash is stored already. InvalidBlock: the chain refuses the block.
+            FinalityError: the parent's branch forks too deep. PoisonedError: reopen the store.
+        """
+        writer, adder = self._need_writer()
+        parent = draft.parent
+        block = Block(
+            hash,
+            parent.hash if parent is not None else ZERO_HASH,
+            draft.height,
+            header,
+            body,
+            time,
+            work,
+            producer,
+            extra,
+        )
+        check_block(block)
+        record = None
+        if safety is not None:
+            record = SafetyRecord(check_identity(safety[0]), check_position(safety[1]), safety[2])
+        self._backend_writer().views.back_pressure()
+        with writer.lock:
+            written = adder.commit(block, parent, record)
+        if not wait:
+            return Ticket(written.blocks[0], written.seq, writer.sync, lambda: writer.journal.durable_seq)
+        self._durable(writer, written.seq)
+        return written.blocks[0]
+
+    # -- adding ---------------------------------------------------------------------------------------------------
+
+    def add(
+        self, block: Block, *, validate: bool = True, root_allowed: bool = False, wait_for_parent: bool = False
+    ) -> AddResult:
+        """A ready block is stored where the fork choice puts it: on the tip, on a side branch, or as a reorg.
+
+        Args:
+            validate: ask the chain; ``False`` only for blocks that were validated before.
+            root_allowed: an empty store takes a block whose parent is unknown as its root.
+            wait_for_parent: keep a block with an unknown parent in memory until its parent arrives.
+        Raises:
+            ParentUnknown, InvalidBlock, FinalityError, ReorgTooDeep, LimitExceeded: nothing changed.
+        """
+        return self.add_many([block], validate=validate, root_allowed=root_allowed, wait_for_parent=wait_for_parent)[0]
+
+    def add_many(
+        self,
+        blocks: Sequence[Block],
+        *,
+        validate: bool = True,
+        root_allowed: bool = False,
+        wait_for_parent: bool = False,
+    ) -> list[AddResult]:
+        """As ``add`` for each in turn, with one sync; runs that extend the tip share frames, which is fast.
+
+        If one is refused, those before it stay stored and are durable.
+        """
+        writer, adder = self._need_writer()
+        self._backend_writer().views.back_pressure()
+        try:
+            with writer.lock:
+                return adder.add_many(
+                    blocks, validate=validate, root_allowed=root_allowed, wait_for_parent=wait_for_parent
+                )
+        finally:
+            self._durable(writer, None)
+
+    def reorg(self, to: bytes, *, reason: str = "manual reorganisation") -> ReorgInfo | None:
+        """The stored block ``to`` is the tip, one atomic frame; ``None`` if it was the tip already."""
+        writer, _ = self._need_writer()
+        check_reason(reason)
+        with writer.lock:
+            decider = writer.the_decider()
+            target = decider.load(check_hash("to", to))
+            if target.hash == writer.state.tip_hash:
+                return None
+            written = writer.write(decider.reorg_to(target, writer.state, reason))
+        self._durable(writer, written.seq)
+        return written.reorg
+
+    def orphan(self, block_hash: bytes, *, reason: str, competing: bytes | None = None) -> ReorgInfo | None:
+        """The block is orphaned; if it was canonical, its parent becomes the tip in the same frame.
+
+        ``None`` if it was orphaned before: nothing changes then. Raises ``BlockNotFound``, ``FinalityError``.
+        """
+        writer, _ = self._need_writer()
+        check_reason(reason)
+        if competing is not None:
+            check_hash("competing", competing)
+        with writer.lock:
+            decider = writer.the_decider()
+            info = decider.load(check_hash("hash", block_hash))
+            if decider.canonical_hash(info.height) != info.hash:
+                return None
+            written = writer.write(decider.orphan(info, writer.state, reason, competing))
+        self._durable(writer, written.seq)
+        return written.reorg
+
+    def finalize(self, height: int) -> None:
+        """Blocks up to ``height`` are final: no reorg may replace them; durable. The same height again changes nothing.
+
+        Raises ``FinalityError`` for a lower height, ``BlockNotFound`` above the tip.
+        """
+        writer, _ = self._need_writer()
+        with writer.lock:
+            if height == writer.state.finalized:
+                return
+            written = writer.write(writer.the_decider().finalize(height, writer.state))
+        self._durable(writer, written.seq)
+
+    def force_blocks(self, forced: Mapping[int, bytes]) -> None:
+        """From now on only these hashes may be canonical at these heights."""
+        writer, _ = self._need_writer()
+        for block_hash in forced.values():
+            check_hash("forced block", block_hash)
+        with writer.lock:
+            writer.the_decider().forced = dict(forced)
+
+    def sync(self) -> None:
+        """Everything committed so far is durable."""
+        writer, _ = self._need_writer()
+        writer.sync()
+
+    def flush(self) -> None:
+        """Every durable frame is in the engine; open after this replays nothing."""
+        writer, _ = self._need_writer()
+        writer.sync()
+        self._backend_writer().views.flush()
+
+    def refresh(self) -> None:
+        """A read-only store sees everything that was durable when this was called; a writer always does."""
+        self._check()
+        self._backend.refresh()
+
+    # -- ending ---------------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Everything is durable and flushed, the lock is free; twice is harmless."""
+        with self._close_lock:
+            if self._closed is not None:
+                return
+            self._closed = "the store is closed"
+        _open_stores.discard(self)
+        self._backend.close()
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _forked(self) -> None:
+        self._closed = "the store was opened before fork(); open it again in the child"
+        self._backend.abandon()
+
+    def _check(self) -> Backend:
+        if self._closed is not None:
+            raise ClosedError(self._closed, path=self._backend.path)
+        return self._backend
+
+    def _backend_writer(self) -> WriterBackend:
+        assert isinstance(self._backend, WriterBackend)
+        return self._backend
+
+    def _need_writer(self) -> tuple[Writer, Adder]:
+        self._check()
+        if self._writer is None or self._adder is None:
+            raise ReadOnlyError("the store is open read-only", path=self._backend.path)
+        return self._writer, self._adder
+
+    def _durable(self, writer: Writer, seq: int | None) -> None:
+        if self._settings.durability == "sync":
+            writer.sync(seq)

@@ -1,0 +1,269 @@
+"""The one writer of a store: decides, appends, publishes, syncs.
+
+Invariants:
+    * Everything that can fail happens before the append; between append and publish nothing can.
+    * The lock covers decide, append and publish; it is never held during an fdatasync, so commits share syncs.
+    * Writers build on what is appended. Readers see what is durable (``buffered``: what is appended).
+    * Whatever interrupts the steps between append and publish poisons the writer: memory and journal may differ until
+      the store is opened again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple
+
+from .._failpoints import hit
+from ..blocks.apply import IndexRows, Prepared, prepare
+from ..blocks.content import FrameContent
+from ..blocks.decide import Decider
+from ..blocks.fork_choice import ForkChoice
+from ..blocks.records import block_key, decode_block_record
+from ..blocks.state import ChainState, encode_state
+from ..consensus.records import SafetyRecord, encode_fence, encode_safety
+from ..consensus.safety import SafetyBook
+from ..errors import HoldfastError, InternalError, PoisonedError
+from ..journal.api import Kind, Part, TipMark
+from ..journal.journal import Journal
+from ..types import ZERO_HASH, BlockInfo, ReorgInfo
+from ..views.api import FrameLayers, Layer, RowReader, Rows
+from ..views.views import Views
+
+__all__ = ["Writer", "Written"]
+
+
+class Written(NamedTuple):
+    """A frame that was appended and published."""
+
+    seq: int
+    tip: BlockInfo | None
+    reorg: ReorgInfo | None
+    blocks: tuple[BlockInfo, ...]
+
+
+class _Mark(NamedTuple):
+    seq: int
+    state: ChainState
+    tip: BlockInfo | None
+
+
+class Writer:
+    """Appends frames for the store. Public methods expect the caller to hold ``lock`` where they say so."""
+
+    def __init__(
+        self,
+        *,
+        journal: Journal,
+        views: Views,
+        state: ChainState,
+        book: SafetyBook,
+        buffered: bool,
+        compress: bool,
+    ) -> None:
+        self.lock = threading.RLock()
+        self.journal = journal
+        self.views = views
+        self.book = book
+        self.index_rows: IndexRows | None = None
+        self._buffered = buffered
+        self._compress = compress
+        self._failure: BaseException | None = None
+        self._marks: deque[_Mark] = deque()
+        self._marks_lock = threading.Lock()
+        self._durable_seq = journal.durable_seq
+        self.decider: Decider | None = None
+        self.state = state
+        self.tip = self._load_tip(state)
+        self.visible = _Mark(journal.appended_seq, state, self.tip)
+
+    def configure(
+        self, fork_choice: ForkChoice, *, max_reorg_depth: int, max_orphans: int, forced: Mapping[int, bytes]
+    ) -> None:
+        """Decisions follow these rules from now on."""
+        self.decider = Decider(self.views.latest(), fork_choice, max_reorg_depth, max_orphans, forced)
+
+    def _load_tip(self, state: ChainState) -> BlockInfo | None:
+        if not state.has_tip:
+            return None
+        row = self.views.latest().get(block_key(state.tip_hash))
+        if row is None:
+            raise InternalError("the tip has no row", hash=state.tip_hash, height=state.tip_height)
+        return decode_block_record(state.tip_hash, row)
+
+    def replace_views(self, views: Views) -> None:
+        """Another generation of views, at the same frame, takes over; the lock is held."""
+        with self._marks_lock:
+            self.views = views
+            if self.decider is not None:
+                self.decider.reader = views.latest()
+
+    def the_decider(self) -> Decider:
+        """The rules of decisions, for a caller that holds the lock."""
+        if self.decider is None:
+            raise InternalError("the writer is not configured")
+        return self.decider
+
+    @contextlib.contextmanager
+    def pin(self) -> Iterator[tuple[RowReader, ChainState, BlockInfo | None]]:
+        """Rows, state and tip of the moment that readers see."""
+        with self._marks_lock:
+            pinned = self.views.pin()
+            mark = self.visible
+        with pinned as rows:
+            yield rows, mark.state, mark.tip
+
+    def check(self) -> None:
+        """Raises ``PoisonedError`` if an earlier write did not complete."""
+        if self._failure is not None:
+            raise PoisonedError("an earlier commit failed between journal and memory") from self._failure
+
+    # -- appending (lock held) --------------------------------------------------------------------------------
+
+    def write(self, content: FrameContent, safety: SafetyRecord | None = None) -> Written:
+        """``content`` is one frame of the journal and visible to later writes; not durable yet."""
+        self.check()
+        views = self.views
+        prepared = prepare(content, self.state, views.latest(), views.undo_of, self.index_rows)
+        parts = content.parts(compress=self._compress)
+        if safety is not None:
+            parts.append(Part(Kind.SAFETY, encode_safety(safety), True))
+        state = prepared.state
+        tip_mark = TipMark(state.tip_height, state.tip_hash, ZERO_HASH) if state.tip_height >= 0 else None
+        time_us = time.time_ns() // 1000
+        hit("store.write.before_append")
+        seq = self._append(parts, tip_mark, time_us)
+        try:
+            hit("store.write.after_append")
+            layers = prepared.finish(seq, time_us)
+            if safety is not None:
+                layers.layers.append(Layer(self.book.put(safety)))
+            views.publish(layers)
+            return self._published(prepared, seq, time_us)
+        except BaseException as error:
+            self._failure = error
+            raise
+
+    def _append(self, parts: list[Part], tip: TipMark | None, time_us: int) -> int:
+        try:
+            return self.journal.append(parts, tip=tip, time_us=time_us)
+        except HoldfastError:
+            self._drop_invisible()
+            raise
+
+    def _published(self, prepared: Prepared, seq: int, time_us: int) -> Written:
+        old_tip, canonical = self.tip, prepared.content.canonical
+        blocks = tuple(
+            BlockInfo(
+                entry.hash,
+                entry.parent,
+                entry.height,
+                entry.time,
+                entry.work,
+                entry.total_work,
+                entry.producer,
+                seq,
+                entry.part,
+                time_us,
+                entry.header_bytes or 0,
+                entry.body_bytes,
+                entry.extra_bytes,
+            )
+            for entry in prepared.content.blocks
+        )
+        self.state = state = prepared.state
+        reorg = None
+        if old_tip is None or state.tip_hash != old_tip.hash:
+            if blocks and blocks[-1].hash == state.tip_hash:
+                self.tip = blocks[-1]
+            else:
+                self.tip = self._load_tip(state)
+            if old_tip is not None and canonical is not None and canonical.fork is not None:
+                fork_height, fork_hash = canonical.fork
+                if fork_hash != old_tip.hash:
+                    orphaned = tuple(block_hash for _, block_hash, _ in reversed(prepared.undone))
+                    reorg = ReorgInfo(fork_height, fork_hash, old_tip.hash, state.tip_hash, orphaned, prepared.adopted)
+        self._mark(seq)
+        return Written(seq, self.tip, reorg, blocks)
+
+    def _mark(self, seq: int) -> None:
+        """Frame ``seq`` is appended: visible at once if it is durable or if durability is not waited for."""
+        mark = _Mark(seq, self.state, self.tip)
+        with self._marks_lock:
+            if self._buffered or seq <= self._durable_seq:
+                self.views.set_visible(seq)
+                self.visible = mark
+            else:
+                self._marks.append(mark)
+
+    def on_durable(self, seq: int) -> None:
+        """Frames up to ``seq`` survive a power cut; called by the journal's group commit leader."""
+        with self._marks_lock:
+            self._durable_seq = seq
+            marks = self._marks
+            newest = None
+            while marks and marks[0].seq <= seq:
+                newest = marks.popleft()
+            self.views.set_visible(seq)
+            if newest is not None:
+                self.visible = newest
+
+    def write_safety(self, parts: list[Part], rows: Callable[[], Rows]) -> int:
+        """Safety parts in a frame of their own; the lock is held. Seq of the frame."""
+        self.check()
+        time_us = time.time_ns() // 1000
+        state = self.state
+        seq = self._append(parts, None, time_us)
+        try:
+            self.views.publish(FrameLayers(seq, [Layer(rows())], encode_state(state), state.floor))
+            self._mark(seq)
+        except BaseException as error:
+            self._failure = error
+            raise
+        return seq
+
+    # -- safety -----------------------------------------------------------------------------------------------
+
+    def save_safety(self, record: SafetyRecord) -> int | None:
+        """``record`` is appended; ``None`` if exactly it was stored before. Takes the lock."""
+        data = encode_safety(record)
+        with self.lock:
+            if not self.book.check(record):
+                return None
+            return self.write_safety([Part(Kind.SAFETY, data, True)], lambda: self.book.put(record))
+
+    def save_fence(self, identity: bytes, floor: tuple[int, ...]) -> int:
+        """``identity`` may sign above ``floor``; appended. Takes the lock."""
+        data = encode_fence(identity, floor)
+        with self.lock:
+            return self.write_safety([Part(Kind.FENCE, data, True)], lambda: self.book.put_fence(identity, floor))
+
+    def save_incarnation(self, fingerprint: bytes) -> int:
+        """The store is used from another place than before: fenced from now on; appended. Takes the lock."""
+        with self.lock:
+            return self.write_safety(
+                [Part(Kind.INCARNATION, fingerprint, True)],
+                lambda: self.book.put_incarnation(fingerprint, first=False),
+            )
+
+    def sync(self, seq: int | None = None) -> int:
+        """Frames up to ``seq`` (default: all appended) are durable."""
+        try:
+            return self.journal.sync(seq)
+        except HoldfastError:
+            self._drop_invisible()
+            raise
+
+    def _drop_invisible(self) -> None:
+        """After a failed sync: what was appended and is not durable never happened, for readers and for writers."""
+        if self.journal.poisoned is None:
+            return
+        with self.lock, self._marks_lock:
+            if self._failure is None:
+                self._failure = self.journal.poisoned
+                self._marks.clear()
+                self.views.drop_invisible()
+                self.state, self.tip = self.visible.state, self.visible.tip
