@@ -167,10 +167,9 @@ class Flusher:
         self.rows_flushed = 0
         self.seconds = 0.0
         self._slice_rows = _SLICE_ROWS_SYNCED if engine.capabilities.always_sync else _SLICE_ROWS
-        self._wake_rows = options.overlay_rows_max // 2
-        self._wake_bytes = options.overlay_bytes_max // 2
         self._one = threading.Lock()
         self._wake = threading.Event()
+        overlay.wake = self._nudge
         self._done = threading.Condition(threading.Lock())
         self._waiting = 0
         self._stopping = False
@@ -320,9 +319,9 @@ class Flusher:
         """True while the background thread flushes on its own."""
         return self._thread is not None and not self._stopping
 
-    def nudge(self) -> None:
-        """The thread looks at the overlay soon, if it is half full. Cheap."""
-        if self._pressing() and not self._wake.is_set():
+    def _nudge(self) -> None:
+        """The thread looks at the overlay soon. Cheap."""
+        if not self._wake.is_set():
             self._wake.set()
 
     def start(self) -> None:
@@ -361,7 +360,7 @@ class Flusher:
 
     def _pressing(self) -> bool:
         overlay = self._overlay
-        return overlay.rows > self._wake_rows or overlay.size_bytes > self._wake_bytes
+        return overlay.rows > overlay.wake_rows or overlay.size_bytes > overlay.wake_bytes
 
     def useful(self) -> bool:
         """True if a flush could take something out of the overlay now."""

@@ -3,7 +3,8 @@
 Invariants:
     * A version is one ``Layer``; versions only grow. A node is an immutable tuple (version, value, older node), so a
       reader needs no lock: it takes the newest node of a key from the dict in one step and walks back.
-    * ``keys`` holds exactly the keys of ``nodes``, whenever the lock is free.
+    * ``_keys`` holds the keys of ``nodes`` that frames up to ``_sorted_version`` wrote, whenever the lock is free;
+      the first scan after a frame adds the others, so that publishing costs nothing for order.
     * ``visible_version`` is the last version of the newest frame that is both published and durable; it only grows.
     * ``epoch`` changes before a flush drops its first row: whoever read the engine before and the overlay after, and
       finds another epoch, has to read again.
@@ -42,9 +43,9 @@ ROW_COST_BYTES: Final = 200
 """Estimated memory of a row besides its key and value."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Published:
-    """A frame in the overlay: its last version, and what it adds to the counters."""
+    """A frame in the overlay: its last version, and what it adds to the counters. Never changed."""
 
     frame: FrameLayers
     version: int
@@ -52,49 +53,54 @@ class Published:
     size_bytes: int
 
 
+def _nobody() -> None:
+    """Nobody waits for the overlay to fill up."""
+
+
 class SortedKeys:
-    """A set of keys with ordered access; sorting waits until somebody asks. Not thread-safe: the owner locks.
+    """A set of keys in order. Not thread-safe: the owner locks."""
 
-    The first ordered access after n additions costs O(n log n) at once.
-    """
-
-    __slots__ = ("_sorted", "fresh")
+    __slots__ = ("_members", "_sorted")
 
     def __init__(self) -> None:
-        self.fresh: set[bytes] = set()
+        self._members: set[bytes] = set()
         self._sorted: SortedList | None = None
 
-    def discard(self, key: bytes) -> None:
-        """``key`` is not in the set; it was."""
-        if key in self.fresh:
-            self.fresh.remove(key)
+    def add(self, keys: set[bytes]) -> None:
+        """``keys`` are in the set. Cost: n log n for many, and then at once."""
+        keys = keys - self._members
+        self._members |= keys
+        if self._sorted is None:
+            self._sorted = SortedList(keys)
         else:
-            assert self._sorted is not None
-            self._sorted.remove(key)
+            self._sorted.update(keys)
 
-    def clear(self) -> None:
-        """The set is empty."""
-        self.fresh.clear()
-        self._sorted = None
+    def discard(self, key: bytes) -> None:
+        """``key`` is not in the set."""
+        if key in self._members:
+            assert self._sorted is not None
+            self._members.remove(key)
+            self._sorted.remove(key)
 
     def between(self, low: bytes, high: bytes, *, reverse: bool, count: int) -> list[bytes]:
         """The first ``count`` keys with ``low <= key < high`` in order, or from the end."""
         if self._sorted is None:
-            self._sorted = SortedList(self.fresh)
-            self.fresh.clear()
-        elif self.fresh:
-            self._sorted.update(self.fresh)
-            self.fresh.clear()
+            return []
         return list(islice(self._sorted.irange(low, high, (True, False), reverse), count))
 
 
 class Overlay:
     """Rows by key and version, and the frames they came from."""
 
-    def __init__(self) -> None:
+    def __init__(self, wake_rows: int, wake_bytes: int) -> None:
+        self.wake_rows = wake_rows
+        self.wake_bytes = wake_bytes
+        self.wake: Callable[[], None] = _nobody
+        """Called by ``publish`` above ``wake_rows`` rows or ``wake_bytes`` bytes."""
         self.lock = threading.Lock()
         self.nodes: dict[bytes, Node] = {}
-        self.keys = SortedKeys()
+        self._keys = SortedKeys()
+        self._sorted_version = 0
         self.version = 0
         self.visible_version = 0
         self.visible_seq = 0
@@ -104,7 +110,6 @@ class Overlay:
         self.epoch = 0
         self.frames: deque[Published] = deque()
         self._pending: deque[Published] = deque()
-        self._blocks: dict[tuple[int, bytes], tuple[int, Layer]] = {}
 
     # -- the writer ---------------------------------------------------------------------------------------------
 
@@ -112,36 +117,34 @@ class Overlay:
         """The rows of ``frame`` are on top; they are visible at once if the frame is known to be durable."""
         nodes = self.nodes
         get = nodes.get
-        fresh = self.keys.fresh.add
         count = 0
         size = 0
         with self.lock:
             version = self.version
             for layer in frame.layers:
                 version += 1
-                for rows in (layer.rows, layer.chain_rows):
+                rows = layer.rows
+                while True:
                     for key, value in rows.items():
-                        older = get(key)
-                        if older is None:
-                            fresh(key)
-                        nodes[key] = (version, value, older)
-                        size += len(key)
-                        if value is not None:
-                            size += len(value)
+                        nodes[key] = (version, value, get(key))
+                        size += len(key) if value is None else len(key) + len(value)
                     count += len(rows)
-                if layer.block is not None:
-                    self._blocks.setdefault(layer.block, (version, layer))
+                    if rows is layer.chain_rows:
+                        break
+                    rows = layer.chain_rows
             self.version = version
             size += (count + 1) * ROW_COST_BYTES
             published = Published(frame, version, count, size)
             self.frames.append(published)
-            self.rows += count
-            self.size_bytes += size
+            self.rows = total_rows = self.rows + count
+            self.size_bytes = total_bytes = self.size_bytes + size
             if frame.seq <= self.durable_seq:
                 self.visible_version = version
                 self.visible_seq = frame.seq
             else:
                 self._pending.append(published)
+        if total_rows > self.wake_rows or total_bytes > self.wake_bytes:
+            self.wake()
 
     def set_visible(self, seq: int) -> None:
         """Frames up to ``seq`` are durable, so readers see those that are published, and later ones once they are."""
@@ -168,8 +171,6 @@ class Overlay:
                 for layer in published.frame.layers:
                     for key in (*layer.rows, *layer.chain_rows):
                         self._strip(key, visible)
-                    if layer.block is not None and self._blocks.get(layer.block, (0, layer))[0] > visible:
-                        del self._blocks[layer.block]
 
     def _strip(self, key: bytes, visible: int) -> None:
         first = node = self.nodes.get(key)
@@ -179,7 +180,7 @@ class Overlay:
             self.nodes[key] = node
         elif first is not None:
             del self.nodes[key]
-            self.keys.discard(key)
+            self._keys.discard(key)
 
     # -- readers ------------------------------------------------------------------------------------------------
 
@@ -197,11 +198,31 @@ class Overlay:
         if not self.nodes:
             return []
         with self.lock:
-            return self.keys.between(low, high, reverse=reverse, count=count)
+            if self._sorted_version != self.version:
+                self._sort()
+            return self._keys.between(low, high, reverse=reverse, count=count)
+
+    def _sort(self) -> None:
+        nodes = self.nodes
+        added: set[bytes] = set()
+        for published in reversed(self.frames):
+            if published.version <= self._sorted_version:
+                break
+            for layer in published.frame.layers:
+                added.update(layer.rows, layer.chain_rows)
+        self._keys.add({key for key in added if key in nodes})
+        self._sorted_version = self.version
 
     def block_layer(self, block: tuple[int, bytes]) -> tuple[int, Layer] | None:
-        """(version, layer) of a block that a frame in the overlay makes canonical."""
-        return self._blocks.get(block)
+        """(version, layer) of a block that a frame in the overlay makes canonical, the newest. Cost: its age."""
+        with self.lock:
+            for published in reversed(self.frames):
+                version = published.version
+                for layer in reversed(published.frame.layers):
+                    if layer.block == block:
+                        return version, layer
+                    version -= 1
+        return None
 
     # -- the flush ----------------------------------------------------------------------------------------------
 
@@ -230,9 +251,6 @@ class Overlay:
                 assert first is published
                 self.rows -= published.rows
                 self.size_bytes -= published.size_bytes
-                for layer in published.frame.layers:
-                    if layer.block is not None and self._blocks.get(layer.block, (LATEST, layer))[0] <= to_version:
-                        del self._blocks[layer.block]
 
     def _cut(self, key: bytes, to_version: int) -> None:
         node: Node | None = self.nodes.get(key)
@@ -240,7 +258,7 @@ class Overlay:
             return
         if node[0] <= to_version:
             del self.nodes[key]
-            self.keys.discard(key)
+            self._keys.discard(key)
             return
         newer: list[Node] = []
         while node is not None and node[0] > to_version:

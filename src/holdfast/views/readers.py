@@ -77,7 +77,7 @@ class PinnedReader:
             self._released = True
             if self._frozen:
                 self._frozen = {}
-                self._keys.clear()
+                self._keys = SortedKeys()
 
     # -- reading ------------------------------------------------------------------------------------------------
 
@@ -152,6 +152,7 @@ class PinnedReader:
         with self._lock:
             if self._expired or self._released:
                 return
+            added: set[bytes] = set()
             for key in keys:
                 if key in self._frozen:
                     continue
@@ -159,12 +160,13 @@ class PinnedReader:
                 if value is MISSING:
                     value = old[key]
                 self._frozen[key] = value
-                self._keys.fresh.add(key)
+                added.add(key)
                 self._frozen_bytes += len(key) + (len(value) if value is not None else 0) + ROW_COST_BYTES
+            self._keys.add(added)
             if self._frozen_bytes > self._pins.bytes_max:
                 self._expired = True
                 self._frozen = {}
-                self._keys.clear()
+                self._keys = SortedKeys()
 
     def frozen_between(self, low: bytes, high: bytes, *, reverse: bool, count: int) -> list[tuple[bytes, bytes | None]]:
         """The first ``count`` frozen rows of a range in order, or from the end."""

@@ -55,7 +55,7 @@ class Views:
         make_durable: Callable[[int], None] | None,
     ) -> None:
         self._engine = engine
-        self._overlay = Overlay()
+        self._overlay = Overlay(options.overlay_rows_max // 2, options.overlay_bytes_max // 2)
         if applied is not None:
             self._overlay.durable_seq = self._overlay.visible_seq = applied.seq
         self._pins = Pins(engine, self._overlay, options.pinned_bytes_max)
@@ -63,8 +63,18 @@ class Views:
         self._pins.refused = self._flusher.finishing is not None
         self._visible = VisibleReader(engine, self._overlay, self._pins)
         self._latest = LatestReader(engine, self._overlay)
-        self.get = self._visible.get
+        self.get: Callable[[bytes], bytes | None] = self._visible.get
         """The visible row, or ``None``."""
+        self.publish: Callable[[FrameLayers], None] = self._overlay.publish
+        """The rows of a frame are there for ``latest``; for readers once ``set_visible`` reached its seq.
+
+        The frame belongs to the views from now on. Cannot fail. Seqs must rise.
+        """
+        self.set_visible: Callable[[int], None] = self._overlay.set_visible
+        """Frames up to a seq are durable: readers see them and a flush may take them.
+
+        May come before ``publish`` of the same frame. Smaller seqs than before do nothing.
+        """
 
     @classmethod
     def open(
@@ -101,21 +111,6 @@ class Views:
 
     # -- the writer ---------------------------------------------------------------------------------------------
 
-    def publish(self, frame: FrameLayers) -> None:
-        """The rows of ``frame`` are there for ``latest``; for readers once ``set_visible`` reached its seq.
-
-        ``frame`` belongs to the views from now on. Cannot fail. Seqs must rise.
-        """
-        self._overlay.publish(frame)
-        self._flusher.nudge()
-
-    def set_visible(self, seq: int) -> None:
-        """Frames up to ``seq`` are durable: readers see them and a flush may take them.
-
-        May come before ``publish`` of the same frame. Smaller seqs than before do nothing.
-        """
-        self._overlay.set_visible(seq)
-
     def drop_invisible(self) -> None:
         """Frames above the visible ones are forgotten, as if never published."""
         self._overlay.drop_invisible()
@@ -126,19 +121,17 @@ class Views:
 
     def undo_of(self, height: int, block_hash: bytes) -> Rows:
         """The values that the block's chain rows had before it. Raises ``CorruptionError`` if they are lost."""
-        get = self._engine.get
-        undo = read_undo(get, height, block_hash)
-        if undo is not None:
-            return undo
-        record = self._overlay.block_layer((height, block_hash))
-        if record is not None and self._flusher.finishing is None:
-            version, layer = record
-            undo = self._rows_before(version, list(layer.chain_rows))
-            if self._flusher.rows_version < version:
-                return undo
-            undo = read_undo(get, height, block_hash)  # a flush has begun to replace the rows: its undo is complete
+        block = (height, block_hash)
+        for _ in range(2):  # twice: a flush may write the undo, and drop the block, between the two looks
+            undo = read_undo(self._engine.get, height, block_hash)
             if undo is not None:
                 return undo
+            record = self._overlay.block_layer(block)
+            if record is not None and self._flusher.finishing is None:
+                version, layer = record
+                undo = self._rows_before(version, list(layer.chain_rows))
+                if self._flusher.rows_version < version:
+                    return undo  # no flush has begun to replace these rows
         raise CorruptionError(
             "the undo of a block is not there",
             remedy="run 'holdfast rebuild': the views are made anew from the journal",

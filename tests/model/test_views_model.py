@@ -1,0 +1,222 @@
+"""The views against dumb data: a list of dicts, one after each frame.
+
+Frames, reorgs, partial flushes, pinned readers and crashes after any engine batch come in any order; after each step
+every reader must show exactly the dict of its moment.
+"""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, precondition, rule
+
+from holdfast.errors import StateError, ViewExpired
+from holdfast.views import flush as flush_module
+from holdfast.views import readers as readers_module
+from holdfast.views.api import Rows
+from holdfast.views.readers import PinnedReader
+from holdfast.views.views import Views
+from tests.unit.views_support import (
+    CHAIN_KEYS,
+    HIGH,
+    LOG_KEYS,
+    LOW,
+    RecordingEngine,
+    State,
+    ToyBlock,
+    ToyChain,
+    check_undo,
+    layers_of,
+    open_views,
+    read_all,
+    replay,
+)
+
+values = st.one_of(st.none(), st.binary(max_size=3))
+chain_rows = st.dictionaries(st.sampled_from(CHAIN_KEYS), values, max_size=6)
+log_rows = st.dictionaries(st.sampled_from(LOG_KEYS), values, max_size=4)
+blocks = st.lists(st.tuples(chain_rows, log_rows), min_size=1, max_size=4)
+any_key = st.sampled_from((*CHAIN_KEYS, *LOG_KEYS))
+
+
+class ViewsMachine(RuleBasedStateMachine):
+    pins: Bundle[tuple[PinnedReader, State]] = Bundle("pins")
+
+    @initialize(pinned=st.sampled_from([10**6, 10**6, 1500]))
+    def open(self, pinned: int) -> None:
+        self.pinned = pinned
+        self.chain = ToyChain()
+        self.engine = RecordingEngine()
+        self.views = self._open()
+        self.visible = 0
+        self.generation = 0
+        self.expired = 0
+
+    def _open(self) -> Views:
+        return open_views(self.engine, pinned_bytes_max=self.pinned)
+
+    def _publish(self) -> None:
+        self.views.publish(layers_of(self.views, self.chain, self.chain.seq))
+
+    @rule(new=blocks)
+    def extend(self, new: list[tuple[Rows, Rows]]) -> None:
+        added: list[ToyBlock] = []
+        parent = self.chain.now.chain[-1] if self.chain.now.chain else None
+        for rows, log in new:
+            parent = self.chain.block(parent, rows, log)
+            added.append(parent)
+        self.chain.append(0, added)
+        self._publish()
+
+    @rule(depth=st.integers(1, 6), new=blocks)
+    def reorg(self, depth: int, new: list[tuple[Rows, Rows]]) -> None:
+        now = self.chain.now
+        depth = min(depth, len([block for block in now.chain if block.height > now.floor]))
+        keep = now.chain[: len(now.chain) - depth]
+        parent = keep[-1] if keep else None
+        added: list[ToyBlock] = []
+        for rows, log in new:
+            parent = self.chain.block(parent, rows, log)
+            added.append(parent)
+        self.chain.append(depth, added)
+        self._publish()
+
+    @precondition(lambda self: self.chain.orphans)
+    @rule(data=st.data())
+    def reorg_to_an_orphan(self, data: st.DataObject) -> None:
+        now = self.chain.now
+        hashes = [bytes(32)] + [block.hash for block in now.chain]
+        able = [
+            orphan
+            for orphan in self.chain.orphans
+            if orphan.parent in hashes and hashes.index(orphan.parent) >= now.floor
+        ]
+        if able:
+            orphan = data.draw(st.sampled_from(able), label="orphan")
+            self.chain.append(len(now.chain) - hashes.index(orphan.parent), [orphan])
+            self._publish()
+
+    @rule(data=st.data())
+    def set_visible(self, data: st.DataObject) -> None:
+        self.visible = data.draw(st.integers(self.visible, self.chain.seq), label="visible")
+        self.views.set_visible(self.visible)
+
+    @rule(data=st.data())
+    def flush(self, data: st.DataObject) -> None:
+        to_seq = data.draw(st.one_of(st.none(), st.integers(0, self.visible)), label="to_seq")
+        self.views.flush(to_seq)
+        if to_seq is None and self.visible:
+            assert self.views.applied is not None
+            assert self.views.applied.seq == self.visible
+
+    @rule()
+    def flush_beyond_what_is_durable(self) -> None:
+        with pytest.raises(StateError):
+            self.views.flush(self.visible + 1)
+
+    @rule(target=pins)
+    def pin(self) -> tuple[PinnedReader, State]:
+        return self.views.pin(), self.chain.moments[self.visible].rows
+
+    @rule(pin=pins, reverse=st.booleans(), limit=st.integers(1, 7))
+    def a_pin_is_unchanged(self, pin: tuple[PinnedReader, State], reverse: bool, limit: int) -> None:
+        reader, rows = pin
+        if reader._pins is not self.views._pins:
+            return
+        keys = [*CHAIN_KEYS, *LOG_KEYS]
+        try:
+            assert read_all(reader, reverse=reverse, limit=limit) == rows
+            assert reader.get_many(keys) == [rows.get(key) for key in keys]
+            for key in keys:
+                assert reader.get(key) == rows.get(key)
+        except ViewExpired:
+            assert self.pinned < 10**6
+
+    @rule(pin=consumes(pins))
+    def release(self, pin: tuple[PinnedReader, State]) -> None:
+        pin[0].release()
+
+    @rule(start=any_key, stop=any_key, reverse=st.booleans(), limit=st.integers(1, 5))
+    def one_page(self, start: bytes, stop: bytes, reverse: bool, limit: int) -> None:
+        rows = self.chain.moments[self.visible].rows
+        expected = sorted(((k, v) for k, v in rows.items() if start <= k < stop), reverse=reverse)
+        page = self.views.reader().scan(start, stop, reverse=reverse, limit=limit)
+        assert page.rows == expected[:limit]
+
+    @rule(key=any_key, low=any_key)
+    def floor(self, key: bytes, low: bytes) -> None:
+        for reader, rows in (
+            (self.views.reader(), self.chain.moments[self.visible].rows),
+            (self.views.latest(), self.chain.now.rows),
+        ):
+            within = [found for found in rows if low <= found <= key]
+            expected = (max(within), rows[max(within)]) if within else None
+            assert reader.floor(key, low) == expected
+
+    @rule()
+    def poison(self) -> None:
+        self.views.drop_invisible()
+        self.chain.cut(self.visible)
+
+    @rule(data=st.data())
+    def crash(self, data: st.DataObject) -> None:
+        count = data.draw(st.integers(0, len(self.engine.batches)), label="batches that survive")
+        self.chain.cut(self.visible)
+        self.engine = self.engine.after(count)
+        self.views = self._open()
+        replay(self.views, self.chain)
+
+    @rule(data=st.data())
+    def crash_in_the_last_flush(self, data: st.DataObject) -> None:
+        synced = [at for at, sync in enumerate(self.engine.synced) if sync]
+        first = synced[-2] + 1 if len(synced) > 1 else 0
+        count = data.draw(st.integers(min(first, len(self.engine.batches)), len(self.engine.batches)), label="batches")
+        self.chain.cut(self.visible)
+        self.engine = self.engine.after(count)
+        self.views = self._open()
+        replay(self.views, self.chain)
+
+    @invariant()
+    def readers_show_their_moment(self) -> None:
+        if not hasattr(self, "views"):
+            return
+        visible = self.chain.moments[self.visible].rows
+        latest = self.chain.now.rows
+        assert read_all(self.views.reader(), limit=1000) == visible
+        assert read_all(self.views.reader(), limit=2, reverse=True) == visible
+        assert read_all(self.views.latest(), limit=4) == latest
+        keys = [*CHAIN_KEYS, *LOG_KEYS]
+        assert self.views.get_many(keys) == [visible.get(key) for key in keys]
+        assert self.views.latest().get_many(keys) == [latest.get(key) for key in keys]
+        assert [self.views.get(key) for key in keys] == [visible.get(key) for key in keys]
+        assert [self.views.latest().get(key) for key in keys] == [latest.get(key) for key in keys]
+        assert self.views.reader().scan(HIGH, LOW).rows == []
+
+    @invariant()
+    def blocks_can_be_undone(self) -> None:
+        if hasattr(self, "views"):
+            check_undo(self.views, self.chain)
+
+    @invariant()
+    def counters_add_up(self) -> None:
+        if hasattr(self, "views"):
+            overlay = self.views._overlay
+            assert overlay.rows == sum(published.rows for published in overlay.frames)
+            assert overlay.size_bytes == sum(published.size_bytes for published in overlay.frames)
+            assert bool(overlay.nodes) <= bool(overlay.frames)
+
+
+@pytest.fixture(autouse=True)
+def small_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few rows fill a slice, a chunk and a sort."""
+    for name, value in (("_SLICE_ROWS", 3), ("_SLICE_ROWS_SYNCED", 3), ("_SORT_AT_ONCE", 2)):
+        monkeypatch.setattr(flush_module, name, value)
+    monkeypatch.setattr(readers_module, "_CHUNK", 2)
+
+
+@pytest.mark.slow
+def test_views_equal_the_model() -> None:
+    from hypothesis.stateful import run_state_machine_as_test
+
+    run_state_machine_as_test(ViewsMachine, settings=settings(max_examples=60, stateful_step_count=30, deadline=None))
