@@ -340,10 +340,10 @@ def finish_tail(
             file.close()
     tail.set_sealed(Seal(tail.count, tail.last_seq, tail.frames_end, tail.digest))
     _failpoints.hit("journal.recovery.sealed")
-    gone = [leftover.path for leftover in found.leftovers] + found.temporaries
-    for path in gone:
+    for path in found.temporaries:
         fs.remove(path)
-    if gone:
+    for leftover in reversed(found.leftovers):  # one by one from the end, so that a crash leaves no gap
+        fs.remove(leftover.path)
         fs.sync_directory(place)
     return tuple(discarded)
 

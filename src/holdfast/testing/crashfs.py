@@ -1,0 +1,397 @@
+"""A file system in memory that loses power, fails and dies where a test wants it to.
+
+Invariants:
+    * What a crash keeps is legal for a disk: everything that was synced, and any choice of what was not, at a grain of
+      512 bytes within one write. A sector is old or new, never a mix.
+    * A name in a directory survives for sure only after the directory was synced; a file whose name survived has at
+      least its synced bytes.
+    * The same seed gives the same crash. Operations are counted from 1 in the order in which they were made.
+
+The model follows the strict reading of POSIX: each rename, creation and removal that was not synced may be lost or
+kept, whatever became of the others; a rename is atomic.
+"""
+
+from __future__ import annotations
+
+import errno
+import random
+import threading
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from .._fs import Buffer, File, FileLock, FileSystem
+from .._fs import translate_os_error as translate
+from ..errors import StoreLocked
+
+__all__ = ["CrashableFileSystem", "Fault", "SimulatedCrash"]
+
+_SECTOR = 512
+_READS = frozenset({"open", "pread", "size", "names", "exists", "read_bytes"})
+
+Keep = Literal["none", "all", "random"]
+
+
+class SimulatedCrash(BaseException):
+    """The process died here. Not an ``Exception``, so that nothing but a test catches it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """What goes wrong: at operation ``at`` (from 1), once or from then on.
+
+    ``error`` is an errno, or ``None`` for a crash. A failed write leaves a prefix of its sectors if ``torn``. Only
+    operations named in ``only`` count if it is not empty.
+    """
+
+    at: int
+    error: int | None = None
+    persistent: bool = False
+    torn: bool = False
+    only: frozenset[str] = frozenset()
+
+
+@dataclass(slots=True)
+class _Write:
+    offset: int
+    data: bytes
+
+
+@dataclass(slots=True)
+class _Truncate:
+    length: int
+
+
+@dataclass(slots=True)
+class _Node:
+    """A file: what the process sees, what is on the device, and what lies between."""
+
+    live: bytearray = field(default_factory=bytearray)
+    durable: bytearray = field(default_factory=bytearray)
+    pending: list[_Write | _Truncate] = field(default_factory=list)
+
+
+_Entries = tuple[tuple[Path, "_Node | None"], ...]
+"""Names that change together, all or none: one for a creation or a removal, two for a rename."""
+
+
+def _apply(data: bytearray, change: _Write | _Truncate) -> None:
+    length = change.length if isinstance(change, _Truncate) else change.offset + len(change.data)
+    if len(data) < length:
+        data.extend(bytes(length - len(data)))
+    if isinstance(change, _Truncate):
+        del data[change.length :]
+    else:
+        data[change.offset : length] = change.data
+
+
+def _sectors(change: _Write) -> list[_Write]:
+    pieces: list[_Write] = []
+    position = change.offset
+    end = change.offset + len(change.data)
+    while position < end:
+        stop = min(end, (position // _SECTOR + 1) * _SECTOR)
+        pieces.append(_Write(position, change.data[position - change.offset : stop - change.offset]))
+        position = stop
+    return pieces
+
+
+class _CrashableFile:
+    """An open file of a ``CrashableFileSystem``."""
+
+    __slots__ = ("_fs", "_node", "_read_only", "path")
+
+    def __init__(self, fs: CrashableFileSystem, path: Path, node: _Node, *, read_only: bool) -> None:
+        self._fs = fs
+        self._node = node
+        self._read_only = read_only
+        self.path = path
+
+    def pwrite(self, data: Buffer, offset: int) -> None:
+        change = _Write(offset, bytes(data))
+        if self._read_only:
+            raise translate(OSError(errno.EACCES, "read-only"), self.path)
+        with self._fs.mutex:
+            try:
+                self._fs.step("pwrite", self.path)
+            except BaseException:
+                if self._fs.torn_now():
+                    pieces = _sectors(change)
+                    for piece in pieces[: self._fs.rng.randrange(len(pieces) + 1)]:
+                        self._change(piece)
+                raise
+            self._change(change)
+
+    def pread(self, length: int, offset: int) -> bytes:
+        with self._fs.mutex:
+            self._fs.step("pread", self.path)
+            return bytes(self._node.live[offset : offset + length])
+
+    def sync(self) -> None:
+        with self._fs.mutex:
+            try:
+                self._fs.step("sync", self.path)
+            except SimulatedCrash:
+                raise
+            except Exception:
+                # As Linux does: the pages are marked clean, so a later sync succeeds although they were never written.
+                self._node.pending.clear()
+                raise
+            if not self._fs.lying_sync:
+                for change in self._node.pending:
+                    _apply(self._node.durable, change)
+                self._node.pending.clear()
+
+    def truncate(self, length: int) -> None:
+        with self._fs.mutex:
+            self._fs.step("truncate", self.path)
+            self._change(_Truncate(length))
+
+    def size(self) -> int:
+        with self._fs.mutex:
+            self._fs.step("size", self.path)
+            return len(self._node.live)
+
+    def close(self) -> None:
+        """Nothing happens: nothing was promised."""
+
+    def _change(self, change: _Write | _Truncate) -> None:
+        _apply(self._node.live, change)
+        self._node.pending.append(change)
+
+
+class _Lock:
+    def __init__(self, held: dict[Path, str], path: Path) -> None:
+        self._held = held
+        self._path = path
+
+    def release(self) -> None:
+        self._held.pop(self._path, None)
+
+
+class CrashableFileSystem:
+    """Files in memory with a device below them. ``persistent`` is true: code takes its careful path.
+
+    Args:
+        seed: chooses what a torn write leaves.
+        faults: what goes wrong.
+        count_reads: whether reads count as operations and may fail.
+        lying_sync: syncs return and do nothing (a positive control).
+    """
+
+    persistent = True
+
+    def __init__(
+        self, *, seed: int = 0, faults: tuple[Fault, ...] = (), count_reads: bool = False, lying_sync: bool = False
+    ) -> None:
+        self.mutex = threading.RLock()
+        self.rng = random.Random(seed)
+        self.faults = faults
+        self.count_reads = count_reads
+        self.lying_sync = lying_sync
+        self.operations = 0
+        self.counts: Counter[str] = Counter()
+        self.hits = 0
+        self.log: list[tuple[str, str]] = []
+        self._torn_now = False
+        self._dead = False
+        self._names: dict[Path, _Node] = {}
+        self._durable_names: dict[Path, _Node] = {}
+        self._pending_names: dict[Path, list[_Entries]] = {}
+        self._directories: set[Path] = set()
+        self._locks: dict[Path, str] = {}
+
+    # -- faults -------------------------------------------------------------------------------------------------
+
+    def step(self, kind: str, path: Path) -> None:
+        """One operation was made; raises if a fault is due."""
+        if self._dead:
+            raise SimulatedCrash("the process is already dead")
+        if kind in _READS and not self.count_reads:
+            return
+        self.operations += 1
+        self.counts[kind] += 1
+        self.log.append((kind, path.name))
+        self._torn_now = False
+        for fault in self.faults:
+            if fault.only:
+                due = sum(self.counts[name] for name in fault.only) if kind in fault.only else -1
+            else:
+                due = self.operations
+            if due == fault.at or (fault.persistent and due > fault.at):
+                self.hits += 1
+                self._torn_now = fault.torn
+                if fault.error is None:
+                    self._dead = True
+                    raise SimulatedCrash(f"operation {self.operations}: {kind} {path}")
+                raise translate(OSError(fault.error, "injected"), path)
+
+    def torn_now(self) -> bool:
+        """True if the fault that was just raised leaves part of the write."""
+        return self._torn_now
+
+    def crash(self, rng: random.Random, *, keep: Keep = "random") -> CrashableFileSystem:
+        """The file system as the next boot finds it. ``keep`` says what becomes of that which was not synced.
+
+        ``all`` is a killed process (the kernel lives on), ``none`` and ``random`` are power cuts.
+        """
+        after = CrashableFileSystem()
+        after._directories = set(self._directories)
+        nodes: dict[int, _Node] = {}
+
+        def copied(node: _Node) -> _Node:
+            if id(node) not in nodes:
+                nodes[id(node)] = _after(node, rng, keep)
+            return nodes[id(node)]
+
+        if keep == "all":
+            for place, changes in self._pending_names.items():
+                after._pending_names[place] = [
+                    tuple((path, node and copied(node)) for path, node in entries) for entries in changes
+                ]
+            after._names = {path: copied(node) for path, node in self._names.items()}
+            after._durable_names = {path: copied(node) for path, node in self._durable_names.items()}
+        else:
+            after._names = {path: copied(node) for path, node in self._names_after(rng, keep).items()}
+            after._durable_names = dict(after._names)
+        return after
+
+    def _names_after(self, rng: random.Random, keep: Keep) -> dict[Path, _Node]:
+        names = dict(self._durable_names)
+        if keep == "none":
+            return names
+        for changes in self._pending_names.values():
+            in_order = rng.random() < 0.5
+            stop = rng.randrange(len(changes) + 1)
+            for index, entries in enumerate(changes):
+                if index < stop if in_order else rng.random() < 0.5:
+                    _enter(names, entries)
+        return names
+
+    def files(self) -> dict[Path, bytes]:
+        """Every file as the process sees it."""
+        return {path: bytes(node.live) for path, node in self._names.items()}
+
+    @classmethod
+    def from_files(cls, files: dict[Path, bytes], directories: set[Path]) -> CrashableFileSystem:
+        """A file system that holds ``files``, all durable."""
+        fs = cls()
+        fs._directories = set(directories)
+        for path, data in files.items():
+            fs._names[path] = fs._durable_names[path] = _Node(bytearray(data), bytearray(data))
+        return fs
+
+    def directories(self) -> set[Path]:
+        """Every directory."""
+        return set(self._directories)
+
+    # -- FileSystem ---------------------------------------------------------------------------------------------
+
+    def open(self, path: Path, *, create: bool = False, read_only: bool = False) -> File:
+        with self.mutex:
+            self.step("create" if create else "open", path)
+            if create:
+                if path in self._names:
+                    raise translate(FileExistsError(errno.EEXIST, "exists"), path)
+                self._change_names((path, _Node()))
+            elif path not in self._names:
+                raise translate(FileNotFoundError(errno.ENOENT, "missing"), path)
+            return _CrashableFile(self, path, self._names[path], read_only=read_only)
+
+    def exists(self, path: Path) -> bool:
+        with self.mutex:
+            self.step("exists", path)
+            return path in self._names or path in self._directories
+
+    def names(self, directory: Path) -> list[str]:
+        with self.mutex:
+            self.step("names", directory)
+            return sorted(path.name for path in (*self._names, *self._directories) if path.parent == directory)
+
+    def make_directory(self, path: Path) -> None:
+        with self.mutex:
+            self.step("make_directory", path)
+            self._directories.add(path)
+
+    def remove(self, path: Path) -> None:
+        with self.mutex:
+            self.step("remove", path)
+            if path in self._names:
+                self._change_names((path, None))
+
+    def rename(self, source: Path, target: Path) -> None:
+        with self.mutex:
+            self.step("rename", source)
+            if source not in self._names:
+                raise translate(FileNotFoundError(errno.ENOENT, "missing"), source)
+            node = self._names[source]
+            self._change_names((target, node), (source, None))
+
+    def sync_directory(self, path: Path) -> None:
+        with self.mutex:
+            self.step("sync_directory", path)
+            if self.lying_sync:
+                return
+            for entries in self._pending_names.pop(path, []):
+                _enter(self._durable_names, entries)
+
+    def read_bytes(self, path: Path, *, limit: int) -> bytes:
+        file = self.open(path, read_only=True)
+        if file.size() > limit:
+            raise translate(OSError(errno.EFBIG, "too large"), path)
+        return file.pread(limit, 0)
+
+    def write_atomic(self, path: Path, data: bytes) -> None:
+        temporary = path.with_name(path.name + ".tmp")
+        self.remove(temporary)
+        file = self.open(temporary, create=True)
+        file.pwrite(data, 0)
+        file.sync()
+        self.rename(temporary, path)
+        self.sync_directory(path.parent)
+
+    def lock(self, path: Path, owner: str) -> FileLock:
+        with self.mutex:
+            if path in self._locks:
+                raise StoreLocked("the store is already open", path=path, holder=self._locks[path])
+            self._locks[path] = owner
+            return _Lock(self._locks, path)
+
+    def free_bytes(self, path: Path) -> int:
+        return 2**40
+
+    def _change_names(self, *entries: tuple[Path, _Node | None]) -> None:
+        _enter(self._names, entries)
+        self._pending_names.setdefault(entries[0][0].parent, []).append(entries)
+
+
+def _enter(names: dict[Path, _Node], entries: _Entries) -> None:
+    for path, node in entries:
+        if node is None:
+            names.pop(path, None)
+        else:
+            names[path] = node
+
+
+def _after(node: _Node, rng: random.Random, keep: Keep) -> _Node:
+    if keep == "all":
+        # The kernel lives on: what the process saw is there, and what is not on the device is still pending.
+        return _Node(bytearray(node.live), bytearray(node.durable), list(node.pending))
+    data = bytearray(node.durable)
+    if keep == "random":
+        mode = rng.randrange(4)
+        for change in node.pending:
+            if isinstance(change, _Truncate):
+                if mode == 3 or (mode and rng.random() < 0.5):
+                    _apply(data, change)
+                continue
+            for piece in _sectors(change):
+                if mode == 3 or (mode and rng.random() < 0.5):
+                    _apply(data, piece)
+    return _Node(data, bytearray(data))
+
+
+if TYPE_CHECKING:
+    _check: type[FileSystem] = CrashableFileSystem
+    _check_file: type[File] = _CrashableFile
