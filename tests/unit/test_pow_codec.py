@@ -44,7 +44,7 @@ headers = st.builds(
 times = st.integers(0, TIME_MAX)
 records = st.one_of(
     st.builds(ImportRecord, st.none() | times),
-    st.builds(ImportRecord, st.none() | times, times, peers, st.none() | hashes),
+    st.builds(ImportRecord, st.none() | times, times, peers.filter(str.strip), st.none() | hashes.filter(any)),
 )
 
 
@@ -211,6 +211,8 @@ def test_widest_values_fit() -> None:
         {"competing": bytes(32)},
         {"orphaned_at": 1, "reason": "r", "competing": b"short"},
         {"orphaned_at": 1, "reason": "r" * 1025},
+        {"orphaned_at": 1, "reason": " "},
+        {"orphaned_at": 1, "reason": "r", "competing": bytes(32)},
         {"seen_at": -1},
     ],
 )

@@ -90,9 +90,13 @@ class PowChain:
         if spec.name != CHAIN_NAME:
             raise ForeignStore("the store holds another kind of chain", found=spec.name, expected=CHAIN_NAME)
         chain = cls(PowParameters.from_mapping(spec.parameters))
-        if chain.spec != spec:
-            raise ForeignStore("the store's identity is not that of a pow chain", found=spec.id, expected=chain.spec.id)
+        chain.require(spec)
         return chain
+
+    def require(self, spec: ChainSpec) -> None:
+        """Nothing happens if ``spec`` is this chain's; else ``ForeignStore``."""
+        if spec != self.spec:
+            raise ForeignStore("the store holds another chain", found=f"{spec.name} {spec.id}", expected=self.spec.id)
 
     def genesis(self) -> Block:
         """The fixed first block."""

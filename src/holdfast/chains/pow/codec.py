@@ -144,10 +144,12 @@ class ImportRecord:
                 _check(name, value, 0, TIME_MAX)
         if (self.orphaned_at is None) != (self.reason is None) or (self.competing is not None and self.reason is None):
             raise InvalidBlock("the orphan fields of a block contradict each other")
-        if self.competing is not None and len(self.competing) != HASH_BYTES:
-            raise InvalidBlock("the competing hash has a wrong length", expected=HASH_BYTES)
-        if self.reason is not None and len(_utf8("orphan_reason", self.reason)) > REASON_BYTES_MAX:
-            raise InvalidBlock("the orphan reason is too long", expected=f"<= {REASON_BYTES_MAX} bytes")
+        if self.competing is not None and (len(self.competing) != HASH_BYTES or not any(self.competing)):
+            raise InvalidBlock("a competing hash has 32 bytes, not all zero", found=self.competing)
+        if self.reason is not None:
+            length = len(_utf8("orphan_reason", self.reason))
+            if length > REASON_BYTES_MAX or not self.reason.strip():
+                raise InvalidBlock("an orphan reason has text", found=length, expected=f"1..{REASON_BYTES_MAX} bytes")
 
 
 def _check(name: str, value: int, low: int, high: int) -> None:
