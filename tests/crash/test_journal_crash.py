@@ -11,8 +11,7 @@ import pytest
 from holdfast.errors import HoldfastError
 from holdfast.journal import Journal
 from holdfast.testing.crashfs import CrashableFileSystem, Fault, SimulatedCrash
-
-from tests.crash.journal_workload import DATA, OPTIONS, SALT, STORE_ID, Life, check, operations, run_with
+from tests.crash.journal_workload import DATA, OPTIONS, SALT, STORE_ID, check, operations, run_with
 
 TOTAL = operations()
 QUICK_STRIDE = 9

@@ -175,7 +175,7 @@ def test_an_older_copy_of_a_segment_is_commit_loss(clean: bool) -> None:
 
     with pytest.raises(CorruptionError):
         examine(case.damaged(case.tail, shorten))
-    fs = CrashableFileSystem.from_files({name: data for name, data in case.files.items()}, case.directories)
+    fs = CrashableFileSystem.from_files(dict(case.files), case.directories)
     journal, _ = Journal.open(fs, DATA, store_id=STORE_ID, salt=SALT, options=OPTIONS)
     old = {name: data for name, data in fs.files().items() if name != WATERMARK}
     journal.sync(journal.append([Part(0x50, b"x")]))

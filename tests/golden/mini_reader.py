@@ -1,0 +1,184 @@
+"""An independent reader of the journal, written from docs/FORMAT.md alone. It imports nothing of the package.
+
+    python tests/golden/mini_reader.py DATA
+
+prints one line per frame and stops with a message at the first byte that is not as the document says.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+import sys
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import zstandard
+
+FRAME_HEADER = struct.Struct(">4s H H Q Q Q Q 32s")
+ROW = struct.Struct(">H B B I I I 32s")
+SEGMENT_HEADER = struct.Struct(">8s I I 16s Q Q 32s 16s")
+SEAL = struct.Struct(">8s Q Q Q 32s")
+SLOT = struct.Struct(">8s Q Q 32s Q Q B 7s Q 32s 32s")
+MIB = 1 << 20
+
+
+class Damaged(Exception):
+    """Bytes are not as docs/FORMAT.md says."""
+
+
+@dataclass(frozen=True)
+class MiniPart:
+    kind: int
+    critical: bool
+    data: bytes
+
+
+@dataclass(frozen=True)
+class MiniFrame:
+    seq: int
+    durable_seq: int
+    time_us: int
+    digest: bytes
+    parts: tuple[MiniPart, ...]
+
+
+@dataclass(frozen=True)
+class MiniMark:
+    counter: int
+    seq: int
+    digest: bytes
+    segment: int
+    end: int
+    clean: bool
+    tip: tuple[int, bytes, bytes] | None
+
+
+def need(condition: bool, message: str) -> None:
+    if not condition:
+        raise Damaged(message)
+
+
+def sha(*pieces: bytes) -> bytes:
+    return hashlib.sha256(b"".join(pieces)).digest()
+
+
+def read_identity(data: Path) -> tuple[bytes, bytes]:
+    """Store id and salt (section 3)."""
+    identity = tomllib.loads((data / "holdfast.toml").read_text("utf-8"))
+    need(identity["format"] == 1, "format")
+    return bytes.fromhex(identity["store_id"]), bytes.fromhex(identity["salt"])
+
+
+def read_watermark(data: Path, salt: bytes) -> MiniMark:
+    """The slot that counts (section 6)."""
+    raw = (data / "watermark").read_bytes()
+    need(len(raw) == 8192, "watermark: length")
+    marks = []
+    for start in (0, 4096):
+        slot = raw[start : start + 4096]
+        if sha(salt, slot[:152]) != slot[152:184] or slot[184:] != bytes(4096 - 184):
+            continue
+        magic, counter, seq, digest, segment, end, flags, zero, height, tip, root = SLOT.unpack(slot[:152])
+        need(magic == b"HFWATER1" and zero == bytes(7) and flags < 4, "watermark: fields")
+        place = (height, tip, root) if flags & 2 else None
+        marks.append(MiniMark(counter, seq, digest, segment, end, bool(flags & 1), place))
+    need(bool(marks), "watermark: both slots are damaged")
+    return max(marks, key=lambda mark: mark.counter)
+
+
+def decode(codec: int, stored: bytes, length: int) -> bytes:
+    if codec == 0:
+        need(len(stored) == length, "raw part: length")
+        return stored
+    need(codec == 1, f"codec {codec} is not known")
+    reader = zstandard.ZstdDecompressor().stream_reader(stored)
+    raw = b""
+    while len(raw) <= length:
+        piece = reader.read(min(MIB, length + 1 - len(raw)))
+        if not piece:
+            break
+        raw += piece
+    need(len(raw) == length, "zstd part: raw length")
+    return raw
+
+
+def read_frame(raw: bytes, at: int, salt: bytes, seq: int, previous: bytes) -> tuple[MiniFrame, int]:
+    """The frame at ``at`` and the offset behind it (section 5)."""
+    need(at % 8 == 0 and at + FRAME_HEADER.size <= len(raw), "frame: place")
+    magic, version, count, length, found, durable_seq, time_us, before = FRAME_HEADER.unpack_from(raw, at)
+    need(magic == b"HFRM", f"frame {seq}: magic")
+    need(version == 1 and 1 <= count <= 4096, f"frame {seq}: version or parts")
+    need(length % 8 == 0 and at + length <= len(raw), f"frame {seq}: length")
+    need(found == seq and durable_seq < seq and before == previous, f"frame {seq}: seq or chain")
+    table_end = at + 72 + 48 * count
+    digest = raw[table_end : table_end + 32]
+    need(sha(salt, raw[at:table_end]) == digest, f"frame {seq}: digest")
+    parts = []
+    place = table_end + 32
+    for index in range(count):
+        kind, codec, flags, stored, length_raw, zero, part_hash = ROW.unpack_from(raw, at + 72 + 48 * index)
+        need(zero == 0 and flags < 2 and stored <= 256 * MIB and length_raw <= 256 * MIB, f"frame {seq}: row {index}")
+        body = raw[place : place + stored]
+        need(hashlib.sha256(body).digest() == part_hash, f"frame {seq}: part {index}")
+        padding = -stored % 8
+        need(raw[place + stored : place + stored + padding] == bytes(padding), f"frame {seq}: padding")
+        parts.append(MiniPart(kind, bool(flags & 1), decode(codec, body, length_raw)))
+        place += stored + padding
+    need(place == at + length, f"frame {seq}: its parts do not fill it")
+    return MiniFrame(seq, durable_seq, time_us, digest, tuple(parts)), place
+
+
+def check_seal(raw: bytes, offsets: list[int], end: int, salt: bytes, last_seq: int, digest: bytes) -> bool:
+    """True if the file ends with the right seal (section 4)."""
+    if raw[-96:-88] != b"HFSEAL_1":
+        return False
+    magic, count, last, table, last_digest = SEAL.unpack(raw[-96:-32])
+    need(magic == b"HFSEAL_1" and count == len(offsets) and last == last_seq, "seal: count")
+    need(table == end and len(raw) == end + 8 * count + 96 and last_digest == digest, "seal: place")
+    need(raw[end : end + 8 * count] == b"".join(offset.to_bytes(8, "big") for offset in offsets), "seal: offsets")
+    need(sha(salt, raw[end:-32]) == raw[-32:], "seal: hash")
+    return True
+
+
+def frames(data: Path, store_id: bytes | None = None, salt: bytes | None = None) -> Iterator[MiniFrame]:
+    """Every durable frame in order, everything checked (sections 4 to 6)."""
+    if store_id is None or salt is None:
+        store_id, salt = read_identity(data)
+    mark = read_watermark(data, salt)
+    seq, digest = 0, bytes(32)
+    for number in range(1, mark.segment + 1):
+        raw = (data / "journal" / f"{number:010d}.seg").read_bytes()
+        magic, form, _generation, owner, found, first, previous, zero = SEGMENT_HEADER.unpack_from(raw)
+        need(magic == b"HFSEGMT1" and form == 1 and owner == store_id, f"segment {number}: header")
+        need(found == number and first == seq + 1 and previous == digest, f"segment {number}: chain")
+        need(zero == bytes(16) and sha(salt, raw[:96]) == raw[96:128], f"segment {number}: hash")
+        at = 128
+        offsets = []
+        while raw[at : at + 4] == b"HFRM" and (number < mark.segment or seq < mark.seq):
+            frame, end = read_frame(raw, at, salt, seq + 1, digest)
+            offsets.append(at)
+            at, seq, digest = end, frame.seq, frame.digest
+            yield frame
+        if number < mark.segment or mark.clean:
+            need(check_seal(raw, offsets, at, salt, seq, digest), f"segment {number}: not sealed")
+        if number == mark.segment:
+            need((seq, digest, at) == (mark.seq, mark.digest, mark.end), "the watermark names another frame")
+
+
+def main() -> int:
+    data = Path(sys.argv[1])
+    try:
+        for frame in frames(data):
+            kinds = " ".join(f"{part.kind:#06x}:{len(part.data)}" for part in frame.parts)
+            print(frame.seq, frame.digest.hex()[:16], kinds)
+    except (Damaged, OSError, struct.error) as error:
+        print(f"damaged: {error}", file=sys.stderr)
+        return 3
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
