@@ -48,6 +48,7 @@ engine.close()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["rocksdb", "lmdb", "sqlite"])
 def test_a_refused_write(name: str, tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}

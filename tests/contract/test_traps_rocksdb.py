@@ -71,6 +71,7 @@ def test_the_dangerous_calls_are_not_used() -> None:
     assert {ast.unparse(node) for node in items} == {"batch.rows.items"}
 
 
+@pytest.mark.slow
 def test_a_flipped_block_is_an_error_and_never_a_short_scan(built: Path, tmp_path: Path) -> None:
     table = next(built.glob("*.sst")).name
     size = (built / table).stat().st_size

@@ -96,6 +96,15 @@ def test_no_read_transaction_stays_open(built: Path) -> None:
     engine.close()
 
 
+def test_only_one_connection_can_write(built: Path) -> None:
+    engine = SqliteEngine(built)
+    with engine._reading() as connection:
+        with pytest.raises(sqlite3.OperationalError, match="readonly"):
+            connection.execute("DELETE FROM rows")
+    assert len(read_all(engine)) == 1000
+    engine.close()
+
+
 def test_a_clean_close_leaves_one_file(built: Path) -> None:
     assert [file.name for file in built.iterdir()] == [FILE]
 

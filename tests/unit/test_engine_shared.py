@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from holdfast._fs import RealFile, RealFileSystem
 from holdfast.engine._shared import Gate, check_batch, clamp_bound, create_in_staging
 from holdfast.engine.api import Batch
 from holdfast.engine.open import engine_names, open_engine, probe_engine
@@ -112,6 +113,38 @@ def test_creation_is_all_or_nothing(tmp_path: Path) -> None:
     with pytest.raises(MissingFile):
         create_in_staging(path, fail)
     assert (path / "file").read_bytes() == b"whole"
+
+
+def test_creation_is_synced_before_and_after_the_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps: list[str] = []
+    sync_directory, rename, sync = RealFileSystem.sync_directory, RealFileSystem.rename, RealFile.sync
+
+    def record_directory(self: RealFileSystem, path: Path) -> None:
+        steps.append(f"sync {path.name}/")
+        sync_directory(self, path)
+
+    def record_rename(self: RealFileSystem, source: Path, target: Path) -> None:
+        steps.append(f"rename {source.name} {target.name}")
+        rename(self, source, target)
+
+    def record_sync(self: RealFile) -> None:
+        steps.append(f"sync {self.path.name}")
+        sync(self)
+
+    monkeypatch.setattr(RealFileSystem, "sync_directory", record_directory)
+    monkeypatch.setattr(RealFileSystem, "rename", record_rename)
+    monkeypatch.setattr(RealFile, "sync", record_sync)
+    for name in ("lmdb", "sqlite"):
+        parent = tmp_path / f"in-{name}"
+        parent.mkdir()
+        steps.clear()
+        open_engine(name, parent / "engine", create=True).close()
+        file = "data.mdb" if name == "lmdb" else "rows.sqlite"
+        wanted = [f"sync {file}", "sync engine.new/", "rename engine.new engine", f"sync {parent.name}/"]
+        assert [step for step in steps if "lock.mdb" not in step] == wanted
+    steps.clear()
+    open_engine("rocksdb", tmp_path / "in-lmdb" / "rocks", create=True).close()
+    assert steps == ["sync in-lmdb/"]
 
 
 def test_engines_by_name(tmp_path: Path) -> None:

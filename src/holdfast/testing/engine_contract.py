@@ -324,6 +324,7 @@ class EngineContract:
                 assert engine.scan(reverse=reverse, limit=10).resume is None
                 assert engine.scan(reverse=reverse, limit=9).resume is not None
 
+    @pytest.mark.slow
     def test_a_model_agrees(self, tmp_path: Path) -> None:
         key = st.binary(min_size=1, max_size=3)
         row = st.tuples(key, st.none() | st.binary(max_size=3))
@@ -449,6 +450,7 @@ class EngineContract:
         for call in calls:
             expect_error(ClosedError, call)
 
+    @pytest.mark.slow
     def test_threads_read_while_one_applies(self, tmp_path: Path) -> None:
         keys = [b"%04d" % i for i in range(300)]
         with self.opened(tmp_path) as engine:
