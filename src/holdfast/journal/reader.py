@@ -137,8 +137,8 @@ class JournalReader(FrameReads):
         if seal is not None:
             segment.set_sealed(seal)
             return
-        if segment.number != mark.segment:
-            raise CorruptionError("a segment has no valid seal, yet a later one exists", path=segment.path)
+        if segment.number != mark.segment or mark.clean:
+            raise CorruptionError("a segment has no valid seal and should have one", path=segment.path)
         window = Window(file, mark.end_offset)
         while segment.last_seq < mark.seq:
             offset = segment.frames_end
