@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import io
+import multiprocessing
 import threading
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from holdfast._fs import RealFile
 from holdfast.chains.pow import PowChain, PowParameters
 from holdfast.chains.pow.blockchain import Blockchain, ChainConfig
 from holdfast.chains.pow.nominations import nomination_seed, shuffle
@@ -15,6 +20,7 @@ from holdfast.errors import (
     BlockNotFound,
     CorruptionError,
     DeviceError,
+    EngineError,
     FinalityError,
     ForeignStore,
     HoldfastError,
@@ -432,3 +438,71 @@ def test_load_with_validation(store_url: str, monkeypatch: pytest.MonkeyPatch) -
 def test_every_error_is_in_the_tree() -> None:
     assert issubclass(MiningError, HoldfastError)
     assert not issubclass(PersistenceError, MiningError)
+
+
+@pytest.mark.parametrize("engine", ["rocksdb", "lmdb", "sqlite"])
+def test_a_failing_device_keeps_memory_and_disk_at_the_durable_tip(
+    engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = f"{engine}:{tmp_path / 'chain'}"
+    chain = easy(url)
+    chain.mine_block("a", 1)
+    before = chain.tip
+
+    def failing(_: object) -> None:
+        raise DeviceError("the device failed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RealFile, "sync", failing)
+        with pytest.raises(PersistenceError) as failure:
+            chain.mine_block("a", 2)
+        assert isinstance(failure.value.__cause__, EngineError)
+        assert chain.tip == before
+        assert list(chain.load_canonical_blocks())[-1].hash == before.hash
+    with pytest.raises(PersistenceError):  # poisoned until it is opened again
+        chain.mine_block("a", 3)
+    assert chain.tip == before
+    with contextlib.suppress(HoldfastError):
+        chain.close()
+    with easy(url) as again:
+        assert again.height in (1, 2)  # what was appended may have reached the device, or not
+        assert again.get_block_by_hash(before.hash) is not None
+        assert again.validate_chain().ok
+        again.mine_block("a", 4)
+
+
+@pytest.mark.parametrize("engine", ["rocksdb", "lmdb", "sqlite"])
+def test_all_of_it_on_every_engine(engine: str, tmp_path: Path) -> None:
+    url = f"{engine}:{tmp_path / 'chain'}"
+    with easy(url) as chain:
+        root = grow(chain, chain.tip, 41, peer="main")
+        side = grow(chain, root, 2, peer="side")
+        main = grow(chain, root, 3, peer="main")
+        chain.mark_block_orphaned(main.hash, "marked", side.hash)
+        text = io.StringIO()
+        chain.to_json(text)
+    with easy(url) as chain:
+        assert chain.height == 43
+        assert chain.count_blocks_by_peer("main") == 43
+        assert chain.get_epoch_shuffled_nominations(0) is not None
+        assert chain.validate_chain().ok
+        again = io.StringIO()
+        chain.to_json(again)
+        assert again.getvalue() == text.getvalue()
+    copy = f"{engine}:{tmp_path / 'copy'}"
+    with Blockchain.from_json(io.StringIO(text.getvalue()), copy, ChainConfig(EASY)) as chain:
+        third = io.StringIO()
+        chain.to_json(third)
+        assert third.getvalue() == text.getvalue()
+
+
+@pytest.mark.slow
+def test_mining_in_another_process() -> None:
+    async def run(chain: Blockchain) -> None:
+        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+            for number in range(2):
+                await chain.mine_block_async("a", number, executor=pool)
+
+    with easy() as chain:
+        asyncio.run(run(chain))
+        assert chain.height == 2

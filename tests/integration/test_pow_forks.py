@@ -4,16 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from holdfast.chains.pow.blockchain import ChainConfig
+from holdfast.chains.pow.blockchain import Blockchain, ChainConfig
 from holdfast.errors import HoldfastError
 from holdfast.types import AddStatus, BlockInfo
 from tests.integration.pow_tools import EASY, START, Clock, easy, grow, mined
-
-
-def genesis(chain: object) -> BlockInfo:
-    info = chain.store.blocks.at(0)  # type: ignore[attr-defined]
-    assert isinstance(info, BlockInfo)
-    return info
 
 
 def test_first_seen_wins_a_tie() -> None:
@@ -53,7 +47,7 @@ def test_longer_branch_of_equal_difficulty_wins_and_returns() -> None:
         assert chain.validate_chain().ok
 
 
-def fork_at_39() -> tuple[object, BlockInfo, BlockInfo]:
+def fork_at_39() -> tuple[Blockchain, BlockInfo, BlockInfo]:
     """Two branches from block 20; the fast one has difficulty 2 from block 40 on, the slow one 1."""
     chain = easy()
     fork = grow(chain, chain.tip, 20)
@@ -65,24 +59,24 @@ def fork_at_39() -> tuple[object, BlockInfo, BlockInfo]:
 
 def test_longer_but_lighter_is_rejected_and_heavier_but_shorter_accepted() -> None:
     chain, slow, fast = fork_at_39()
-    with chain:  # type: ignore[attr-defined]
-        slow = grow(chain, slow, 5, peer="slow")  # type: ignore[arg-type]
-        assert chain.tip == slow  # type: ignore[attr-defined]
-        fast = grow(chain, fast, 2, seconds=60, peer="fast")  # type: ignore[arg-type]
+    with chain:
+        slow = grow(chain, slow, 5, peer="slow")
+        assert chain.tip == slow
+        fast = grow(chain, fast, 2, seconds=60, peer="fast")
         # 41 blocks, the last two of double work: lighter than 44 blocks of single work
         assert fast.total_work < slow.total_work
-        assert chain.tip == slow  # type: ignore[attr-defined]
-        fast = grow(chain, fast, 1, seconds=60, peer="fast")  # type: ignore[arg-type]
+        assert chain.tip == slow
+        fast = grow(chain, fast, 1, seconds=60, peer="fast")
         assert fast.height == 42 < slow.height == 44
         assert fast.total_work > slow.total_work
-        assert chain.tip == fast  # type: ignore[attr-defined]
-        more = grow(chain, slow, 1, peer="slow")  # type: ignore[arg-type]
+        assert chain.tip == fast
+        more = grow(chain, slow, 1, peer="slow")
         assert more.height == 45
         assert more.total_work <= fast.total_work
-        assert chain.tip == fast  # type: ignore[attr-defined]
-        assert chain.height == 42  # type: ignore[attr-defined]
-        assert chain.get_block_by_index(43) is None  # type: ignore[attr-defined]
-        assert chain.validate_chain().ok  # type: ignore[attr-defined]
+        assert chain.tip == fast
+        assert chain.height == 42
+        assert chain.get_block_by_index(43) is None
+        assert chain.validate_chain().ok
 
 
 def test_forks_at_several_heights() -> None:
@@ -134,6 +128,15 @@ def test_a_forced_block_beats_any_work() -> None:
         assert chain.validate_chain().ok
 
 
+def test_forced_blocks_reach_a_store_that_is_open() -> None:
+    with easy() as chain:
+        rival = mined(chain, chain.tip, START, peer="rival")
+        config = ChainConfig(EASY, forced_blocks={1: "ab" * 32})
+        strict = Blockchain.load_or_create(chain.store, config, clock=Clock())
+        assert strict.add_block(rival).status is AddStatus.SIDE
+        assert strict.height == 0
+
+
 def test_a_forced_genesis_must_be_this_chains() -> None:
     with easy() as chain:
         own = chain.tip.hash
@@ -146,8 +149,3 @@ def test_a_forced_genesis_must_be_this_chains() -> None:
 def test_config_takes_hashes_as_bytes_or_hex() -> None:
     config = ChainConfig(EASY, forced_blocks={1: b"\1" * 32, 2: "02" * 32})
     assert config.forced_hashes() == {1: b"\1" * 32, 2: b"\2" * 32}
-
-
-def test_clock_of_a_test_does_not_move_by_itself() -> None:
-    clock = Clock()
-    assert clock() == clock() == START

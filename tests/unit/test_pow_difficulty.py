@@ -164,7 +164,8 @@ def test_target_and_work() -> None:
     assert target_of(1) == TARGET_MAX == 0xFFFF << 232
     assert work_of(1) == 256
     assert work_of(1000) == 2**256 // (TARGET_MAX // 1000 + 1) == 256_003
-    assert work_of(DIFFICULTY_MAX) > 0
+    assert work_of(DIFFICULTY_MAX) == 2**256 // (TARGET_MAX // DIFFICULTY_MAX + 1)
+    assert work_of(DIFFICULTY_MAX) != 2**256 // (TARGET_MAX // DIFFICULTY_MAX)
 
 
 @given(difficulties, difficulties)

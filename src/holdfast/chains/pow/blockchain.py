@@ -318,7 +318,7 @@ class Blockchain:
         """
         blockchain = cls.load_or_create(target, config, settings=settings, clock=clock)
         try:
-            if blockchain.height > 0 or blockchain.store.blocks.competitors(1):
+            if blockchain.store.blocks.competitors(1):
                 raise StoreExists("an export can only be imported into a new store", height=blockchain.height)
             Importer(blockchain.store, blockchain.chain).run(read_records(stream))
         except BaseException:
