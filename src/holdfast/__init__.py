@@ -12,6 +12,7 @@ The journal is the truth; everything else is a view.
 from .config import Settings
 from .store.chain import Chain, ChainSpec, CustomChain
 from .store.factory import open_store as open  # noqa: A004 - the name users know from the standard library
+from .store.indexes import IndexSpec, index
 from .store.store import Store
 from .types import AddResult, AddStatus, Block, BlockInfo, BlockStatus, OrphanInfo, RecoveryStats, ReorgInfo, TipInfo
 
@@ -26,11 +27,13 @@ __all__ = [
     "Chain",
     "ChainSpec",
     "CustomChain",
+    "IndexSpec",
     "OrphanInfo",
     "RecoveryStats",
     "ReorgInfo",
     "Settings",
     "Store",
     "TipInfo",
+    "index",
     "open",
 ]

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Protocol
 
 from ..errors import CorruptionError
 from ..types import BlockInfo, OrphanInfo
@@ -30,13 +31,20 @@ from .records import (
 )
 from .state import ChainState, encode_state
 
-__all__ = ["IndexRows", "Prepared", "UndoOf", "prepare"]
+__all__ = ["ChainIndexes", "Prepared", "UndoOf", "prepare"]
 
 UndoOf = Callable[[int, bytes], Rows]
 """(height, hash) -> the values of the block's chain rows in the state of its parent."""
 
-IndexRows = Callable[[bytes, int, "BlockEntry | BlockInfo", FrameContent], Rows]
-"""(hash, height, block, content) -> rows of the user indexes for a block that becomes canonical."""
+
+class ChainIndexes(Protocol):
+    """The user indexes, as far as a frame concerns them."""
+
+    def rows(self, block: BlockEntry | BlockInfo, content: FrameContent) -> Rows:
+        """Chain rows for a block that becomes canonical. Raises ``IndexFailed``; nothing is changed then."""
+
+    def cut(self, fork_height: int, fork_hash: bytes) -> Rows:
+        """Log rows for a reorg: indexes that are behind were undone down to the fork point with everything else."""
 
 
 @dataclass(slots=True)
@@ -78,7 +86,7 @@ class Prepared:
 
 
 def prepare(
-    content: FrameContent, state: ChainState, reader: RowReader, undo_of: UndoOf, index_rows: IndexRows | None
+    content: FrameContent, state: ChainState, reader: RowReader, undo_of: UndoOf, indexes: ChainIndexes | None
 ) -> Prepared:
     """Everything that ``content`` changes on top of ``state``. Raises before anything is changed.
 
@@ -94,7 +102,7 @@ def prepare(
     prepared = Prepared(content, state, rows, [], [], [], ())
     canonical = content.canonical
     if canonical is not None:
-        _switch(prepared, canonical, reader, undo_of, index_rows)
+        _switch(prepared, canonical, reader, undo_of, indexes)
     elif content.blocks:
         prepared.state = state._replace(blocks=state.blocks + len(content.blocks))
     if content.finalized is not None:
@@ -108,7 +116,7 @@ def _switch(
     canonical: CanonicalEntry,
     reader: RowReader,
     undo_of: UndoOf,
-    index_rows: IndexRows | None,
+    indexes: ChainIndexes | None,
 ) -> None:
     content, state = prepared.content, prepared.state
     fresh = {entry.hash: entry for entry in content.blocks}
@@ -125,12 +133,14 @@ def _switch(
             prepared.undone.append((height, block_hash, undo))
             restored.update(undo)
         prepared.chain_layers.append(Layer({}, restored))
+        if indexes is not None:
+            prepared.rows.update(indexes.cut(*fork))
     joined = _joined(canonical, fork, fresh, reader)
     returned = 0
     for height, block_hash, entry in joined:
         chain_rows: Rows = {canonical_key(height): block_hash}
-        if index_rows is not None:
-            chain_rows.update(index_rows(block_hash, height, entry, content))
+        if indexes is not None:
+            chain_rows.update(indexes.rows(entry, content))
         prepared.chain_layers.append(Layer({}, chain_rows, (height, block_hash)))
         if block_hash not in fresh:
             prepared.rows[orphan_key(block_hash)] = None

@@ -43,6 +43,8 @@ class FrameContent:
     canonical: CanonicalEntry | None = None
     finalized: FinalizedEntry | None = None
     bodies: dict[bytes, Block] = field(default_factory=dict)
+    seq: int = 0
+    """The frame it was decoded from; 0 for a commit."""
 
     def parts(self, *, compress: bool) -> list[Part]:
         """The parts to append; ``compress`` allows the journal to compress headers, bodies and extras."""
@@ -91,7 +93,7 @@ def _attached(frame: Frame, index: int, kind: int, wanted: bool) -> tuple[int | 
 
 def decode_frame(source: FrameSource, frame: Frame) -> FrameContent | None:
     """The content of ``frame``, or ``None`` if it says nothing about blocks. Reads the small parts only."""
-    content = FrameContent()
+    content = FrameContent(seq=frame.seq)
     found = False
     index = 0
     while index < len(frame.parts):

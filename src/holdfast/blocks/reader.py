@@ -95,49 +95,34 @@ class BlockReader:
 
     def header(self, info: BlockInfo) -> bytes:
         """Header bytes, read from the journal by position."""
-        return self._attached(info, Kind.HEADER) or b""
+        return _attached(self._journal, info, Kind.HEADER) or b""
 
     def body(self, info: BlockInfo) -> bytes | None:
         """Body bytes, or ``None`` if only the header was stored."""
-        return self._attached(info, Kind.BODY)
+        return _attached(self._journal, info, Kind.BODY)
 
     def extra(self, info: BlockInfo) -> bytes | None:
         """Receipts or whatever the chain kept beside the body, or ``None``."""
-        return self._attached(info, Kind.EXTRA)
+        return _attached(self._journal, info, Kind.EXTRA)
 
     def block(self, info: BlockInfo) -> Block:
         """The whole block as it was added."""
+        return self.read_block(self._journal, info)
+
+    @staticmethod
+    def read_block(journal: FrameSource, info: BlockInfo) -> Block:
+        """The whole block, read from its frame; needs no rows."""
         return Block(
             hash=info.hash,
             parent=info.parent,
             height=info.height,
-            header=self.header(info),
-            body=self.body(info),
+            header=_attached(journal, info, Kind.HEADER) or b"",
+            body=_attached(journal, info, Kind.BODY),
             time=info.time,
             work=info.work,
             producer=info.producer,
-            extra=self.extra(info),
+            extra=_attached(journal, info, Kind.EXTRA),
         )
-
-    def _attached(self, info: BlockInfo, kind: int) -> bytes | None:
-        present = (
-            (Kind.HEADER, info.header_bytes > 0),
-            (Kind.BODY, info.body_bytes is not None),
-            (Kind.EXTRA, info.extra_bytes is not None),
-        )
-        index = info.part + 1
-        for known, there in present:
-            if known == kind:
-                if not there:
-                    return None
-                break
-            index += there
-        frame = self._journal.frame(info.seq)
-        if index >= len(frame.parts) or frame.parts[index].kind != kind or frame.parts[info.part].kind != Kind.BLOCK:
-            raise CorruptionError(
-                "a block's row points to another part of the journal", hash=info.hash, seq=info.seq, part=info.part
-            )
-        return self._journal.part(frame, index)
 
     # -- branches -------------------------------------------------------------------------------------------------
 
@@ -300,3 +285,24 @@ class BlockReader:
                 stop = page.resume
             else:
                 start = page.resume
+
+
+def _attached(journal: FrameSource, info: BlockInfo, kind: int) -> bytes | None:
+    present = (
+        (Kind.HEADER, info.header_bytes > 0),
+        (Kind.BODY, info.body_bytes is not None),
+        (Kind.EXTRA, info.extra_bytes is not None),
+    )
+    index = info.part + 1
+    for known, there in present:
+        if known == kind:
+            if not there:
+                return None
+            break
+        index += there
+    frame = journal.frame(info.seq)
+    if index >= len(frame.parts) or frame.parts[index].kind != kind or frame.parts[info.part].kind != Kind.BLOCK:
+        raise CorruptionError(
+            "a block's row points to another part of the journal", hash=info.hash, seq=info.seq, part=info.part
+        )
+    return journal.part(frame, index)

@@ -19,6 +19,7 @@ from ..views.api import RowReader
 from ..views.views import Views
 from .fingerprint import fingerprint
 from .identity import Identity
+from .indexing import IndexManager
 from .opening import Opened
 from .writer import Writer
 
@@ -36,6 +37,10 @@ class Backend(Protocol):
     rows: RowReader
     stats: RecoveryStats
     book: SafetyBook
+
+    @property
+    def indexes(self) -> IndexManager:
+        """The user indexes."""
 
     @property
     def journal(self) -> FrameSource:
@@ -87,7 +92,9 @@ class RowsOf:
 class WriterBackend:
     """The one process that writes."""
 
-    def __init__(self, opened: Opened, writer: Writer, root: Path | None, *, sync_seconds: float | None) -> None:
+    def __init__(
+        self, opened: Opened, writer: Writer, root: Path | None, indexes: IndexManager, *, sync_seconds: float | None
+    ) -> None:
         self._opened = opened
         self.writer = writer
         self.identity = opened.identity
@@ -95,6 +102,7 @@ class WriterBackend:
         self.path = root
         self.stats = opened.stats
         self.book = writer.book
+        self._indexes = indexes
         self.rows: RowReader = RowsOf(self._visible_rows)
         self.latest_rows: RowReader = RowsOf(self._latest_rows)
         self._stop = threading.Event()
@@ -111,6 +119,10 @@ class WriterBackend:
 
     def _latest_rows(self) -> RowReader:
         return self.writer.views.latest()
+
+    @property
+    def indexes(self) -> IndexManager:
+        return self._indexes
 
     @property
     def views(self) -> Views:
@@ -180,6 +192,7 @@ class WriterBackend:
 
     def close(self) -> None:
         self._stop.set()
+        self._indexes.stop()
         if self._syncer is not None:
             self._syncer.join()
         opened = self._opened

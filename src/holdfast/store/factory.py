@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from .._fs import FileSystem, MemoryFileSystem, RealFileSystem
 from ..blocks.fork_choice import fork_choice_named
+from ..blocks.state import ChainState
 from ..config import Settings
 from ..consensus.safety import SafetyBook
-from ..errors import InvalidInputError, StoreNotFound
+from ..engine.api import Engine
+from ..errors import InternalError, InvalidInputError
 from ..journal.api import Part
+from ..journal.journal import Journal
+from ..limits import INDEXES_MAX
+from ..views.views import Views
 from .backend import WriterBackend
 from .chain import Chain, ChainSpec, CustomChain
 from .checks import check_hash
-from .opening import MEMORY_ROOT, OpenPlan, open_for_writing
+from .follower import Follower
+from .indexes import IndexSpec, check_specs
+from .indexing import IndexManager, LiveIndexes
+from .opening import MEMORY_ROOT, OpenPlan, check_spec, open_for_writing
 from .store import Store
 from .url import parse_url
 from .writer import Writer
@@ -29,6 +37,7 @@ class _Late:
     def __init__(self) -> None:
         self.writer: Writer | None = None
         self.book = SafetyBook()
+        self.indexes: IndexManager | None = None
 
     def on_durable(self, seq: int) -> None:
         if self.writer is not None:
@@ -46,11 +55,13 @@ def open_store(
     read_only: bool = False,
     settings: Settings | None = None,
     forced_blocks: Mapping[int, bytes] | None = None,
+    indexes: Sequence[IndexSpec] = (),
     progress: Callable[[int, int], None] | None = None,
     fs: FileSystem | None = None,
 ) -> Store:
     """The store at ``url``, recovered. See ``holdfast.open``."""
     place = parse_url(url)
+    specs = check_specs(indexes, INDEXES_MAX)
     settings = settings if settings is not None else Settings()
     forced = dict(forced_blocks or {})
     for height, block_hash in forced.items():
@@ -63,8 +74,15 @@ def open_store(
     else:
         fs, root, path = fs or RealFileSystem(), place.path, place.path
     if read_only:
-        raise StoreNotFound("read-only stores are opened by the follower", path=path)
-    return _open_writer(place.engine, fs, root, path, chain, create, settings, forced, progress, str(url))
+        follower = Follower(fs, root, place.engine, settings, specs)
+        try:
+            if chain is not None:
+                check_spec(follower.identity, chain.spec, root)
+            return Store(follower, chain or CustomChain(follower.identity.spec), settings, str(url))
+        except BaseException:
+            follower.close()
+            raise
+    return _open_writer(place.engine, fs, root, path, chain, create, settings, forced, specs, progress, str(url))
 
 
 def _open_writer(
@@ -76,12 +94,20 @@ def _open_writer(
     create: bool,
     settings: Settings,
     forced: Mapping[int, bytes],
+    specs: Mapping[str, IndexSpec],
     progress: Callable[[int, int], None] | None,
     url: str,
 ) -> Store:
     late = _Late()
     spec: ChainSpec | None = chain.spec if chain is not None else None
-    plan = OpenPlan(fs, root, engine, settings, spec, create, late.carry, late.on_durable, late.book, None, progress)
+
+    def indexes_of(views: Views, engine: Engine, journal: Journal, state: ChainState) -> LiveIndexes:
+        late.indexes = IndexManager(specs, engine, views, journal, rows_max=settings.index_rows_per_block_max)
+        return late.indexes.before_replay(state, writable=True)
+
+    plan = OpenPlan(
+        fs, root, engine, settings, spec, create, late.carry, late.on_durable, late.book, indexes_of, progress
+    )
     opened = open_for_writing(plan)
     buffered = settings.durability == "buffered"
     writer = Writer(
@@ -101,7 +127,10 @@ def _open_writer(
     )
     late.writer = writer
     seconds = settings.buffered_sync_seconds if buffered else None
-    backend = WriterBackend(opened, writer, path, sync_seconds=seconds)
+    if late.indexes is None:
+        raise InternalError("the indexes were not loaded")
+    writer.indexes = late.indexes.live
+    backend = WriterBackend(opened, writer, path, late.indexes, sync_seconds=seconds)
     chain = chain if chain is not None else CustomChain(opened.identity.spec)
     store = Store(backend, chain, settings, url)
     try:
@@ -109,6 +138,7 @@ def _open_writer(
         genesis = chain.genesis()
         if genesis is not None and store.tip is None:
             store.add(genesis, validate=False, root_allowed=True)
+        store.start_indexes()
     except BaseException:
         store.close()
         raise

@@ -18,6 +18,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from .._fs import FileLock, FileSystem
+from ..blocks.apply import ChainIndexes
+from ..blocks.state import ChainState
 from ..config import Settings
 from ..consensus.safety import SafetyBook
 from ..engine.api import Engine
@@ -42,7 +44,16 @@ from .generations import Generations
 from .identity import IDENTITY_BYTES_MAX, IDENTITY_NAME, Identity, decode_identity, encode_identity
 from .replay import Replayer
 
-__all__ = ["MEMORY_ROOT", "OpenPlan", "Opened", "journal_options", "open_for_writing", "read_identity", "view_options"]
+__all__ = [
+    "MEMORY_ROOT",
+    "OpenPlan",
+    "Opened",
+    "journal_options",
+    "make_views",
+    "open_for_writing",
+    "read_identity",
+    "view_options",
+]
 
 MEMORY_ROOT = Path("/memory")
 _UNFINISHED = {"LOCK", "journal", "watermark", "watermark.tmp", "holdfast.toml.tmp", "config.toml", "config.yaml"}
@@ -63,7 +74,7 @@ class OpenPlan:
     carry: Callable[[], list[Part]]
     on_durable: Callable[[int], None]
     book: SafetyBook
-    index_rows_of: Callable[[Views, Journal], object] | None = None
+    indexes_of: Callable[[Views, Engine, Journal, ChainState], ChainIndexes] | None = None
     progress: Callable[[int, int], None] | None = None
 
 
@@ -155,7 +166,8 @@ def read_identity(fs: FileSystem, root: Path) -> Identity:
     return decode_identity(fs.read_bytes(path, limit=IDENTITY_BYTES_MAX), path=path)
 
 
-def _check_spec(identity: Identity, spec: ChainSpec | None, root: Path) -> None:
+def check_spec(identity: Identity, spec: ChainSpec | None, root: Path) -> None:
+    """Nothing happens if the store at ``root`` belongs to this chain; else ``ForeignStore``."""
     if spec is None:
         return
     stored = identity.spec
@@ -190,7 +202,7 @@ def open_for_writing(plan: OpenPlan) -> Opened:
     if state == "absent":
         _make_directories(fs, root)
     elif state == "store":
-        _check_spec(read_identity(fs, root), plan.spec, root)
+        check_spec(read_identity(fs, root), plan.spec, root)
     lock = fs.lock(root / "LOCK", f"{os.getpid()} {socket.gethostname()}")
     try:
         opened = _open_locked(plan, lock)
@@ -220,7 +232,7 @@ def _open_locked(plan: OpenPlan, lock: FileLock) -> Opened:
         path = root / IDENTITY_NAME
         data = fs.read_bytes(path, limit=IDENTITY_BYTES_MAX)
         identity = decode_identity(data, path=path)
-        _check_spec(identity, plan.spec, root)
+        check_spec(identity, plan.spec, root)
         journal, recovery = Journal.open(
             fs, root, store_id=identity.store_id, salt=identity.salt, options=journal_options(plan)
         )
@@ -303,8 +315,8 @@ def _open_views(
     try:
         plan.book.load_rows(views.latest())
         replayer = Replayer(views, plan.book)
-        if plan.index_rows_of is not None:
-            replayer.index_rows = plan.index_rows_of(views, journal)  # type: ignore[assignment]
+        if plan.indexes_of is not None:
+            replayer.indexes = plan.indexes_of(views, engine, journal, replayer.state)
         start = replayer.seq
         unfinished = views.applied is not None and views.applied.flushing is not None
         replayer.run(journal, recovery.last_seq, flush=True, progress=plan.progress)

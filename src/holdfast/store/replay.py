@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ..blocks.apply import IndexRows, prepare
+from ..blocks.apply import ChainIndexes, prepare
 from ..blocks.content import decode_frame
 from ..blocks.state import EMPTY, ChainState, decode_state, encode_state
 from ..consensus.safety import SAFETY_KINDS, SafetyBook
@@ -27,10 +27,10 @@ _BLOCK_KINDS = frozenset((Kind.BLOCK, Kind.CANONICAL, Kind.FINALIZED))
 class Replayer:
     """Applies frames in order on top of what the views' engine holds."""
 
-    def __init__(self, views: Views, book: SafetyBook, index_rows: IndexRows | None = None) -> None:
+    def __init__(self, views: Views, book: SafetyBook, indexes: ChainIndexes | None = None) -> None:
         self.views = views
         self.book = book
-        self.index_rows = index_rows
+        self.indexes = indexes
         self.frames = 0
         applied = views.applied
         self.state: ChainState = decode_state(applied.state) if applied is not None and applied.seq else EMPTY
@@ -48,7 +48,7 @@ class Replayer:
         content = decode_frame(source, frame) if kinds & _BLOCK_KINDS else None
         rows = self.book.apply(source, frame) if kinds & SAFETY_KINDS else {}
         if content is not None:
-            prepared = prepare(content, self.state, self.views.latest(), self.views.undo_of, self.index_rows)
+            prepared = prepare(content, self.state, self.views.latest(), self.views.undo_of, self.indexes)
             layers = prepared.finish(frame.seq, frame.time_us)
             if rows:
                 layers.layers.append(Layer(rows))

@@ -29,6 +29,7 @@ from .backend import Backend, WriterBackend
 from .chain import Chain, ChainSpec
 from .checks import check_block, check_hash
 from .draft import Draft
+from .indexes import IndexReader, IndexStatus
 from .safety import Safety
 from .ticket import Ticket
 from .waiting import WaitingRoom
@@ -173,6 +174,27 @@ class Store:
             | {"waiting": len(self._waiting), "waiting_dropped": self._waiting.dropped},
             **self._backend.statistics(),
         }
+
+    # -- indexes --------------------------------------------------------------------------------------------------
+
+    def index(self, name: str) -> IndexReader:
+        """A reader of the user index. Raises ``NotFoundError``; its reads raise ``IndexBehind`` until it is ready."""
+        backend = self._check()
+        return backend.indexes.reader(name, backend.rows)
+
+    def indexes(self) -> list[IndexStatus]:
+        """Every index that the store knows, and how far it is built."""
+        tip = self.tip
+        return self._backend.indexes.statuses(tip.height if tip is not None else None)
+
+    def wait_for_indexes(self, timeout_seconds: float | None = None) -> bool:
+        """True once every registered index is ready; False when the time is over. Raises what made a build fail."""
+        return self._check().indexes.wait(timeout_seconds)
+
+    def start_indexes(self) -> None:
+        """Registered indexes that are not ready are built in the background; ``open`` calls this."""
+        writer, _ = self._need_writer()
+        self._backend.indexes.start(writer, self._latest)
 
     # -- building -------------------------------------------------------------------------------------------------
 

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 from .._failpoints import hit
-from ..blocks.apply import IndexRows, Prepared, prepare
+from ..blocks.apply import ChainIndexes, Prepared, prepare
 from ..blocks.content import FrameContent
 from ..blocks.decide import Decider
 from ..blocks.fork_choice import ForkChoice
@@ -68,7 +68,7 @@ class Writer:
         self.journal = journal
         self.views = views
         self.book = book
-        self.index_rows: IndexRows | None = None
+        self.indexes: ChainIndexes | None = None
         self._buffered = buffered
         self._compress = compress
         self._failure: BaseException | None = None
@@ -127,7 +127,7 @@ class Writer:
         """``content`` is one frame of the journal and visible to later writes; not durable yet."""
         self.check()
         views = self.views
-        prepared = prepare(content, self.state, views.latest(), views.undo_of, self.index_rows)
+        prepared = prepare(content, self.state, views.latest(), views.undo_of, self.indexes)
         parts = content.parts(compress=self._compress)
         if safety is not None:
             parts.append(Part(Kind.SAFETY, encode_safety(safety), True))

@@ -16,7 +16,7 @@ import threading
 from collections.abc import Sequence
 from types import TracebackType
 
-from ..engine.api import Engine, Page
+from ..engine.api import Engine, Page, Reader
 from ..errors import ClosedError, StateError, ViewExpired
 from .api import Rows
 from .overlay import LATEST, MISSING, ROW_COST_BYTES, Overlay, SortedKeys
@@ -48,7 +48,7 @@ class PinnedReader:
         "version",
     )
 
-    def __init__(self, pins: Pins, engine: Engine, overlay: Overlay, version: int, seq: int) -> None:
+    def __init__(self, pins: Pins, engine: Reader, overlay: Overlay, version: int, seq: int) -> None:
         self._pins = pins
         self._engine = engine
         self._overlay = overlay
@@ -189,13 +189,13 @@ class Pins:
         self.refused = False
         """True while a begun flush is to be finished: the engine is between two versions."""
 
-    def open(self) -> PinnedReader:
-        """A reader of what is visible now."""
+    def open(self, engine: Reader | None = None) -> PinnedReader:
+        """A reader of what is visible now; ``engine`` is a snapshot to read instead of the live one."""
         if self.refused:
             raise StateError("a flush that was interrupted must be finished before rows are read at one version")
         overlay = self._overlay
         with overlay.lock:
-            pin = PinnedReader(self, self._engine, overlay, overlay.visible_version, overlay.visible_seq)
+            pin = PinnedReader(self, engine or self._engine, overlay, overlay.visible_version, overlay.visible_seq)
             self.active.add(pin)
         return pin
 
@@ -312,7 +312,7 @@ def _merge(page: Page, changed: Rows, low: bytes, high: bytes, *, reverse: bool)
 
 
 def read_page(
-    engine: Engine,
+    engine: Reader,
     overlay: Overlay,
     version: int,
     pin: PinnedReader | None,

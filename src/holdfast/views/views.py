@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from ..engine.api import Engine
+from ..engine.api import Engine, Reader
 from ..errors import CorruptionError
 from .api import Applied, FrameLayers, RowReader, Rows, ViewOptions
 from .flush import Flusher, load_applied
@@ -163,12 +163,20 @@ class Views:
         """Visible rows as of each call."""
         return self._visible
 
-    def pin(self) -> PinnedReader:
+    def pin(self, snapshot: Reader | None = None) -> PinnedReader:
         """A reader of what is visible now, until it is released; use it in a ``with``.
 
-        It raises ``ViewExpired`` once flushes had to keep more than ``pinned_bytes_max`` for it.
+        It raises ``ViewExpired`` once flushes had to keep more than ``pinned_bytes_max`` for it. A follower, whose
+        engine another process flushes into, gives a ``snapshot`` of the engine that lives at least as long.
         """
-        return self._pins.open()
+        return self._pins.open(snapshot)
+
+    def caught_up(self) -> None:
+        """For a follower, which cannot finish another process's flush: its rows are all in the overlay by now."""
+        finishing = self._flusher.finishing
+        if finishing is not None and self._overlay.visible_seq >= finishing:
+            self._flusher.finishing = None
+            self._pins.refused = False
 
     # -- the flush ----------------------------------------------------------------------------------------------
 

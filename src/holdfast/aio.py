@@ -1,0 +1,301 @@
+"""The store for asyncio: the same operations as coroutines, none of which ever blocks the event loop.
+
+Invariants:
+    * Writes run in one thread in the order in which they were called; reads run in a small pool.
+    * Cancelling an ``await`` never cancels a write that has begun: it completes in its thread, and ``close`` waits
+      for it. A write that has not begun when its ``await`` is cancelled is not made.
+    * ``tip``, ``finalized`` and the other plain attributes of the store are in memory and may be read directly
+      through ``store.sync_store``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import os
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractAsyncContextManager
+from itertools import islice
+from types import TracebackType
+from typing import ParamSpec, TypeVar
+
+from .config import Settings
+from .errors import ClosedError
+from .store.chain import Chain
+from .store.draft import Draft
+from .store.factory import open_store
+from .store.indexes import IndexSpec, IndexStatus
+from .store.store import Store
+from .types import AddResult, Block, BlockInfo, OrphanInfo, RecoveryStats, ReorgInfo, TipInfo
+
+__all__ = ["AsyncBlocks", "AsyncStore", "open_async"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_READERS = 4
+_PAGE = 64
+
+
+class _Threads:
+    """One thread for writes, a few for reads."""
+
+    def __init__(self) -> None:
+        self._writes = ThreadPoolExecutor(1, thread_name_prefix="holdfast-write")
+        self._reads = ThreadPoolExecutor(_READERS, thread_name_prefix="holdfast-read")
+        self._closed = False
+
+    async def write(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """``function`` runs in the writing thread; once begun it completes whatever happens to the caller."""
+        return await self._run(self._writes, functools.partial(function, *args, **kwargs))
+
+    async def read(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """``function`` runs in a reading thread."""
+        return await self._run(self._reads, functools.partial(function, *args, **kwargs))
+
+    async def _run(self, pool: ThreadPoolExecutor, call: Callable[[], T]) -> T:
+        if self._closed:
+            raise ClosedError("the store is closed")
+        return await asyncio.wrap_future(pool.submit(call))
+
+    async def close(self, last: Callable[[], None]) -> None:
+        """``last`` runs after every write that was called before; then the threads end."""
+        if self._closed:
+            return
+        self._closed = True
+        future = self._writes.submit(last)
+        try:
+            await asyncio.shield(asyncio.wrap_future(future))
+        finally:
+            self._writes.shutdown(wait=False)
+            self._reads.shutdown(wait=False)
+
+
+class AsyncBlocks:
+    """``store.blocks`` as coroutines and asynchronous iterators (read in pages)."""
+
+    def __init__(self, store: Store, threads: _Threads) -> None:
+        self._blocks = store.blocks
+        self._threads = threads
+
+    async def get(self, block_hash: bytes) -> BlockInfo | None:
+        """The stored block of this hash, or ``None``."""
+        return await self._threads.read(self._blocks.get, block_hash)
+
+    async def load(self, block_hash: bytes) -> BlockInfo:
+        """The stored block of this hash. Raises ``BlockNotFound``."""
+        return await self._threads.read(self._blocks.load, block_hash)
+
+    async def at(self, height: int) -> BlockInfo | None:
+        """The canonical block at ``height``, or ``None``."""
+        return await self._threads.read(self._blocks.at, height)
+
+    async def block(self, info: BlockInfo) -> Block:
+        """The whole block as it was added."""
+        return await self._threads.read(self._blocks.block, info)
+
+    async def header(self, info: BlockInfo) -> bytes:
+        """Header bytes."""
+        return await self._threads.read(self._blocks.header, info)
+
+    async def body(self, info: BlockInfo) -> bytes | None:
+        """Body bytes, or ``None``."""
+        return await self._threads.read(self._blocks.body, info)
+
+    async def orphan(self, block_hash: bytes) -> OrphanInfo | None:
+        """Why the block is not canonical, or ``None``."""
+        return await self._threads.read(self._blocks.orphan, block_hash)
+
+    async def tips(self) -> list[TipInfo]:
+        """The leaves of the block tree."""
+        return await self._threads.read(self._blocks.tips)
+
+    def canonical(self, start: int | None = None, stop: int | None = None) -> AsyncIterator[BlockInfo]:
+        """Canonical blocks with ``start <= height < stop``."""
+        return self._pages(functools.partial(self._blocks.canonical, start, stop))
+
+    def epoch(self, epoch: int) -> AsyncIterator[BlockInfo]:
+        """Canonical blocks of the epoch."""
+        return self._pages(functools.partial(self._blocks.epoch, epoch))
+
+    def orphans(self) -> AsyncIterator[OrphanInfo]:
+        """Every stored block that is not canonical."""
+        return self._pages(self._blocks.orphans)
+
+    def by_producer(self, producer: bytes) -> AsyncIterator[BlockInfo]:
+        """Canonical blocks of this producer."""
+        return self._pages(functools.partial(self._blocks.by_producer, producer))
+
+    def by_time(self, start: int, stop: int | None = None) -> AsyncIterator[BlockInfo]:
+        """Canonical blocks with ``start <= time < stop``."""
+        return self._pages(functools.partial(self._blocks.by_time, start, stop))
+
+    async def _pages(self, make: Callable[[], Iterator[T]]) -> AsyncIterator[T]:
+        iterator = await self._threads.read(make)
+        while True:
+            page = await self._threads.read(lambda: list(islice(iterator, _PAGE)))
+            for item in page:
+                yield item
+            if len(page) < _PAGE:
+                return
+
+
+class AsyncStore(AbstractAsyncContextManager["AsyncStore"]):
+    """A ``Store`` for asyncio. Made by ``holdfast.aio.open_async``."""
+
+    def __init__(self, store: Store, threads: _Threads) -> None:
+        self.sync_store = store
+        """The store itself; its methods block."""
+        self._threads = threads
+        self.blocks = AsyncBlocks(store, threads)
+        """Questions about blocks."""
+
+    @property
+    def tip(self) -> BlockInfo | None:
+        """The head of the canonical chain; in memory for a writer. Followers use ``await refresh()`` to move it."""
+        return self.sync_store.tip
+
+    @property
+    def finalized(self) -> int | None:
+        """The explicitly finalized height, or ``None``."""
+        return self.sync_store.finalized
+
+    @property
+    def recovery(self) -> RecoveryStats:
+        """What opening the store found and did."""
+        return self.sync_store.recovery
+
+    async def draft(self, parent: bytes | None = None) -> Draft:
+        """A block to be built on ``parent``, or on the tip after every write called before."""
+        return await self._threads.write(self.sync_store.draft, parent)
+
+    async def commit(
+        self,
+        draft: Draft,
+        *,
+        hash: bytes,
+        header: bytes = b"",
+        body: bytes | None = None,
+        time: int = 0,
+        work: int = 1,
+        producer: bytes = b"",
+        extra: bytes | None = None,
+        safety: tuple[bytes, tuple[int, ...], bytes] | None = None,
+    ) -> BlockInfo:
+        """The block is stored and durable; see ``Store.commit``."""
+        return await self._threads.write(
+            lambda: self.sync_store.commit(
+                draft,
+                hash=hash,
+                header=header,
+                body=body,
+                time=time,
+                work=work,
+                producer=producer,
+                extra=extra,
+                safety=safety,
+            )
+        )
+
+    async def add(
+        self, block: Block, *, validate: bool = True, root_allowed: bool = False, wait_for_parent: bool = False
+    ) -> AddResult:
+        """A ready block is stored; see ``Store.add``."""
+        return await self._threads.write(
+            self.sync_store.add,
+            block,
+            validate=validate,
+            root_allowed=root_allowed,
+            wait_for_parent=wait_for_parent,
+        )
+
+    async def add_many(
+        self,
+        blocks: Sequence[Block],
+        *,
+        validate: bool = True,
+        root_allowed: bool = False,
+        wait_for_parent: bool = False,
+    ) -> list[AddResult]:
+        """Ready blocks are stored; see ``Store.add_many``."""
+        return await self._threads.write(
+            self.sync_store.add_many,
+            blocks,
+            validate=validate,
+            root_allowed=root_allowed,
+            wait_for_parent=wait_for_parent,
+        )
+
+    async def reorg(self, to: bytes, *, reason: str = "manual reorganisation") -> ReorgInfo | None:
+        """The stored block ``to`` is the tip; see ``Store.reorg``."""
+        return await self._threads.write(self.sync_store.reorg, to, reason=reason)
+
+    async def orphan(self, block_hash: bytes, *, reason: str, competing: bytes | None = None) -> ReorgInfo | None:
+        """The block is orphaned; see ``Store.orphan``."""
+        return await self._threads.write(self.sync_store.orphan, block_hash, reason=reason, competing=competing)
+
+    async def finalize(self, height: int) -> None:
+        """Blocks up to ``height`` are final; see ``Store.finalize``."""
+        await self._threads.write(self.sync_store.finalize, height)
+
+    async def save_safety(self, identity: bytes, position: tuple[int, ...], payload: bytes) -> bool:
+        """The payload is durable at ``position``; see ``store.safety.save``."""
+        return await self._threads.write(self.sync_store.safety.save, identity, position, payload)
+
+    async def index(self, name: str, key: bytes, *, limit: int | None = None) -> list[bytes]:
+        """The values under ``key`` in the user index ``name``."""
+        return await self._threads.read(lambda: self.sync_store.index(name).get(key, limit=limit))
+
+    async def indexes(self) -> list[IndexStatus]:
+        """Every index that the store knows."""
+        return await self._threads.read(self.sync_store.indexes)
+
+    async def statistics(self) -> dict[str, object]:
+        """Counters of the chain, the journal, the views and the engine."""
+        return await self._threads.read(self.sync_store.statistics)
+
+    async def refresh(self) -> None:
+        """A read-only store sees everything that was durable when this was called."""
+        await self._threads.read(self.sync_store.refresh)
+
+    async def sync(self) -> None:
+        """Everything committed so far is durable."""
+        await self._threads.write(self.sync_store.sync)
+
+    async def close(self) -> None:
+        """Every write called before is done, the store is closed."""
+        await self._threads.close(self.sync_store.close)
+
+    async def __aenter__(self) -> AsyncStore:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+
+async def open_async(
+    url: str | os.PathLike[str],
+    *,
+    chain: Chain | None = None,
+    create: bool = True,
+    read_only: bool = False,
+    settings: Settings | None = None,
+    forced_blocks: Mapping[int, bytes] | None = None,
+    indexes: Sequence[IndexSpec] = (),
+) -> AsyncStore:
+    """The store at ``url`` for asyncio; see ``holdfast.open``. Recovery runs off the loop."""
+    threads = _Threads()
+    store = await threads.write(
+        open_store,
+        url,
+        chain=chain,
+        create=create,
+        read_only=read_only,
+        settings=settings,
+        forced_blocks=forced_blocks,
+        indexes=indexes,
+    )
+    return AsyncStore(store, threads)

@@ -1,0 +1,285 @@
+"""A store that another process writes, read here: its engine read-only, its journal tailed to the watermark.
+
+Invariants:
+    * Nothing is written, no lock is taken; a frame is seen only after the writer made it durable.
+    * The overlay holds every frame above what the engine held when it was opened, so rows that the writer flushes
+      meanwhile are covered by newer or equal ones here.
+    * What readers see only moves forward. It moves when somebody asks, at most every ten milliseconds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+from .._fs import FileSystem
+from ..blocks.records import block_key, decode_block_record
+from ..blocks.state import ChainState
+from ..config import Settings
+from ..consensus.safety import SafetyBook
+from ..engine.api import Engine, Reader
+from ..engine.open import open_engine
+from ..errors import CorruptionError, EngineMismatch, MissingFile
+from ..journal.api import FrameSource
+from ..journal.reader import JournalReader
+from ..types import BlockInfo, RecoveryStats
+from ..views.api import RowReader
+from ..views.flush import load_applied
+from ..views.views import Views
+from .backend import Pinned, RowsOf
+from .generations import Generations
+from .identity import Identity
+from .indexes import IndexSpec
+from .indexing import IndexManager
+from .opening import read_identity, view_options
+from .replay import Replayer
+
+__all__ = ["Follower"]
+
+_POLL_SECONDS = 0.01
+_OPEN_TRIES = 20
+_OPEN_PAUSE_SECONDS = 0.05
+
+
+class _Session:
+    """One opening of the engine, and the overlay above it."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        views: Views,
+        replayer: Replayer,
+        indexes: IndexManager,
+        generation: int,
+        stamp: tuple[int, int],
+    ) -> None:
+        self.indexes = indexes
+        self.engine = engine
+        self.views = views
+        self.replayer = replayer
+        self.generation = generation
+        self.stamp = stamp
+        self.tip: BlockInfo | None = None
+
+
+class Follower:
+    """The read-only side of a store; the backend of ``holdfast.open(url, read_only=True)``."""
+
+    def __init__(
+        self, fs: FileSystem, root: Path, engine: str | None, settings: Settings, specs: Mapping[str, IndexSpec]
+    ) -> None:
+        self._specs = specs
+        self._fs = fs
+        self._settings = settings
+        self._lock = threading.RLock()
+        self._polled = 0.0
+        self._current_file = root / "views" / "CURRENT"
+        self._generations = Generations(fs, root)
+        self._wanted = engine
+        self.path: Path | None = root
+        self._root = root
+        started = time.monotonic()
+        self.identity: Identity = read_identity(fs, root)
+        self._reader = JournalReader.open(fs, root, store_id=self.identity.store_id, salt=self.identity.salt)
+        self.book = SafetyBook()
+        self._old: list[_Session] = []
+        self.engine_name = ""
+        try:
+            self._session = self._patiently(self._open_session)
+        except BaseException:
+            self._reader.close()
+            raise
+        self.rows: RowReader = RowsOf(self._visible_rows)
+        self.latest_rows = self.rows
+        state = self._session.replayer.state
+        self.stats = RecoveryStats(
+            clean=self._reader.mark.clean,
+            frames_replayed=self._session.replayer.frames,
+            last_seq=self._reader.durable_seq,
+            tip_height=state.tip_height if state.has_tip else None,
+            finalized_height=state.finalized if state.finalized >= 0 else None,
+            seconds=time.monotonic() - started,
+        )
+
+    # -- sessions -------------------------------------------------------------------------------------------------
+
+    def _patiently(self, make: Callable[[], _Session]) -> _Session:
+        """A session; tried again while the writer is just creating, flushing or replacing its views."""
+        for left in range(_OPEN_TRIES, 0, -1):
+            try:
+                return make()
+            except (MissingFile, CorruptionError):
+                if left == 1:
+                    raise
+            time.sleep(_OPEN_PAUSE_SECONDS)
+        raise AssertionError("unreachable")
+
+    def _stamp(self) -> tuple[int, int]:
+        try:
+            status = os.stat(self._current_file)
+        except FileNotFoundError:
+            raise MissingFile(
+                "the store has no views yet",
+                path=self._current_file,
+                remedy="open it for writing once: the views are made from the journal",
+            ) from None
+        return status.st_ino, status.st_mtime_ns
+
+    def _open_session(self) -> _Session:
+        stamp = self._stamp()
+        number = self._generations.current()
+        if number is None:
+            raise MissingFile("the store has no views yet", path=self._current_file)
+        name = self._generations.engine_name(number)
+        if self._wanted is not None and self._wanted != name:
+            raise EngineMismatch("the store was made with another engine", found=name, asked=self._wanted)
+        engine = open_engine(
+            name,
+            self._generations.data_path(number),
+            create=False,
+            read_only=True,
+            cache_bytes=self._settings.cache_bytes,
+        )
+        try:
+            session = self._session_over(engine, number, stamp)
+        except BaseException:
+            engine.close()
+            raise
+        self.engine_name = name
+        return session
+
+    def _session_over(self, engine: Engine, number: int, stamp: tuple[int, int]) -> _Session:
+        views = Views.open(engine, options=view_options(self._settings), frame_digest=self._digest)
+        book = SafetyBook()
+        book.load_rows(views.latest())
+        replayer = Replayer(views, book)
+        indexes = IndexManager(
+            self._specs, engine, views, self._reader, rows_max=self._settings.index_rows_per_block_max
+        )
+        replayer.indexes = indexes.before_replay(replayer.state, writable=False)
+        session = _Session(engine, views, replayer, indexes, number, stamp)
+        self._reader.poll()
+        applied = views.applied
+        known = applied is not None and 0 < applied.seq <= self._reader.durable_seq
+        if applied is not None and known and self._reader.frame(applied.seq).digest != applied.digest:
+            raise CorruptionError("the views belong to another history of the journal", seq=applied.seq)
+        self._advance(session)
+        self.book.records, self.book.fences = book.records, book.fences
+        self.book.incarnation, self.book.fenced = book.incarnation, book.fenced
+        return session
+
+    def _digest(self, seq: int) -> bytes:
+        return self._reader.frame(seq).digest
+
+    def _advance(self, session: _Session) -> None:
+        """Every durable frame is in the overlay and visible."""
+        session.replayer.run(self._reader, self._reader.durable_seq, flush=False)
+        session.views.caught_up()
+        state = session.replayer.state
+        if state.has_tip and (session.tip is None or session.tip.hash != state.tip_hash):
+            row = session.views.latest().get(block_key(state.tip_hash))
+            if row is None:
+                raise CorruptionError("the tip has no row", hash=state.tip_hash, height=state.tip_height)
+            session.tip = decode_block_record(state.tip_hash, row)
+
+    # -- moving ---------------------------------------------------------------------------------------------------
+
+    def _now(self) -> _Session:
+        now = time.monotonic()
+        if now - self._polled >= _POLL_SECONDS:
+            with self._lock:
+                if now - self._polled >= _POLL_SECONDS:
+                    self._poll()
+        return self._session
+
+    def refresh(self) -> None:
+        with self._lock:
+            self._poll()
+
+    def _poll(self) -> None:
+        if self._stamp() != self._session.stamp:
+            self._replace(self._patiently(self._open_session))
+        if self._reader.poll() != self._session.replayer.seq:
+            self._advance(self._session)
+            if self._session.views.stats.overlay_rows > self._settings.overlay_rows_max:
+                self._shorten()
+        self._polled = time.monotonic()
+
+    def _shorten(self) -> None:
+        """What the writer has flushed meanwhile leaves the overlay."""
+        session = self._session
+        session.engine.refresh()
+        applied = load_applied(session.engine)
+        if applied is None or applied.seq <= (session.views.applied.seq if session.views.applied else 0):
+            return
+        fresh = self._session_over(session.engine, session.generation, session.stamp)
+        self._session = fresh
+
+    def _replace(self, session: _Session) -> None:
+        # Readers of the old generation may still be inside a call: its engine is closed with the store.
+        self._old.append(self._session)
+        self._session = session
+
+    # -- reading --------------------------------------------------------------------------------------------------
+
+    def _visible_rows(self) -> RowReader:
+        return self._now().views.reader()
+
+    @property
+    def journal(self) -> FrameSource:
+        return self._reader
+
+    @property
+    def indexes(self) -> IndexManager:
+        return self._now().indexes
+
+    @property
+    def state(self) -> ChainState:
+        return self._now().replayer.state
+
+    @property
+    def tip(self) -> BlockInfo | None:
+        return self._now().tip
+
+    @contextlib.contextmanager
+    def pin(self) -> Iterator[Pinned]:
+        with contextlib.ExitStack() as stack:
+            with self._lock:
+                self._poll()
+                session = self._session
+                snapshot: Reader = stack.enter_context(session.engine.snapshot())
+                # The writer may have flushed newer frames before the snapshot: they must be in the overlay too.
+                if self._reader.poll() != session.replayer.seq:
+                    self._advance(session)
+                pinned = stack.enter_context(session.views.pin(snapshot))
+                state, tip = session.replayer.state, session.tip
+            yield pinned, state, tip
+
+    def statistics(self) -> dict[str, object]:
+        session = self._now()
+        views = session.views.stats
+        return {
+            "journal": {"durable_seq": self._reader.durable_seq, "segments": len(self._reader.segments())},
+            "views": {
+                "engine": self.engine_name,
+                "generation": session.generation,
+                "applied_seq": views.applied_seq,
+                "overlay_rows": views.overlay_rows,
+                "overlay_bytes": views.overlay_bytes,
+                "size_bytes": session.engine.stats().size_bytes,
+            },
+        }
+
+    def close(self) -> None:
+        with self._lock:
+            for session in {id(item.engine): item for item in (*self._old, self._session)}.values():
+                session.views.close(flush=False)
+                session.engine.close()
+            self._reader.close()
+
+    def abandon(self) -> None:
+        """Nothing to do: a follower writes nothing."""

@@ -1,0 +1,115 @@
+"""The asyncio twin: the loop is never blocked, cancelled awaits lose nothing, order is kept."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+import holdfast
+from holdfast import aio
+from holdfast.errors import BlockNotFound, ClosedError
+
+
+def name(text: str) -> bytes:
+    return hashlib.sha256(text.encode()).digest()
+
+
+async def grow(store: aio.AsyncStore, start: int, stop: int) -> None:
+    for number in range(start, stop):
+        draft = await store.draft()
+        await store.commit(draft, hash=name(f"a{number}"), header=b"h", body=b"b", time=number, producer=b"p")
+
+
+def test_the_operations_of_the_store_are_there(tmp_path: Path) -> None:
+    @holdfast.index("by_body")
+    def by_body(block: holdfast.Block) -> list[tuple[bytes, bytes]]:
+        return [(block.body or b"-", block.hash)]
+
+    async def story() -> None:
+        async with await aio.open_async(tmp_path / "s", indexes=[by_body]) as store:
+            await grow(store, 0, 150)
+            assert store.tip is not None
+            assert store.tip.height == 149
+            heights = [info.height async for info in store.blocks.canonical(10, 140)]
+            assert heights == list(range(10, 140))
+            assert [info.height async for info in store.blocks.by_producer(b"p")] == list(range(150))
+            assert [info.height async for info in store.blocks.by_time(3, 5)] == [3, 4]
+            side = holdfast.Block(name("b"), name("a148"), 149, b"x", b"y")
+            assert (await store.add(side)).status.value == "side"
+            assert [orphan.hash async for orphan in store.blocks.orphans()] == [name("b")]
+            assert (await store.reorg(name("b"))) is not None
+            assert (await store.blocks.body(await store.blocks.load(name("b")))) == b"y"
+            assert await store.index("by_body", b"y") == [name("b")]
+            await store.finalize(100)
+            assert store.finalized == 100
+            with pytest.raises(BlockNotFound):
+                await store.blocks.load(name("nothing"))
+        with pytest.raises(ClosedError):
+            await store.sync()
+
+    asyncio.run(story())
+    with holdfast.open(tmp_path / "s") as store:
+        assert store.tip is not None
+        assert store.tip.hash == name("b")
+
+
+def test_a_slow_device_does_not_block_the_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.fdatasync
+
+    def slow(fd: int) -> None:
+        time.sleep(0.03)
+        real(fd)
+
+    async def story() -> float:
+        longest = 0.0
+        async with await aio.open_async(tmp_path / "s") as store:
+            monkeypatch.setattr(os, "fdatasync", slow)
+            writing = asyncio.create_task(grow(store, 0, 5))
+            before = time.monotonic()
+            while not writing.done():
+                await asyncio.sleep(0.001)
+                now = time.monotonic()
+                longest = max(longest, now - before)
+                before = now
+            await writing
+            monkeypatch.setattr(os, "fdatasync", real)
+        return longest
+
+    # five commits wait 0.15 s for the device; a blocked loop would show a gap as long as one of them
+    assert asyncio.run(story()) < 0.15
+
+
+def test_a_cancelled_await_does_not_cancel_the_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.fdatasync
+
+    async def story() -> None:
+        async with await aio.open_async(tmp_path / "s") as store:
+            draft = await store.draft()
+            began = asyncio.Event()
+            loop = asyncio.get_running_loop()
+
+            def slow(fd: int) -> None:
+                loop.call_soon_threadsafe(began.set)
+                time.sleep(0.02)
+                real(fd)
+
+            monkeypatch.setattr(os, "fdatasync", slow)
+            task = asyncio.create_task(store.commit(draft, hash=name("a0")))
+            await began.wait()
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            monkeypatch.setattr(os, "fdatasync", real)
+            await store.sync()
+            assert store.tip is not None
+            assert store.tip.hash == name("a0")
+
+    asyncio.run(story())
+    with holdfast.open(tmp_path / "s") as store:
+        assert store.tip is not None
+        assert store.tip.hash == name("a0")
