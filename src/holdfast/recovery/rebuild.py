@@ -1,0 +1,202 @@
+"""``rebuild``: the views are made anew from the journal, beside the old ones, and take over in one atomic step.
+
+Invariants:
+    * The journal is the only source; the old generation is neither read nor needed.
+    * ``views/CURRENT`` changes once, after the new generation is complete and synced. Killed at any moment before, the
+      old generation is the live one; what was left behind is removed by the next rebuild.
+    * The old generation is deleted only after the new one is live.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import socket
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from .._failpoints import hit
+from .._fs import RealFileSystem
+from ..blocks.state import ChainState
+from ..consensus.safety import SafetyBook
+from ..engine.open import CACHE_BYTES_DEFAULT, engine_names, open_engine
+from ..errors import CorruptionError, EngineError, HoldfastError, InvalidInputError
+from ..journal.api import FrameSource
+from ..journal.journal import Journal, JournalOptions
+from ..store.generations import Generations
+from ..store.opening import read_identity
+from ..store.replay import Replayer
+from ..store.url import StoreUrl, parse_url
+from ..views.api import ViewOptions
+from ..views.views import Views
+from .report import RebuildReport
+
+__all__ = ["Built", "build_generation", "rebuild", "rebuild_views"]
+
+ENGINE_DEFAULT = "rocksdb"
+_STEP_FRAMES = 512
+
+
+class Built:
+    """A complete generation that is not live yet."""
+
+    def __init__(self, number: int, engine: str, frames: int, state: ChainState) -> None:
+        self.number = number
+        self.engine = engine
+        self.frames = frames
+        self.state = state
+
+
+def build_generation(
+    source: FrameSource,
+    last_seq: int,
+    generations: Generations,
+    engine: str,
+    *,
+    progress: Callable[[int, int], None] | None = None,
+    options: ViewOptions | None = None,
+    cache_bytes: int = CACHE_BYTES_DEFAULT,
+) -> Built:
+    """A new generation holds every durable frame up to ``last_seq``, flushed and closed; it is not live yet.
+
+    If it fails, or ``progress`` raises, nothing of it is left.
+
+    Args:
+        source: the journal; a live one, too: frames up to ``last_seq`` must be durable.
+        last_seq: the generation is of this frame.
+        generations: the directory ``views/``.
+        engine: name of the engine to build with.
+        progress: called with (frames done, ``last_seq``).
+    """
+    number = generations.prepare(engine)
+    path = generations.data_path(number)
+    try:
+        target = open_engine(engine, path, create=True, cache_bytes=cache_bytes)
+        try:
+            views = Views.open(target, options=options, frame_digest=lambda seq: source.frame(seq).digest)
+            try:
+                replayer = Replayer(views, SafetyBook())
+                while replayer.seq < last_seq:
+                    replayer.run(source, min(replayer.seq + _STEP_FRAMES, last_seq), flush=True)
+                    hit("recovery.rebuild.step")
+                    if progress is not None:
+                        progress(replayer.seq, last_seq)
+                views.flush()
+            finally:
+                views.close(flush=False)
+        finally:
+            target.close()
+    except BaseException:
+        _delete(path.parent)
+        raise
+    return Built(number, engine, replayer.frames, replayer.state)
+
+
+def _delete(directory: Path) -> None:
+    try:
+        shutil.rmtree(directory)
+    except OSError as error:
+        raise EngineError(f"a generation of views cannot be deleted: {error}", path=directory) from error
+
+
+def rebuild_views(
+    url: str | os.PathLike[str],
+    *,
+    progress: Callable[[int, int], None] | None = None,
+    engine: str | None = None,
+) -> RebuildReport:
+    """The store at ``url`` has new views, made from its journal alone. The store is not open anywhere.
+
+    Args:
+        url: as for ``open``.
+        progress: called with (frames done, frames in all); what it raises ends the rebuild, the old views stay live.
+        engine: build with this engine instead of the one the store has; as ``convert_store``.
+    Raises:
+        StoreNotFound, ForeignStore, StoreLocked: there is nothing to rebuild.
+        CorruptionError: the journal is damaged; the views were not touched.
+    """
+    place = parse_url(url)
+    return rebuild(place, engine, progress)
+
+
+def rebuild(place: StoreUrl, engine: str | None, progress: Callable[[int, int], None] | None) -> RebuildReport:
+    """``rebuild_views`` and ``convert_store``; ``engine`` is ``None`` to keep the one the store has."""
+    root = place.path
+    if root is None:
+        raise InvalidInputError("a store in memory has no views on disk")
+    if engine is not None and (engine not in engine_names() or engine == "memory"):
+        raise InvalidInputError("views on disk cannot be made with this engine", found=engine)
+    started = time.monotonic()
+    notes: list[str] = []
+    with _journal_at_rest(root, notes) as journal:
+        generations = Generations(RealFileSystem(), root)
+        number, name = live_generation(generations, notes)
+        chosen = engine or name or place.engine or ENGINE_DEFAULT
+        removed = _remove_leftovers(root / "views", number) if number is not None else []
+        built = build_generation(journal, journal.durable_seq, generations, chosen, progress=progress)
+        hit("recovery.rebuild.before_switch")
+        generations.switch(built.number)
+        hit("recovery.rebuild.after_switch")
+        removed += generations.remove_others(built.number)
+    return RebuildReport(
+        path=str(root),
+        engine=chosen,
+        engine_before=name,
+        generation=built.number,
+        generation_before=number,
+        frames=built.frames,
+        blocks=built.state.blocks,
+        removed=tuple(removed),
+        notes=tuple(notes),
+        seconds=time.monotonic() - started,
+    )
+
+
+def live_generation(generations: Generations, notes: list[str]) -> tuple[int | None, str | None]:
+    """Number and engine of the live generation, as far as they can be read."""
+    try:
+        number = generations.current()
+        return number, generations.engine_name(number) if number is not None else None
+    except CorruptionError as error:
+        notes.append(f"the old views do not say what they are: {error}")
+        return None, None
+
+
+def _remove_leftovers(views: Path, live: int) -> list[int]:
+    """Generations that an interrupted rebuild left behind are gone; the live one stays."""
+    removed = []
+    for child in sorted(views.iterdir(), key=lambda path: path.name):
+        if child.name.isdigit() and int(child.name) != live:
+            _delete(child)
+            removed.append(int(child.name))
+    return removed
+
+
+@contextlib.contextmanager
+def _journal_at_rest(root: Path, notes: list[str]) -> Iterator[Journal]:
+    """The recovered journal of a store that is locked meanwhile."""
+    fs = RealFileSystem()
+    identity = read_identity(fs, root)
+    lock = fs.lock(root / "LOCK", f"{os.getpid()} {socket.gethostname()}")
+    try:
+        book = SafetyBook()
+        journal, recovery = Journal.open(
+            fs,
+            root,
+            store_id=identity.store_id,
+            salt=identity.salt,
+            options=JournalOptions(carry=book.parts, background=False),
+        )
+        for cut in recovery.discarded:
+            notes.append(f"{cut.length} bytes that were never acknowledged are now in {cut.quarantined_as}")
+        try:
+            yield journal
+        except BaseException:
+            with contextlib.suppress(HoldfastError):
+                journal.close()  # the first error is the one to tell
+            raise
+        journal.close()
+    finally:
+        lock.release()

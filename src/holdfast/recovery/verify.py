@@ -1,0 +1,354 @@
+"""``verify``: is a store at rest what was written? Three levels, each with everything of the one before.
+
+    quick   identity, headers and seals of the segments, watermark and tail, the views' record of their last flush
+    links   every byte of every segment, the chain of digests, the links of blocks, the canonical table from end to end
+    views   the journal replayed into fresh views, every row compared both ways
+
+Invariants:
+    * Nothing of the store is changed; its LOCK is held meanwhile, so that nobody else changes it.
+    * Damage becomes a problem in the report. Errors are raised only when there is no store to look at, when it is
+      locked, or when a newer version wrote it.
+    * Memory is bounded: blocks are remembered up to a limit, and large views are replayed into a temporary directory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import get_args
+
+from .._fs import FileLock, FileSystem, RealFileSystem
+from ..blocks.state import ChainState, decode_state
+from ..engine.api import Engine
+from ..engine.open import open_engine, probe_engine
+from ..errors import (
+    CommitLoss,
+    CorruptionError,
+    HoldfastError,
+    InvalidInputError,
+    ReadOnlyError,
+)
+from ..journal.api import DurableMark, Kind
+from ..journal.recovery import JOURNAL_DIRECTORY
+from ..journal.segment import segment_number
+from ..store.generations import Generations
+from ..store.identity import IDENTITY_BYTES_MAX, IDENTITY_NAME, Identity, decode_identity
+from ..store.opening import read_identity
+from ..store.url import parse_url
+from ..views.api import Applied
+from ..views.flush import load_applied
+from .links import check_block_links, check_canonical, check_tip
+from .report import PROBLEMS_MAX, Check, Level, Problem, VerifyReport
+from .resting import RestingJournal, read_marks, verify_loose_segment
+from .rows import compare_views
+
+__all__ = ["Stopped", "Verification", "verify_store"]
+
+Progress = Callable[[str, int, int], None]
+"""(name of the check, done, total); total 0 when it is not known."""
+
+_PROBE_SECONDS = 30.0
+
+
+class Stopped(Exception):
+    """``stop`` said yes; the report says how far it came."""
+
+
+class Tally:
+    """One running check, as a context manager: an error inside becomes a problem and ends the check early."""
+
+    def __init__(self, owner: Verification, name: str) -> None:
+        self._owner = owner
+        self.name = name
+        self.checked = 0
+        self.problems = 0
+
+    def __enter__(self) -> Tally:
+        self._owner.tick(self.name, 0, 0)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        handled = isinstance(error, HoldfastError)
+        if isinstance(error, HoldfastError):
+            self.problem(error)
+        self._owner.checks.append(Check(self.name, self.checked, self.problems, error is None))
+        return handled
+
+    def step(self, count: int = 1, total: int = 0) -> None:
+        """``count`` more things were looked at; 0 only shows that work goes on. Raises ``Stopped``."""
+        before = self.checked
+        self.checked += count
+        if not count or before >> 10 != self.checked >> 10:
+            self._owner.tick(self.name, self.checked, total)
+
+    def problem(self, error: HoldfastError) -> None:
+        """Something is wrong."""
+        self.problems += 1
+        if self.problems <= PROBLEMS_MAX:
+            self._owner.problems.append(Problem.of(self.name, error))
+
+
+class Verification:
+    """A verify in progress: what was found so far."""
+
+    def __init__(self, progress: Progress | None, stop: Callable[[], bool] | None) -> None:
+        self._progress = progress
+        self._stop = stop
+        self.checks: list[Check] = []
+        self.problems: list[Problem] = []
+        self.notes: list[str] = []
+        self.facts: dict[str, object] = {}
+
+    def tick(self, name: str, done: int, total: int) -> None:
+        """Tell the caller how far it is. Raises ``Stopped``."""
+        if self._progress is not None:
+            self._progress(name, done, total)
+        if self._stop is not None and self._stop():
+            raise Stopped
+
+    def check(self, name: str) -> Tally:
+        """A check; it is in the report, complete or not."""
+        return Tally(self, name)
+
+
+def verify_store(
+    url: str | os.PathLike[str],
+    *,
+    level: Level = "links",
+    progress: Progress | None = None,
+    stop: Callable[[], bool] | None = None,
+    fs: FileSystem | None = None,
+) -> VerifyReport:
+    """What is wrong with the store at ``url``, if anything. The store is not open anywhere, and is not changed.
+
+    Args:
+        url: as for ``open``; an engine named in it is ignored.
+        level: ``quick``, ``links`` or ``views``.
+        progress: called with (check, done, total) about every thousand steps.
+        stop: asked as often; after ``True`` the report covers what was checked so far and is not ``ok``.
+        fs: the file system of journal and identity; the machine's if ``None``.
+    Raises:
+        StoreNotFound, ForeignStore, StoreLocked, FormatTooNew: there is nothing that can be verified.
+    """
+    if level not in get_args(Level):
+        raise InvalidInputError("unknown level", found=level, expected=", ".join(get_args(Level)))
+    root = parse_url(url).path
+    if root is None:
+        raise InvalidInputError("a store in memory is not at rest")
+    fs = fs if fs is not None else RealFileSystem()
+    started = time.monotonic()
+    run = Verification(progress, stop)
+    stopped = False
+    with _held(fs, root, run):
+        try:
+            _verify(fs, root, level, run)
+        except Stopped:
+            stopped = True
+    complete = not stopped and all(check.complete for check in run.checks)
+    return VerifyReport(
+        path=str(root),
+        level=level,
+        ok=complete and not run.problems,
+        checks=tuple(run.checks),
+        problems=tuple(run.problems),
+        notes=tuple(run.notes),
+        stopped=stopped,
+        facts=run.facts,
+        seconds=time.monotonic() - started,
+    )
+
+
+@contextlib.contextmanager
+def _held(fs: FileSystem, root: Path, run: Verification) -> Iterator[None]:
+    with contextlib.suppress(CorruptionError):
+        read_identity(fs, root)  # nothing is locked in a directory that is not a store
+    lock: FileLock | None = None
+    if not fs.exists(root / "LOCK"):
+        run.notes.append("LOCK is missing: an open for writing takes this for a copy of the store, which may not sign")
+    else:
+        try:
+            lock = fs.lock(root / "LOCK", f"{os.getpid()} {socket.gethostname()}")
+        except ReadOnlyError:
+            run.notes.append("LOCK cannot be written, so another process could have changed the store meanwhile")
+    try:
+        yield
+    finally:
+        if lock is not None:
+            lock.release()
+
+
+def _verify(fs: FileSystem, root: Path, level: Level, run: Verification) -> None:
+    identity: Identity | None = None
+    with run.check("identity") as tally:
+        data = fs.read_bytes(root / IDENTITY_NAME, limit=IDENTITY_BYTES_MAX)
+        identity = decode_identity(data, path=root / IDENTITY_NAME)
+        tally.step()
+    if identity is None:
+        return
+    run.facts["chain"] = identity.spec.name
+    mark: DurableMark | None = None
+    with run.check("watermark") as tally:
+        mark, damaged = read_marks(fs, root, identity.salt)
+        tally.step(2)
+        if damaged:
+            tally.problem(
+                CorruptionError(
+                    "a slot of the watermark is damaged",
+                    path=root / "watermark",
+                    remedy="open the store and close it: the slot is written anew",
+                )
+            )
+    journal = None
+    try:
+        if mark is not None:
+            journal = _open_journal(fs, root, identity, mark, data, run)
+        if journal is None:
+            if level != "quick":
+                _verify_loose(fs, root, identity, run)
+            return
+        if level != "quick":
+            _verify_segments(journal, run)
+        _verify_views(fs, root, level, journal, mark, run)
+    finally:
+        if journal is not None:
+            journal.close()
+
+
+# -- the journal ----------------------------------------------------------------------------------------------------
+
+
+def _open_journal(
+    fs: FileSystem, root: Path, identity: Identity, mark: DurableMark, data: bytes, run: Verification
+) -> RestingJournal | None:
+    journal = None
+    with run.check("journal") as tally:
+        journal = RestingJournal.open(fs, root, identity, mark)
+        tally.step(len(journal.found.segments))
+        found = journal.found
+        run.facts |= {"last_seq": found.last_seq, "durable_seq": mark.seq, "clean": found.clean}
+        if not found.clean:
+            run.notes.append("the store was not closed cleanly; the next open replays and seals its tail")
+        cut = found.garbage_bytes + sum(leftover.length for leftover in found.leftovers)
+        if cut:
+            run.notes.append(f"{cut} bytes behind the last frame were never acknowledged; the next open cuts them")
+        if journal.first_seq == 1:
+            frame = journal.frame(1)
+            stored = [journal.part(frame, at) for at, part in enumerate(frame.parts) if part.kind == Kind.IDENTITY]
+            if stored != [data]:
+                raise CorruptionError(
+                    f"{IDENTITY_NAME} differs from the first frame of the journal", path=root / IDENTITY_NAME, seq=1
+                )
+    return journal
+
+
+def _verify_segments(journal: RestingJournal, run: Verification) -> None:
+    with run.check("segments") as tally:
+        segments = journal.segments()
+        for number, segment in enumerate(segments, start=1):
+            try:
+                tally.checked += journal.verify_segment(number)
+            except CorruptionError as error:
+                tally.problem(error)
+            run.tick("segments", number, len(segments))
+            if segment.number != number:
+                tally.problem(CorruptionError("a segment is missing", path=segment.path, expected=number))
+
+
+def _verify_loose(fs: FileSystem, root: Path, identity: Identity, run: Verification) -> None:
+    """Each segment alone, because the journal does not hold together."""
+    with run.check("segments") as tally:
+        place = root / JOURNAL_DIRECTORY
+        numbers = [(number, name) for name in fs.names(place) if (number := segment_number(name)) is not None]
+        for position, (_, name) in enumerate(numbers, start=1):
+            try:
+                tally.checked += verify_loose_segment(fs, place / name, identity, newest=position == len(numbers))
+            except CorruptionError as error:
+                tally.problem(error)
+            run.tick("segments", position, len(numbers))
+
+
+# -- the views ------------------------------------------------------------------------------------------------------
+
+
+def _verify_views(
+    fs: FileSystem, root: Path, level: Level, journal: RestingJournal, mark: DurableMark | None, run: Verification
+) -> None:
+    engine: Engine | None = None
+    applied: Applied | None = None
+    state: ChainState | None = None
+    name = ""
+    usable = False
+    with contextlib.ExitStack() as stack:
+        with run.check("views") as tally:
+            generations = Generations(fs, root)
+            number = generations.current()
+            if number is None:
+                run.notes.append("there are no views; the next open makes them from the journal")
+            else:
+                name = generations.engine_name(number)
+                run.facts["engine"] = name
+                path = generations.data_path(number)
+                if not journal.found.clean:
+                    probe_engine(name, path, deadline_seconds=_PROBE_SECONDS)
+                engine = open_engine(name, path, create=False, read_only=True)
+                stack.callback(engine.close)
+                applied = load_applied(engine)
+                state = _check_applied(applied, journal)
+                if applied is not None and applied.flushing is not None:
+                    run.notes.append("a flush was interrupted; the next open finishes it")
+                elif state is not None:
+                    check_tip(engine, state)
+                    _facts(state, run)
+                usable = True
+                tally.step()
+        if level == "quick":
+            return
+        whole = applied is None or applied.flushing is None
+        with run.check("blocks") as tally:
+            check_block_links(journal, engine if usable and whole else None, tally)
+        if engine is None or not usable:
+            return
+        if whole and state is not None:
+            with run.check("canonical") as tally:
+                check_canonical(engine, state, tally)
+        if level == "views":
+            with run.check("rows") as tally:
+                skipped = compare_views(journal, engine, name, applied, tally, exact=journal.found.clean)
+                if skipped:
+                    run.notes.append(f"{skipped} rows of user indexes were not compared: their functions are not here")
+
+
+def _check_applied(applied: Applied | None, journal: RestingJournal) -> ChainState | None:
+    if applied is None:
+        return None
+    last = max(applied.seq, applied.flushing or 0)
+    if last > journal.durable_seq:
+        raise CommitLoss(
+            "the views hold commits that the journal has lost", applied_seq=last, journal_seq=journal.durable_seq
+        )
+    if not applied.seq:
+        return None
+    if journal.frame(applied.seq).digest != applied.digest:
+        raise CorruptionError(
+            "the views belong to another history of the journal",
+            seq=applied.seq,
+            remedy="run 'holdfast rebuild': the views are made anew from the journal",
+        )
+    return decode_state(applied.state)
+
+
+def _facts(state: ChainState, run: Verification) -> None:
+    run.facts |= {
+        "tip_height": state.tip_height if state.has_tip else None,
+        "tip_hash": state.tip_hash.hex() if state.has_tip else None,
+        "finalized_height": state.finalized if state.finalized >= 0 else None,
+        "blocks": state.blocks,
+        "orphans": state.orphans,
+    }
