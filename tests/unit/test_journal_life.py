@@ -24,6 +24,7 @@ from holdfast.errors import (
     PoisonedError,
 )
 from holdfast.journal import Journal, JournalOptions, Kind, Part, TipMark
+from holdfast.journal.prepare import SegmentMaker
 from holdfast.testing.crashfs import CrashableFileSystem, Fault
 
 DATA = Path("/data")
@@ -430,3 +431,36 @@ def test_a_later_frame_that_knows_better_forbids_the_cut() -> None:
             again(damaged(seq))
     survivor = again(damaged(5))
     assert survivor.durable_seq == 4
+
+
+def test_on_a_nearly_full_disk_segments_become_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = SegmentMaker._make
+
+    def nearly_full(self: SegmentMaker, number: int, size: int, *, gently: bool) -> File:
+        if size > 1024:
+            raise OutOfSpace("no room", path=DATA)
+        return real(self, number, size, gently=gently)
+
+    monkeypatch.setattr(SegmentMaker, "_make", nearly_full)
+    fs = CrashableFileSystem()
+    journal = make(fs)
+    for number in range(30):
+        journal.sync(journal.append(note(number)))
+    with pytest.raises(OutOfSpace):
+        journal.append([Part(Kind.BODY, bytes(2000))])
+    assert journal.sync(journal.append(note(30))) == 32
+    journal.close()
+    assert len(texts(again(fs))) == 32
+
+
+def test_closing_does_not_wait_for_a_large_segment(tmp_path: Path) -> None:
+    options = JournalOptions(segment_bytes_first=4096, segment_bytes_max=64 << 20)
+    journal = make(RealFileSystem(), tmp_path, options)
+    journal._segment_bytes_next = 64 << 20
+    journal._maker.discard()
+    journal._prepare_next()
+    time.sleep(0.02)
+    begun = time.monotonic()
+    journal.close()
+    assert time.monotonic() - begun < 2
+    assert sorted(path.name for path in (tmp_path / "journal").iterdir()) == ["0000000001.seg"]

@@ -452,6 +452,7 @@ class Journal(FrameReads):
         with self._append_lock:
             if self._closed:
                 return
+            self._maker.cancel()
             if self._housekeeper is not None:
                 self._housekeeper.stop()
             with self._sync_lock:

@@ -17,7 +17,7 @@ from typing import Final
 
 from .. import _failpoints
 from .._fs import File, FileSystem
-from ..errors import HoldfastError
+from ..errors import ClosedError, HoldfastError, OutOfSpace
 from .segment import segment_name
 
 __all__ = ["Housekeeper", "SegmentMaker"]
@@ -37,6 +37,7 @@ class SegmentMaker:
         self._wanted: tuple[int, int] | None = None
         self._ready: tuple[int, int, File] | None = None
         self._hurry = False
+        self._cancelled = False
 
     def request(self, number: int, size: int) -> None:
         """Segment ``number`` of ``size`` bytes shall be made when ``work`` runs next."""
@@ -52,8 +53,14 @@ class SegmentMaker:
             with contextlib.suppress(HoldfastError):
                 self._ready = (number, size, self._make(number, size, gently=True))
 
+    def cancel(self) -> None:
+        """A segment that is being made ahead of time is given up soon, and no other is begun."""
+        self._cancelled = True
+
     def take(self, number: int, size: int, size_min: int) -> tuple[File, int]:
         """An open prepared segment ``number`` and its size, at least ``size_min``; waits for one that is under way.
+
+        On a disk that has no room for ``size`` the segment is as small as it can be.
 
         Raises:
             OutOfSpace, DeviceError: it could not be made; nothing is left behind.
@@ -67,8 +74,10 @@ class SegmentMaker:
                     if ready[0] == number and ready[1] >= size_min:
                         return ready[2], ready[1]
                     self._drop(ready)
-                size = max(size, size_min)
-                return self._make(number, size, gently=False), size
+                if size > size_min:
+                    with contextlib.suppress(OutOfSpace):
+                        return self._make(number, size, gently=False), size
+                return self._make(number, size_min, gently=False), size_min
         finally:
             self._hurry = False
 
@@ -116,6 +125,8 @@ class SegmentMaker:
     def _fill(self, file: File, size: int, *, gently: bool) -> None:
         position = 0
         while position < size:
+            if gently and self._cancelled:
+                raise ClosedError("the journal is being closed", path=file.path)
             step = min(_CHUNK_BYTES, size - position)
             file.pwrite(_ZEROS if step == _CHUNK_BYTES else bytes(step), position)
             position += step
