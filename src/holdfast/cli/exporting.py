@@ -1,0 +1,50 @@
+"""``holdfast export``: the block tree of a pow chain as JSON."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..errors import ForeignStore, InvalidInputError
+from .options import Config, DataDir, Json
+from .output import Output, PipeClosed
+
+__all__ = ["register"]
+
+
+def register(app: typer.Typer) -> None:
+    """The command is part of ``app``."""
+    app.command("export")(export)
+
+
+def export(
+    data_dir: DataDir,
+    file: Annotated[Path | None, typer.Option("--out", "-o", metavar="FILE", help="A new file; else stdout.")] = None,
+    lines: Annotated[bool, typer.Option("--lines", help="One record a line, without brackets.")] = False,
+    config: Config = None,
+    as_json: Json = False,
+) -> None:
+    """Write every block of a pow chain, orphans included, as JSON that 'import pow-json' reads back exactly."""
+    from ..chains.pow.json_format import write_records
+    from .session import open_to_read
+
+    with open_to_read(data_dir, config) as store:
+        if store.spec.name != "pow":
+            raise ForeignStore("only a pow chain has a JSON form", found=store.spec.name, expected="pow")
+        if file is None:
+            try:
+                write_records(store.blocks, sys.stdout, lines=lines)
+            except BrokenPipeError:
+                raise PipeClosed from None
+            return
+        try:
+            with file.open("x", encoding="ascii") as stream:
+                count = write_records(store.blocks, stream, lines=lines)
+        except FileExistsError as exc:
+            raise InvalidInputError("the file is there already", path=file, remedy="name a new file") from exc
+        except OSError as exc:
+            raise InvalidInputError(f"the file cannot be written: {exc.strerror}", path=file) from exc
+        Output(as_json=as_json).record({"file": str(file), "blocks": count})

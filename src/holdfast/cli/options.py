@@ -1,0 +1,41 @@
+"""Options that many commands share, each written once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+__all__ = ["BatchBlocks", "Config", "DataDir", "Durability", "Engine", "EngineName", "Json", "Network", "Seconds"]
+
+EngineName = Literal["rocksdb", "lmdb", "sqlite"]
+
+DataDir = Annotated[
+    Path,
+    typer.Option("--data-dir", "-d", envvar="HOLDFAST_DATA_DIR", metavar="DIR", help="Directory of the store."),
+]
+Config = Annotated[
+    Path | None,
+    typer.Option("--config", metavar="FILE", help="Settings file; otherwise config.toml or .yaml in the directory."),
+]
+Json = Annotated[
+    bool, typer.Option("--json", envvar="HOLDFAST_JSON", show_envvar=False, help="Answer in JSON, errors too.")
+]
+Engine = Annotated[
+    EngineName | None, typer.Option("--engine", help="Engine under the views of a new store; an old one knows its own.")
+]
+Durability = Annotated[
+    Literal["sync", "buffered"] | None,
+    typer.Option("--durability", help="sync: each batch is on the device before the next; buffered: faster."),
+]
+Network = Annotated[
+    str | None, typer.Option("--network", metavar="NAME", help="Which network of this chain, where there are several.")
+]
+BatchBlocks = Annotated[
+    int, typer.Option("--batch-blocks", min=1, max=65536, help="Blocks that are written and made durable together.")
+]
+Seconds = Annotated[
+    float,
+    typer.Option("--progress-seconds", min=0.0, help="Time between two lines of progress where there is no terminal."),
+]

@@ -1,0 +1,154 @@
+"""Long work: its progress on stderr, and how it is asked to stop.
+
+Invariants:
+    * On a terminal a bar with rate, time left and memory; elsewhere plain lines, at most one per interval, and one at
+      the end. With ``--json`` nothing is printed.
+    * The first SIGINT or SIGTERM asks the work to stop at its next safe point; a second one interrupts it.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+import time
+from types import FrameType, TracebackType
+from typing import TYPE_CHECKING
+
+from .output import bytes_text, count_text
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as RichProgress
+    from rich.progress import TaskID
+
+__all__ = ["INTERRUPTED", "Progress", "StopSignals", "memory_bytes"]
+
+INTERRUPTED = 130
+
+
+def memory_bytes() -> int:
+    """Resident memory of this process."""
+    import psutil
+
+    return int(psutil.Process().memory_info().rss)
+
+
+class StopSignals:
+    """While it is entered, signals set ``asked`` instead of interrupting. A call of it says whether to stop."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._before: dict[int, object] = {}
+
+    def __call__(self) -> bool:
+        return self.asked
+
+    def __enter__(self) -> StopSignals:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._ask)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+        self._before = {}
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+
+
+class Progress:
+    """How far long work is. ``total`` may be ``None`` if nobody knows."""
+
+    def __init__(
+        self, title: str, total: int | None, *, unit: str = "blocks", quiet: bool = False, seconds: float = 2.0
+    ) -> None:
+        self.title = title
+        self.total = total
+        self.unit = unit
+        self._quiet = quiet
+        self._seconds = seconds
+        self._started = time.monotonic()
+        self._printed = self._started
+        self._done = 0
+        self._done_printed = -1
+        self._bar: RichProgress | None = None
+        self._task: TaskID | None = None
+
+    def __enter__(self) -> Progress:
+        if not self._quiet and sys.stderr.isatty():
+            self._open_bar()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """The bar is gone, or the last line is printed; twice is harmless."""
+        if self._bar is not None:
+            self._bar.stop()
+        elif not self._quiet and self._done and self._done != self._done_printed:
+            self._line("")
+
+    def _open_bar(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import Progress as RichProgress
+
+        self._bar = RichProgress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.fields[count]}"),
+            TextColumn("{task.fields[rate]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[memory]}"),
+            console=Console(stderr=True),
+            transient=True,
+        )
+        self._task = self._bar.add_task(self.title, total=self.total, count="", rate="", memory="")
+        self._bar.start()
+
+    def update(self, done: int, detail: str = "") -> None:
+        """``done`` of the total is finished and safe; ``detail`` is shown beside it."""
+        self._done = done
+        if self._quiet:
+            return
+        now = time.monotonic()
+        if self._bar is not None and self._task is not None:
+            self._bar.update(
+                self._task,
+                completed=done,
+                count=f"{self._count()} {detail}".rstrip(),
+                rate=f"{count_text(self._rate(now))} {self.unit}/s",
+                memory=bytes_text(memory_bytes()),
+            )
+        elif now - self._printed >= self._seconds:
+            self._printed = now
+            self._line(detail)
+
+    def _count(self) -> str:
+        return f"{self._done:,}" if self.total is None else f"{self._done:,}/{self.total:,}"
+
+    def _rate(self, now: float) -> float:
+        return self._done / max(now - self._started, 1e-6)
+
+    def _line(self, detail: str) -> None:
+        now = time.monotonic()
+        rate = self._rate(now)
+        parts = [f"{self.title}: {self._count()} {self.unit}", f"{count_text(rate)}/s"]
+        if self.total is not None and rate > 0:
+            parts.append(f"ETA {max(self.total - self._done, 0) / rate:.0f} s")
+        parts.append(f"memory {bytes_text(memory_bytes())}")
+        if detail:
+            parts.append(detail)
+        self._done_printed = self._done
+        print(", ".join(parts), file=sys.stderr, flush=True)

@@ -1,0 +1,95 @@
+"""Opening stores for commands.
+
+Invariants:
+    * The chain of an existing store is read from its identity before anything is opened for writing.
+    * Only commands that say so create a store.
+    * A command that only reads follows a store that another process writes, or that it may not write, read-only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import ForeignStore, ReadOnlyError, StoreLocked, StoreNotFound
+
+if TYPE_CHECKING:
+    from ..config import Settings
+    from ..store.chain import Chain
+    from ..store.identity import Identity
+    from ..store.store import Store
+
+__all__ = ["create_or_open", "find_identity", "load", "open_to_read", "open_to_write"]
+
+
+def load(data_dir: Path, config: Path | None, overrides: Mapping[str, object] | None = None) -> Settings:
+    """The settings in force for the store in ``data_dir``."""
+    from ..config import load_settings
+
+    return load_settings(data_dir, config=config, overrides=overrides).settings
+
+
+def find_identity(data_dir: Path) -> Identity | None:
+    """Who the store in ``data_dir`` is; ``None`` if the directory is missing or empty. Other contents raise."""
+    from .._fs import RealFileSystem
+    from ..store.opening import read_identity
+
+    try:
+        return read_identity(RealFileSystem(), data_dir)
+    except StoreNotFound:
+        return None
+
+
+def _identity(data_dir: Path) -> Identity:
+    found = find_identity(data_dir)
+    if found is None:
+        raise StoreNotFound("there is no store here", path=data_dir)
+    return found
+
+
+def open_to_read(data_dir: Path, config: Path | None = None) -> Store:
+    """The existing store, for looking at it."""
+    from ..store.factory import open_store
+    from .chains import chain_of
+
+    chain = chain_of(_identity(data_dir).spec)
+    settings = load(data_dir, config)
+    try:
+        return open_store(data_dir, chain=chain, create=False, settings=settings)
+    except (StoreLocked, ReadOnlyError):
+        return open_store(data_dir, chain=chain, create=False, read_only=True, settings=settings)
+
+
+def open_to_write(
+    data_dir: Path,
+    config: Path | None = None,
+    overrides: Mapping[str, object] | None = None,
+    *,
+    chain: str | None = None,
+) -> Store:
+    """The existing store, for changing it. ``chain`` names the kind of chain it must hold."""
+    from ..store.factory import open_store
+    from .chains import chain_of
+
+    spec = _identity(data_dir).spec
+    if chain is not None and spec.name != chain:
+        raise ForeignStore("the store holds another kind of chain", path=data_dir, found=spec.name, expected=chain)
+    return open_store(data_dir, chain=chain_of(spec), create=False, settings=load(data_dir, config, overrides))
+
+
+def create_or_open(
+    data_dir: Path,
+    config: Path | None,
+    engine: str | None,
+    make_chain: Callable[[Identity | None], Chain],
+    overrides: Mapping[str, object] | None = None,
+) -> Store:
+    """The store in ``data_dir`` for the chain that ``make_chain`` chooses, created if the directory is empty."""
+    from ..store.factory import open_store
+
+    identity = find_identity(data_dir)
+    chain = make_chain(identity)
+    settings = load(data_dir, config, overrides)
+    url = data_dir if engine is None else f"{engine}:{data_dir}"
+    return open_store(url, chain=chain, create=True, settings=settings)

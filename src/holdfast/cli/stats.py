@@ -1,0 +1,38 @@
+"""``holdfast stats``: counters, sizes, and what opening the store found."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import typer
+
+from .options import Config, DataDir, Json
+from .output import Output
+from .progress import memory_bytes
+
+__all__ = ["register"]
+
+
+def register(app: typer.Typer) -> None:
+    """The command is part of ``app``."""
+    app.command("stats")(stats)
+
+
+def stats(data_dir: DataDir, config: Config = None, as_json: Json = False) -> None:
+    """Show the counters of the chain, the journal, the views and the engine, and what recovery found."""
+    from .session import open_to_read
+
+    with open_to_read(data_dir, config) as store:
+        values: dict[str, object] = {
+            "store": {
+                "path": str(data_dir),
+                "chain": store.spec.name,
+                "chain_id": store.spec.id,
+                "engine": store.engine,
+                "read_only": store.read_only,
+            },
+            **store.statistics(),
+            "recovery": asdict(store.recovery),
+            "process": {"memory_bytes": memory_bytes()},
+        }
+        Output(as_json=as_json).record(values)
