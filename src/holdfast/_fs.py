@@ -16,6 +16,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -105,6 +106,9 @@ class FileSystem(Protocol):
 
     def remove(self, path: Path) -> None:
         """``path`` is gone (durable after ``sync_directory``); no error if it was not there."""
+
+    def remove_tree(self, path: Path) -> None:
+        """``path`` and everything below it is gone; no error if it was not there."""
 
     def rename(self, source: Path, target: Path) -> None:
         """``target`` is what ``source`` was (durable after ``sync_directory``)."""
@@ -235,6 +239,10 @@ class RealFileSystem:
     def remove(self, path: Path) -> None:
         with _translated(path), contextlib.suppress(FileNotFoundError):
             os.unlink(path)
+
+    def remove_tree(self, path: Path) -> None:
+        with _translated(path), contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(path)
 
     def rename(self, source: Path, target: Path) -> None:
         with _translated(source):
@@ -371,6 +379,11 @@ class MemoryFileSystem:
 
     def remove(self, path: Path) -> None:
         self._files.pop(path, None)
+
+    def remove_tree(self, path: Path) -> None:
+        with self._mutex:
+            self._files = {name: data for name, data in self._files.items() if path not in (name, *name.parents)}
+            self._directories = {name for name in self._directories if path not in (name, *name.parents)}
 
     def rename(self, source: Path, target: Path) -> None:
         with self._mutex:

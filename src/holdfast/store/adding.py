@@ -6,7 +6,15 @@ from collections.abc import Sequence
 
 from ..blocks.reader import BlockReader
 from ..consensus.records import SafetyRecord
-from ..errors import ConflictError, InternalError, InvalidBlock, ParentMismatch, ParentUnknown
+from ..errors import (
+    ConflictError,
+    InternalError,
+    InvalidBlock,
+    LimitExceeded,
+    ParentMismatch,
+    ParentUnknown,
+    SafetyError,
+)
 from ..limits import BLOCKS_PER_FRAME_MAX
 from ..types import ZERO_HASH, AddResult, AddStatus, Block, BlockInfo
 from .chain import Chain
@@ -88,8 +96,8 @@ class Adder:
             for child in self._waiting.take_children(queue.pop(0)):
                 try:
                     child_result = self._add_one(child, validate=validate, root_allowed=False, wait_for_parent=False)
-                except InvalidBlock:
-                    continue  # a waiting block was never accepted; an invalid one is dropped with its descendants
+                except (InvalidBlock, SafetyError, LimitExceeded):
+                    continue  # a waiting block was never accepted; one that may not be stored is dropped here
                 reorg = child_result.reorg or reorg
                 connected.append(child.hash)
                 queue.append(child.hash)

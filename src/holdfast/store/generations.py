@@ -7,12 +7,11 @@ Invariants:
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 from .._fs import FileSystem
 from ..engine.open import engine_names
-from ..errors import CorruptionError, FormatError
+from ..errors import CorruptionError
 
 __all__ = ["Generations"]
 
@@ -79,9 +78,6 @@ class Generations:
         removed = []
         for name in self._fs.names(self._views):
             if name.isdigit() and int(name) != keep:
-                try:
-                    shutil.rmtree(self._views / name)
-                except OSError as error:
-                    raise FormatError(f"an old generation of views cannot be deleted: {error}", path=name) from error
+                self._fs.remove_tree(self._views / name)
                 removed.append(int(name))
         return removed
