@@ -18,7 +18,15 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from ..errors import ConflictError, HoldfastError, InvalidBlock, InvalidInputError, LimitExceeded, ParentUnknown
+from ..errors import (
+    ConflictError,
+    HoldfastError,
+    InvalidBlock,
+    InvalidInputError,
+    LimitExceeded,
+    ParentUnknown,
+    SafetyError,
+)
 from ..types import ZERO_HASH, AddResult, AddStatus, Block, BlockInfo
 
 __all__ = [
@@ -259,10 +267,10 @@ class _Import:
                 continue
             if block.height < 0:
                 block = _at_height(block, height)
+            self.done += 1
             self._push(block, place)
             for uncle in candidate.uncles:
                 self._push_uncle(uncle, place)
-            self.done += 1
             follow = self.waiting.pop(block.hash, None)
             if follow is not None:
                 self.waiting_count -= len(follow)
@@ -337,8 +345,7 @@ class _Import:
         try:
             results = self.store.add_many(batch, root_allowed=self.empty and self.base_height is not None)
         except HoldfastError as exc:
-            index = _bad_one(exc, batch)
-            self._say_where(exc, None if index is None else places[index], index or 0)
+            self._blame(exc, batch, places)
             raise
         self.empty = False
         for block, result in zip(batch, results, strict=True):
@@ -370,6 +377,17 @@ class _Import:
             report.reorgs += 1
         if block.body is None:
             report.uncles += 1
+
+    def _blame(self, error: HoldfastError, batch: Sequence[Block], places: Sequence[Place]) -> None:
+        """The error names the place of the block it is about: the first of the batch that is not stored."""
+        if not isinstance(error, (InvalidBlock, ConflictError, SafetyError, LimitExceeded, InvalidInputError)):
+            return
+        for index, block in enumerate(batch):
+            if self.store.blocks.get(block.hash) is None:
+                if not isinstance(error, InvalidBlock):  # the store may name the parent where it refuses a branch
+                    error.context["hash"] = block.hash
+                self._say_where(error, places[index], index)
+                return
 
     def _say_where(self, error: HoldfastError, place: Place | None, more: int = 0) -> None:
         """``error`` names the file, the offset, and how many blocks before the bad one are stored now."""
@@ -404,14 +422,3 @@ def _at_height(block: Block, height: int) -> Block:
         block.producer,
         block.extra,
     )
-
-
-def _bad_one(error: HoldfastError, batch: Sequence[Block]) -> int | None:
-    """Which block of ``batch`` the error is about, by the hash or height it names."""
-    named = error.context.get("hash")
-    height = error.context.get("height")
-    for index, block in enumerate(batch):
-        names = (block.hash, block.hash.hex(), block.hash[::-1].hex())
-        if named in names or (named is None and block.height == height):
-            return index
-    return None

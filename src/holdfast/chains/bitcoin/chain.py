@@ -9,8 +9,6 @@ Invariants:
 
 from __future__ import annotations
 
-from typing import Any
-
 from ...errors import InvalidBlock
 from ...store.chain import Ancestry, ChainSpec
 from ...types import ZERO_HASH, Block, BlockInfo
@@ -29,9 +27,6 @@ from .networks import Network, network
 from .transactions import merkle_root, transaction_ids
 
 __all__ = ["BitcoinChain", "decode_raw_block"]
-
-_Where = dict[str, Any]
-"""What an error says about the place: ``hash`` and ``height``."""
 
 
 def decode_raw_block(header: bytes, body: bytes | None, height: int) -> Block:
@@ -73,32 +68,38 @@ class BitcoinChain:
         return decode_raw_block(header, body, 0 if parent is None else parent.height + 1)
 
     def validate(self, block: Block, parent: BlockInfo | None, ancestry: Ancestry) -> None:
+        try:
+            self._judge(block, parent, ancestry)
+        except InvalidBlock as exc:
+            exc.context.update(hash=display_hash(block.hash), height=block.height)
+            raise
+
+    def _judge(self, block: Block, parent: BlockInfo | None, ancestry: Ancestry) -> None:
         fields = decode_header(block.header)
-        where: _Where = {"hash": display_hash(block.hash), "height": block.height}
         if hash_of_header(block.header) != block.hash:
-            raise InvalidBlock("the header does not hash to the block's hash", **where)
+            raise InvalidBlock("the header does not hash to the block's hash")
         if fields.parent != block.parent or fields.time != block.time:
-            raise InvalidBlock("the block's parent or time is not the one in its header", **where)
-        self._check_target(fields, block, where)
+            raise InvalidBlock("the block's parent or time is not the one in its header")
+        self._check_target(fields, block)
         if parent is None:
-            self._check_root(block, where)
+            self._check_root(block)
         else:
-            self._check_link(fields, block, parent, ancestry, where)
+            self._check_link(fields, block, parent, ancestry)
         if block.body is not None:
             found = merkle_root(transaction_ids(block.body, extensions=not self.network.proof_of_work))
             if found != fields.merkle_root:
-                raise InvalidBlock("the Merkle root is wrong", found=found, expected=fields.merkle_root, **where)
+                raise InvalidBlock("the Merkle root is wrong", found=found, expected=fields.merkle_root)
 
-    def _check_target(self, fields: Header, block: Block, where: _Where) -> None:
+    def _check_target(self, fields: Header, block: Block) -> None:
         target = target_from_compact(fields.bits)
         if target > self.network.pow_limit:
-            raise InvalidBlock("the target is easier than the network allows", bits=f"{fields.bits:#010x}", **where)
+            raise InvalidBlock("the target is easier than the network allows", bits=f"{fields.bits:#010x}")
         if block.work != block_work(target):
-            raise InvalidBlock("the block's work is not the one of its target", **where)
+            raise InvalidBlock("the block's work is not the one of its target")
         if self.network.proof_of_work and int.from_bytes(block.hash, "little") > target:
-            raise InvalidBlock("the proof of work is not met", expected=f"<= {target:064x}", **where)
+            raise InvalidBlock("the proof of work is not met", expected=f"<= {target:064x}")
 
-    def _check_root(self, block: Block, where: _Where) -> None:
+    def _check_root(self, block: Block) -> None:
         if block.parent != ZERO_HASH:
             return
         expected = self.network.genesis_hash
@@ -107,18 +108,17 @@ class BitcoinChain:
                 "this is the first block of another chain",
                 network=self.network.name,
                 expected=display_hash(expected) if expected else "height 0",
-                **where,
             )
 
-    def _check_link(self, fields: Header, block: Block, parent: BlockInfo, ancestry: Ancestry, where: _Where) -> None:
+    def _check_link(self, fields: Header, block: Block, parent: BlockInfo, ancestry: Ancestry) -> None:
         if fields.parent != parent.hash or block.height != parent.height + 1:
-            raise InvalidBlock("the block does not follow its parent", expected=parent.height + 1, **where)
+            raise InvalidBlock("the block does not follow its parent", expected=parent.height + 1)
         if not self.network.retargets:
             return
         if block.height % RETARGET_BLOCKS:
             # Equal work stands for equal bits: it is in memory, the parent's header is not.
             if block.work != parent.work:
-                raise InvalidBlock("the target changes inside a period of 2016 blocks", **where)
+                raise InvalidBlock("the target changes inside a period of 2016 blocks")
             return
         first = ancestry.ancestor(parent, block.height - RETARGET_BLOCKS)
         if first is None:  # the period began below the base of this store
@@ -130,5 +130,4 @@ class BitcoinChain:
                 "the target does not follow the last 2016 blocks",
                 bits=f"{fields.bits:#010x}",
                 expected=f"{expected:#010x}",
-                **where,
             )

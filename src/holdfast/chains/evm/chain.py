@@ -15,8 +15,6 @@ Invariants:
 
 from __future__ import annotations
 
-from typing import Any
-
 import msgspec
 
 from ...errors import InvalidBlock, InvalidInputError
@@ -27,8 +25,6 @@ from .header import Header, decode_header
 from .transactions import chain_id_of, encode_receipt_json, objects
 
 __all__ = ["EvmChain", "decode_raw_block"]
-
-_Where = dict[str, Any]
 
 
 def decode_raw_block(header: bytes, body: bytes | None, extra: bytes | None = None) -> Block:
@@ -75,66 +71,68 @@ class EvmChain:
         return decode_raw_block(header, body, extra)
 
     def validate(self, block: Block, parent: BlockInfo | None, ancestry: Ancestry) -> None:
-        where: _Where = {"hash": block.hash, "height": block.height}
+        try:
+            self._judge(block, parent)
+        except InvalidBlock as exc:
+            exc.context.update(hash=block.hash, height=block.height)
+            raise
+
+    def _judge(self, block: Block, parent: BlockInfo | None) -> None:
         found = keccak256(block.header)
         if found != block.hash:
-            raise InvalidBlock("the header does not hash to the block's hash", found=found, **where)
+            raise InvalidBlock("the header does not hash to the block's hash", found=found)
         header = decode_header(block.header)
         facts = (header.parent, header.number, header.time, header.difficulty or 1, header.producer)
         if facts != (block.parent, block.height, block.time, block.work, block.producer):
-            raise InvalidBlock("the block's fields are not those of its header", **where)
+            raise InvalidBlock("the block's fields are not those of its header")
         if (header.parent == ZERO_HASH) != (header.number == 0):
-            raise InvalidBlock("only block 0 has no parent", **where)
+            raise InvalidBlock("only block 0 has no parent")
         if parent is not None:
-            self._check_link(header, parent, where)
+            self._check_link(header, parent)
         if header.gas_used > header.gas_limit:
-            raise InvalidBlock("more gas is used than the limit allows", found=header.gas_used, **where)
+            raise InvalidBlock("more gas is used than the limit allows", found=header.gas_used)
         if block.body is not None:
-            self._check_body(header, block.body, where)
+            self._check_body(header, block.body)
         if block.extra is not None:
-            self._check_receipts(header, block.extra, where)
+            self._check_receipts(header, block.extra)
 
     @staticmethod
-    def _check_link(header: Header, parent: BlockInfo, where: _Where) -> None:
+    def _check_link(header: Header, parent: BlockInfo) -> None:
         if header.parent != parent.hash:
-            raise InvalidBlock("the block does not follow its parent", expected=header.parent, **where)
+            raise InvalidBlock("the block does not follow its parent", expected=header.parent)
         if header.number != parent.height + 1:
-            raise InvalidBlock("the number does not follow the parent's", expected=parent.height + 1, **where)
+            raise InvalidBlock("the number does not follow the parent's", expected=parent.height + 1)
         if header.time < parent.time:
-            raise InvalidBlock("the block is older than its parent", found=header.time, expected=parent.time, **where)
+            raise InvalidBlock("the block is older than its parent", found=header.time, expected=parent.time)
 
-    def _check_body(self, header: Header, body: bytes, where: _Where) -> None:
+    def _check_body(self, header: Header, body: bytes) -> None:
         parts = list_items(body)
         expected = 2 if header.withdrawals_root is None else 3
         if len(parts) != expected:
-            raise InvalidBlock("a body has a wrong number of parts", found=len(parts), expected=expected, **where)
+            raise InvalidBlock("a body has a wrong number of parts", found=len(parts), expected=expected)
         transactions = list_items(body, parts[0])
         root = ordered_trie_root([_contents(body, item) for item in transactions])
         if root != header.transactions_root:
-            raise InvalidBlock("the transactions root is wrong", found=root, expected=header.transactions_root, **where)
+            raise InvalidBlock("the transactions root is wrong", found=root, expected=header.transactions_root)
         if self.chain_id:
             for item in transactions:
                 chain_id = chain_id_of(body, item)
                 if chain_id is not None and chain_id != self.chain_id:
-                    raise InvalidBlock(
-                        "a transaction is of another chain", found=chain_id, expected=self.chain_id, **where
-                    )
+                    raise InvalidBlock("a transaction is of another chain", found=chain_id, expected=self.chain_id)
         ommers = keccak256(body[parts[1].start : parts[1].end])
         if ommers != header.ommers_hash:
-            raise InvalidBlock("the hash of the ommers is wrong", found=ommers, expected=header.ommers_hash, **where)
+            raise InvalidBlock("the hash of the ommers is wrong", found=ommers, expected=header.ommers_hash)
         if header.withdrawals_root is not None:
             root = ordered_trie_root([_contents(body, item) for item in list_items(body, parts[2])])
             if root != header.withdrawals_root:
-                raise InvalidBlock(
-                    "the withdrawals root is wrong", found=root, expected=header.withdrawals_root, **where
-                )
+                raise InvalidBlock("the withdrawals root is wrong", found=root, expected=header.withdrawals_root)
 
     @staticmethod
-    def _check_receipts(header: Header, extra: bytes, where: _Where) -> None:
+    def _check_receipts(header: Header, extra: bytes) -> None:
         try:
             receipts = objects(msgspec.json.decode(extra), "receipts")
         except (msgspec.DecodeError, RecursionError) as exc:
-            raise InvalidBlock("the receipts are not JSON", **where) from exc
+            raise InvalidBlock("the receipts are not JSON") from exc
         root = ordered_trie_root([encode_receipt_json(receipt) for receipt in receipts])
         if root != header.receipts_root:
-            raise InvalidBlock("the receipts root is wrong", found=root, expected=header.receipts_root, **where)
+            raise InvalidBlock("the receipts root is wrong", found=root, expected=header.receipts_root)
