@@ -36,13 +36,14 @@ def export(
             raise ForeignStore("only a pow chain has a JSON form", found=store.spec.name, expected="pow")
         if file is None:
             try:
-                write_records(store.blocks, sys.stdout, lines=lines)
+                with store.snapshot() as moment:
+                    write_records(moment.blocks, sys.stdout, lines=lines)
             except BrokenPipeError:
                 raise PipeClosed from None
             return
         try:
-            with file.open("x", encoding="ascii") as stream:
-                count = write_records(store.blocks, stream, lines=lines)
+            with file.open("x", encoding="ascii") as stream, store.snapshot() as moment:
+                count = write_records(moment.blocks, stream, lines=lines)
         except FileExistsError as exc:
             raise InvalidInputError("the file is there already", path=file, remedy="name a new file") from exc
         except OSError as exc:

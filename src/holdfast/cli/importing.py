@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TextIO
 
@@ -59,7 +59,7 @@ def import_(
 ) -> None:
     """Import block files. Blocks already stored are skipped, so the same command continues a stopped import."""
     from ..chains.importing import import_files
-    from .session import create_or_open, find_identity
+    from .session import create_or_open, find_identity, tell_recovery
 
     wish = _Wish(files, network, base_height, magic)
     overrides = {"durability": durability}
@@ -75,6 +75,7 @@ def import_(
     with contextlib.ExitStack() as stack:
         stack.callback(source.close)
         store = stack.enter_context(create_or_open(data_dir, config, engine, lambda _: chain, overrides))
+        tell_recovery(store, out)
         stop = stack.enter_context(StopSignals())
         progress = stack.enter_context(
             Progress("importing", source.total_blocks, quiet=as_json, seconds=progress_seconds)
@@ -107,6 +108,8 @@ def _report(store: Store, report: ImportReport, out: Output) -> None:
     values = report.as_dict() | {"tip": None if tip is None else block_row(store, tip)}
     note = getattr(store.chain, "note", "")
     values["notes"] = [*report.notes, *([note] if note else [])]
+    if out.as_json:
+        values["recovery"] = asdict(store.recovery)
     out.record(values)
     if report.stopped:
         out.note(

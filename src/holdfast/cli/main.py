@@ -24,12 +24,14 @@ from . import (
     epochs,
     exporting,
     importing,
+    indexing,
     inspecting,
     looking,
     mining,
     settings,
     stats,
     syncing,
+    upkeep,
 )
 from .output import PipeClosed, json_asked, print_error
 
@@ -145,13 +147,15 @@ def program(
 for _module in (
     create,
     importing,
+    syncing,
     mining,
     looking,
     branches,
     epochs,
+    indexing,
     exporting,
+    upkeep,
     stats,
-    syncing,
     settings,
     inspecting,
 ):

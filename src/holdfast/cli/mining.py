@@ -37,12 +37,13 @@ def mine(
     from ..chains.pow.blockchain import Blockchain, ChainConfig
     from ..chains.pow.chain import CHAIN_NAME, PowChain
     from .looking import block_row
-    from .session import open_to_write
+    from .session import open_to_write, tell_recovery
 
     overrides = {"durability": durability}
     with open_to_write(data_dir, config, overrides, chain=CHAIN_NAME) as store, StopSignals() as stop:
         chain = PowChain.from_spec(store.spec)
         out = Output(as_json=as_json)
+        tell_recovery(store, out)
         with (
             Blockchain.load_or_create(store, ChainConfig(chain.parameters)) as blockchain,
             Progress("mining", count, quiet=as_json, seconds=progress_seconds) as progress,

@@ -117,6 +117,19 @@ class Progress:
         self._task = self._bar.add_task(self.title, total=self.total, count="", rate="", memory="")
         self._bar.start()
 
+    def stage(self, title: str, done: int, total: int) -> None:
+        """As ``update``, for work of several stages; a ``total`` of 0 is not known."""
+        if title != self.title:
+            self.title = title
+            self._started = time.monotonic()
+            if self._bar is not None and self._task is not None:
+                self._bar.reset(self._task, description=title, total=total or None)
+        if (total or None) != self.total:
+            self.total = total or None
+            if self._bar is not None and self._task is not None:
+                self._bar.update(self._task, total=self.total)
+        self.update(done)
+
     def update(self, done: int, detail: str = "") -> None:
         """``done`` of the total is finished and safe; ``detail`` is shown beside it."""
         self._done = done

@@ -3,7 +3,7 @@
 Invariants:
     * The chain of an existing store is read from its identity before anything is opened for writing.
     * Only commands that say so create a store.
-    * A command that only reads follows a store that another process writes, or that it may not write, read-only.
+    * A command that only reads opens the store read-only: it sees what is durable, also while another process writes.
 """
 
 from __future__ import annotations
@@ -12,15 +12,16 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import ForeignStore, ReadOnlyError, StoreLocked, StoreNotFound
+from ..errors import CorruptionError, ForeignStore, ReadOnlyError, StoreLocked, StoreNotFound
 
 if TYPE_CHECKING:
     from ..config import Settings
     from ..store.chain import Chain
     from ..store.identity import Identity
     from ..store.store import Store
+    from .output import Output
 
-__all__ = ["create_or_open", "find_identity", "load", "open_to_read", "open_to_write"]
+__all__ = ["create_or_open", "find_identity", "load", "open_to_read", "open_to_write", "tell_recovery"]
 
 
 def load(data_dir: Path, config: Path | None, overrides: Mapping[str, object] | None = None) -> Settings:
@@ -49,16 +50,33 @@ def _identity(data_dir: Path) -> Identity:
 
 
 def open_to_read(data_dir: Path, config: Path | None = None) -> Store:
-    """The existing store, for looking at it."""
+    """The existing store, for looking at it: read-only, so that neither its writer nor its indexes are disturbed.
+
+    Where its views cannot be read so, it is opened for writing once if nobody else has it: they are made from the
+    journal then.
+    """
     from ..store.factory import open_store
     from .chains import chain_of
 
     chain = chain_of(_identity(data_dir).spec)
     settings = load(data_dir, config)
     try:
-        return open_store(data_dir, chain=chain, create=False, settings=settings)
-    except (StoreLocked, ReadOnlyError):
         return open_store(data_dir, chain=chain, create=False, read_only=True, settings=settings)
+    except CorruptionError as damage:
+        try:
+            return open_store(data_dir, chain=chain, create=False, settings=settings)
+        except (StoreLocked, ReadOnlyError):
+            raise damage from None
+
+
+def tell_recovery(store: Store, out: Output) -> None:
+    """People are told what opening the store had to do, if it was more than open files."""
+    found = store.recovery
+    if found.created or (found.clean and not found.notes and not found.views_rebuilt):
+        return
+    parts = [f"{found.frames_found} frames found", f"{found.frames_replayed} replayed"]
+    parts += [f"{cut.length} bytes set aside ({cut.reason})" for cut in found.discarded]
+    out.note(f"recovered after an unclean end in {found.seconds:.2f} s: " + ", ".join((*parts, *found.notes)))
 
 
 def open_to_write(

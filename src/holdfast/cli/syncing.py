@@ -45,7 +45,7 @@ def sync(
     """Follow a node: fetch what is missing, then go along with its head and its reorganisations."""
     from ..chains.evm.rpc import RpcClient
     from ..chains.evm.sync import chain_of_node, follow
-    from .session import create_or_open, find_identity
+    from .session import create_or_open, find_identity, tell_recovery
 
     if once and until is not None:
         raise InvalidInputError("--once and --until exclude each other")
@@ -60,6 +60,7 @@ def sync(
         chain = _chain(identity) or chain_of_node(url, client=client)
         overrides = {"durability": durability}
         with create_or_open(data_dir, config, engine, lambda _: chain, overrides) as store, StopSignals() as stop:
+            tell_recovery(store, out)
             with Progress("syncing", None, quiet=as_json, seconds=progress_seconds) as progress:
                 report = follow(
                     store,

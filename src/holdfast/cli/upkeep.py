@@ -1,0 +1,147 @@
+"""``holdfast verify``, ``rebuild`` and ``convert``: a store at rest is checked, or gets new views."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from .options import DataDir, Engine, EngineName, Json, Seconds
+from .output import Output, clean
+from .progress import INTERRUPTED, Progress, StopSignals
+
+if TYPE_CHECKING:
+    from ..recovery import RebuildReport, VerifyReport
+
+__all__ = ["register"]
+
+_NOT_OK = 3
+
+
+def register(app: typer.Typer) -> None:
+    """The commands are part of ``app``."""
+    app.command("verify")(verify)
+    app.command("rebuild")(rebuild)
+    app.command("convert")(convert)
+
+
+class _Stopped(Exception):
+    """A signal asked the work to end."""
+
+
+def verify(
+    data_dir: DataDir,
+    level: Annotated[
+        Literal["quick", "links", "views"],
+        typer.Option("--level", help="quick: frames of the files; links: every byte; views: and every row."),
+    ] = "links",
+    progress_seconds: Seconds = 2.0,
+    as_json: Json = False,
+) -> None:
+    """Check a store that nobody has open, and change nothing. Exit code 0 = sound, 3 = damaged, 4 = commits lost."""
+    from ..recovery import verify_store
+
+    out = Output(as_json=as_json)
+    with (
+        StopSignals() as stop,
+        Progress("verifying", None, unit="items", quiet=as_json, seconds=progress_seconds) as progress,
+    ):
+        report = verify_store(data_dir, level=level, progress=progress.stage, stop=stop)
+    if as_json:
+        out.record(report.as_dict())
+    else:
+        _print(report, out)
+    if report.stopped:
+        out.note("stopped before the end; nothing was changed. next: run the same command again")
+        raise typer.Exit(INTERRUPTED)
+    if not report.ok:
+        raise typer.Exit(report.exit_code or _NOT_OK)
+
+
+def _print(report: VerifyReport, out: Output) -> None:
+    rows = [
+        {
+            "check": check.name,
+            "checked": check.checked,
+            "problems": check.problems,
+            "result": "sound"
+            if check.complete and not check.problems
+            else "damaged"
+            if check.problems
+            else "not ended",
+        }
+        for check in report.checks
+    ]
+    out.rows(["check", "checked", "problems", "result"], rows, empty="nothing was checked")
+    for problem in report.problems:
+        place = ", ".join(f"{name}={value}" for name, value in problem.place.items())
+        out.text(clean(f"problem: {problem.message} ({place}) [{problem.code}]") + "\n")
+        out.text(clean(f"next: {problem.remedy}") + "\n")
+    for note in report.notes:
+        out.text(clean(f"note: {note}") + "\n")
+    facts = ", ".join(f"{name.replace('_', ' ')} {_fact(report, name)}" for name in report.facts)
+    verdict = "sound" if report.ok else "stopped" if report.stopped else "NOT sound"
+    out.text(clean(f"{verdict} at level {report.level} in {report.seconds:.2f} s; {facts}") + "\n")
+
+
+def _fact(report: VerifyReport, name: str) -> object:
+    from .chains import display_hash
+
+    value = report.facts[name]
+    if name == "tip_hash" and isinstance(value, str):
+        return display_hash(str(report.facts.get("chain", "")), bytes.fromhex(value))
+    return clean(value)
+
+
+def rebuild(
+    data_dir: DataDir,
+    engine: Engine = None,
+    progress_seconds: Seconds = 2.0,
+    as_json: Json = False,
+) -> None:
+    """Make the views anew from the journal; the old ones stay in force until the new ones are complete."""
+    from ..recovery import rebuild_views
+
+    def work(step: Callable[[int, int], None]) -> RebuildReport:
+        return rebuild_views(data_dir, engine=engine, progress=step)
+
+    _run("rebuilding", work, Output(as_json=as_json), progress_seconds)
+
+
+def convert(
+    data_dir: DataDir,
+    to: Annotated[EngineName, typer.Option("--to", help="The new engine.")],
+    progress_seconds: Seconds = 2.0,
+    as_json: Json = False,
+) -> None:
+    """Move the views to another engine; the journal stays as it is."""
+    from ..recovery import convert_store
+
+    def work(step: Callable[[int, int], None]) -> RebuildReport:
+        return convert_store(data_dir, to=to, progress=step)
+
+    _run("converting", work, Output(as_json=as_json), progress_seconds)
+
+
+def _run(
+    title: str, work: Callable[[Callable[[int, int], None]], RebuildReport], out: Output, progress_seconds: float
+) -> None:
+    with (
+        StopSignals() as stop,
+        Progress(title, None, unit="frames", quiet=out.as_json, seconds=progress_seconds) as progress,
+    ):
+
+        def step(done: int, total: int) -> None:
+            progress.stage(title, done, total)
+            if stop():
+                raise _Stopped
+
+        try:
+            report = work(step)
+        except _Stopped:
+            report = None
+    if report is None:
+        out.note("stopped; the old views are in force and nothing is lost. next: run the same command again")
+        raise typer.Exit(INTERRUPTED)
+    out.record(report.as_dict())
