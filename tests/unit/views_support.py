@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from holdfast.engine.api import Batch
+from holdfast.engine.api import Batch, Page
 from holdfast.engine.memory import MemoryEngine
 from holdfast.views.api import FrameLayers, Layer, RowReader, Rows, ViewOptions
 from holdfast.views.tables import BLOCKS, CANONICAL, INDEX_FIRST, index_table
@@ -24,13 +25,25 @@ class SimulatedCrash(BaseException):
     """The process is gone; no handler may eat it."""
 
 
+def _nothing() -> None:
+    """No other thread does anything."""
+
+
 class RecordingEngine(MemoryEngine):
-    """Remembers every batch, so that the engine after its first k batches can be made."""
+    """Remembers every batch, so that the engine after its first k batches can be made.
+
+    ``meanwhile`` is called after each batch, and ``on_get``, ``on_get_many`` and ``on_scan`` after such a read and
+    before it returns: what another thread could do just then.
+    """
 
     def __init__(self, batches: list[Batch] | None = None) -> None:
         super().__init__()
         self.batches: list[Batch] = []
         self.synced: list[bool] = []
+        self.meanwhile: Callable[[], None] = _nothing
+        self.on_get: Callable[[], None] = _nothing
+        self.on_get_many: Callable[[], None] = _nothing
+        self.on_scan: Callable[[], None] = _nothing
         for batch in batches or []:
             self.apply(batch, sync=False)
 
@@ -38,6 +51,22 @@ class RecordingEngine(MemoryEngine):
         super().apply(batch, sync=sync)
         self.batches.append(Batch(dict(batch.rows), list(batch.delete_ranges)))
         self.synced.append(sync)
+        self.meanwhile()
+
+    def get(self, key: bytes) -> bytes | None:
+        value = super().get(key)
+        self.on_get()
+        return value
+
+    def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        values = super().get_many(keys)
+        self.on_get_many()
+        return values
+
+    def scan(self, start: bytes = b"", stop: bytes | None = None, *, reverse: bool = False, limit: int = 1000) -> Page:
+        page = super().scan(start, stop, reverse=reverse, limit=limit)
+        self.on_scan()
+        return page
 
     def after(self, count: int) -> RecordingEngine:
         """The engine as its first ``count`` batches left it."""
@@ -186,7 +215,7 @@ def layers_of(views: Views, chain: ToyChain, seq: int) -> FrameLayers:
         layers.append(Layer({}, back))
     for block in frame.added:
         layers.append(Layer(dict(block.log), dict(block.rows), (block.height, block.hash)))
-    return FrameLayers(seq, layers, b"state %d" % seq, frame.undo_floor, undone)
+    return FrameLayers(seq, layers, lambda: b"state %d" % seq, frame.undo_floor, undone)
 
 
 def publish(views: Views, chain: ToyChain, first: int, last: int) -> None:

@@ -238,7 +238,7 @@ class Flusher:
             rows = _merged(frames, pace)
         hit("views.flush.after_flushing")
         keys = list(rows)
-        self._freeze(pins, keys, pace)
+        self._freeze(pins, keys, frames[-1].version, pace)
         self.rows_version = frames[-1].version
         parts = []
         for part in _slices(keys, rows, self._slice_rows):
@@ -254,7 +254,7 @@ class Flusher:
 
     def _finish(self, published: Published) -> None:
         frame = published.frame
-        applied = Applied(frame.seq, self._frame_digest(frame.seq), frame.state, frame.undo_floor, None)
+        applied = Applied(frame.seq, self._frame_digest(frame.seq), frame.state(), frame.undo_floor, None)
         rows: Rows = {APPLIED_KEY: encode_row(APPLIED_KEY, encode_applied(applied)), FLUSHING_KEY: None}
         hit("views.flush.before_applied")
         self._engine.apply(Batch(rows, [undo_range_to(frame.undo_floor)]), sync=True)
@@ -292,19 +292,24 @@ class Flusher:
         writer.write()
         return merged
 
-    def _freeze(self, pins: list[PinnedReader], keys: list[bytes], pace: Callable[[], None]) -> None:
-        """Every older pinned reader answers for ``keys`` without the engine, or has expired."""
+    def _freeze(self, pins: list[PinnedReader], keys: list[bytes], to_version: int, pace: Callable[[], None]) -> None:
+        """Every older pinned reader answers without the engine for those of ``keys`` that change after it, or expired.
+
+        A key whose newest version in the range is not above the reader's gets exactly the reader's row.
+        """
         if not pins:
             return
+        version_of = self._overlay.version_of
         for at in range(0, len(keys), _SLICE_ROWS):
-            part = keys[at : at + _SLICE_ROWS]
-            wanted = list({key for pin in pins for key in pin.missing(part)})
-            old: Rows = {}
-            if wanted:
-                for key, stored in zip(wanted, self._engine.get_many(wanted), strict=True):
-                    old[key] = None if stored is None else decode_row(key, stored)
+            versions = [(key, version_of(key, to_version)) for key in keys[at : at + _SLICE_ROWS]]
             for pin in pins:
-                pin.freeze(part, old)
+                changing = [key for key, version in versions if version > pin.version]
+                wanted = pin.missing(changing)
+                stored = self._engine.get_many(wanted) if wanted else []
+                old: Rows = {}
+                for key, row in zip(wanted, stored, strict=True):
+                    old[key] = None if row is None else decode_row(key, row)
+                pin.freeze(changing, old)
             pace()
 
     def _pause(self) -> None:

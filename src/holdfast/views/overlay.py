@@ -193,6 +193,15 @@ class Overlay:
             node = node[2]
         return MISSING
 
+    def version_of(self, key: bytes, version: int) -> int:
+        """The newest version of ``key`` that is not above ``version``; 0 if there is none."""
+        node = self.nodes.get(key)
+        while node is not None:
+            if node[0] <= version:
+                return node[0]
+            node = node[2]
+        return 0
+
     def between(self, low: bytes, high: bytes, *, reverse: bool, count: int) -> list[bytes]:
         """The first ``count`` keys of any version with ``low <= key < high`` in order, or from the end."""
         if not self.nodes:

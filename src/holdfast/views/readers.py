@@ -3,8 +3,8 @@
 Invariants:
     * A row found in the overlay at the reader's version is right, whatever the engine holds.
     * A pinned reader at version s takes what is frozen in its pin before what it read from the engine. A flush
-      freezes the row at s of every key it is going to write, *before* it writes: so the frozen rows are looked up
-      after the engine was read.
+      freezes the row at s of every key it is going to give another row than that, *before* it writes: so the frozen
+      rows are looked up after the engine was read.
     * A page reads the engine first and the overlay after it; if the overlay dropped rows in between (its ``epoch``
       changed), the page is read again.
     * A page holds fewer than ``limit`` rows only if the scan is finished.
