@@ -34,6 +34,7 @@ from . import (
     upkeep,
 )
 from .output import PipeClosed, json_asked, print_error
+from .session import show_hashes
 
 __all__ = ["app", "run"]
 
@@ -65,7 +66,7 @@ class _Program(TyperGroup):
             sys.stdout.flush()
             return result if isinstance(result, int) else 0
         except HoldfastError as error:
-            print_error(error, as_json=as_json)
+            print_error(show_hashes(error), as_json=as_json)
             return error.exit_code
         except (PipeClosed, BrokenPipeError):
             _forget_stdout()

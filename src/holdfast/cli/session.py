@@ -9,10 +9,12 @@ Invariants:
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import CorruptionError, ForeignStore, ReadOnlyError, StoreLocked, StoreNotFound
+from ..errors import CorruptionError, ForeignStore, HoldfastError, ReadOnlyError, StoreLocked, StoreNotFound
+from ..limits import HASH_BYTES
 
 if TYPE_CHECKING:
     from ..config import Settings
@@ -21,7 +23,23 @@ if TYPE_CHECKING:
     from ..store.store import Store
     from .output import Output
 
-__all__ = ["create_or_open", "find_identity", "load", "open_to_read", "open_to_write", "tell_recovery"]
+__all__ = ["create_or_open", "find_identity", "load", "open_to_read", "open_to_write", "show_hashes", "tell_recovery"]
+
+
+_opened: ContextVar[str] = ContextVar("opened", default="")
+
+_HASH_NAMES = frozenset({"hash", "parent", "missing_parent", "competing", "fork", "tip", "to"})
+
+
+def show_hashes(error: HoldfastError) -> HoldfastError:
+    """``error`` names blocks as people know them on the chain that this command works with."""
+    from .chains import display_hash
+
+    name = _opened.get()
+    for key, value in error.context.items():
+        if key in _HASH_NAMES and isinstance(value, bytes) and len(value) == HASH_BYTES:
+            error.context[key] = display_hash(name, value)
+    return error
 
 
 def load(data_dir: Path, config: Path | None, overrides: Mapping[str, object] | None = None) -> Settings:
@@ -37,9 +55,11 @@ def find_identity(data_dir: Path) -> Identity | None:
     from ..store.opening import read_identity
 
     try:
-        return read_identity(RealFileSystem(), data_dir)
+        identity = read_identity(RealFileSystem(), data_dir)
     except StoreNotFound:
         return None
+    _opened.set(identity.spec.name)
+    return identity
 
 
 def _identity(data_dir: Path) -> Identity:
@@ -108,6 +128,7 @@ def create_or_open(
 
     identity = find_identity(data_dir)
     chain = make_chain(identity)
+    _opened.set(chain.spec.name)
     settings = load(data_dir, config, overrides)
     url = data_dir if engine is None else f"{engine}:{data_dir}"
     return open_store(url, chain=chain, create=True, settings=settings)
