@@ -142,6 +142,8 @@ def check(life: Life, fs: CrashableFileSystem) -> JournalRecovery | None:
     assert journal.durable_seq == journal.appended_seq == recovery.last_seq
     # What was recovered must be on the device, even if a sync had failed before.
     cut = fs.crash(random.Random(1), keep="none")
+    for item in recovery.discarded:
+        assert len(cut.files()[DATA / item.quarantined_as]) == item.length, "evidence was not durable"
     journal.close(clean=False)
     second, _ = Journal.open(cut, DATA, store_id=STORE_ID, salt=SALT, options=OPTIONS)
     assert len(recovered(second)) == len(found), "recovered frames were not durable"

@@ -92,6 +92,7 @@ def judge(case: Specimen, fs: CrashableFileSystem, path: Path, offset: int, stop
     if path == WATERMARK:
         assert report.damaged_watermark_slots == 1, "damage to the watermark was not reported"
         assert found == case.payloads
+        assert report.clean == case.clean, "one slot must be enough to know of a clean close"
         return "harmless"
     assert not case.clean, f"{path.name} at {offset}: damage to a clean journal was not found"
     assert found == case.payloads[: len(found)]
@@ -184,6 +185,17 @@ def test_an_older_copy_of_a_segment_is_commit_loss(clean: bool) -> None:
     journal.close(clean=False)
     with pytest.raises(CommitLoss):
         examine(CrashableFileSystem.from_files({**old, WATERMARK: mark}, case.directories))
+
+
+def test_a_clean_close_is_held_against_a_damaged_seal_although_a_later_segment_was_begun() -> None:
+    case = specimen(clean=True)
+    later = case.tail.with_name(f"{len([path for path in case.files if path.suffix == '.seg']) + 1:010d}.seg")
+    files = {**case.files, later: b"a torn header"}
+    assert examine(CrashableFileSystem.from_files(files, case.directories))[0] == case.payloads
+    damaged = bytearray(files[case.tail])
+    damaged[-96] ^= 1
+    with pytest.raises(CorruptionError, match="seal"):
+        examine(CrashableFileSystem.from_files({**files, case.tail: bytes(damaged)}, case.directories))
 
 
 # -- positive controls -------------------------------------------------------------------------------------------------

@@ -464,3 +464,28 @@ def test_closing_does_not_wait_for_a_large_segment(tmp_path: Path) -> None:
     journal.close()
     assert time.monotonic() - begun < 2
     assert sorted(path.name for path in (tmp_path / "journal").iterdir()) == ["0000000001.seg"]
+
+
+def test_a_segment_is_synced_before_it_gets_its_name_and_its_directory_after() -> None:
+    fs = CrashableFileSystem()
+    journal = make(fs)
+    renames = [index for index, (kind, name) in enumerate(fs.log) if kind == "rename" and name.startswith("0000")]
+    assert len(renames) == 2
+    for index in renames:
+        assert fs.log[index - 1] == ("sync", fs.log[index][1])
+        assert fs.log[index + 1] == ("sync_directory", "journal")
+    journal.close()
+
+
+def test_a_seal_of_another_history_is_refused() -> None:
+    """The watermark of a clean close names exactly one end: not a shorter one, sealed just as well."""
+    fs = CrashableFileSystem()
+    journal = make(fs)
+    journal.sync(journal.append(note(1)))
+    short = fs.crash(random.Random(0), keep="all")
+    journal.sync(journal.append(note(2)))
+    journal.close()
+    again(short).close()
+    files = {**short.files(), DATA / "watermark": fs.files()[DATA / "watermark"]}
+    with pytest.raises(CorruptionError, match="watermark"):
+        again(CrashableFileSystem.from_files(files, fs.directories()))
