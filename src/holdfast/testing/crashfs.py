@@ -320,6 +320,13 @@ class CrashableFileSystem:
             if path in self._names:
                 self._change_names((path, None))
 
+    def remove_tree(self, path: Path) -> None:
+        with self.mutex:
+            self.step("remove_tree", path)
+            for name in [name for name in self._names if path in (name, *name.parents)]:
+                self._change_names((name, None))
+            self._directories = {name for name in self._directories if path not in (name, *name.parents)}
+
     def rename(self, source: Path, target: Path) -> None:
         with self.mutex:
             self.step("rename", source)
