@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import NewType
 
+import msgspec
+
 __all__ = [
     "ZERO_HASH",
     "AddResult",
@@ -54,8 +56,7 @@ class Block:
     extra: bytes | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class BlockInfo:
+class BlockInfo(msgspec.Struct, frozen=True, gc=False):
     """A stored block without its bytes. ``total_work`` is cumulative target work; ``seq`` its journal frame.
 
     ``seen_us`` is the time of the frame that brought it (microseconds since 1970, UTC), ``index`` the number of its

@@ -10,8 +10,10 @@ Invariants:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
+
+import msgspec
 
 from ..errors import CorruptionError
 from ..types import BlockInfo, OrphanInfo
@@ -47,8 +49,7 @@ class ChainIndexes(Protocol):
         """Log rows for a reorg: indexes that are behind were undone down to the fork point with everything else."""
 
 
-@dataclass(slots=True)
-class Prepared:
+class Prepared(msgspec.Struct):
     """A frame that may be appended; ``finish`` gives its layers once its number and time are known."""
 
     content: FrameContent
@@ -82,7 +83,7 @@ class Prepared:
             layers[0].rows = rows
         elif rows:
             layers = [Layer(rows)]
-        return FrameLayers(seq, layers, encode_state(self.state), self.state.floor, self.undone)
+        return FrameLayers(seq, layers, partial(encode_state, self.state), self.state.floor, self.undone)
 
 
 def prepare(
@@ -180,6 +181,9 @@ def _joined(
         if not path or path[-1].hash != tip_hash:
             raise CorruptionError("the root of the chain is not in its own frame", hash=tip_hash, height=tip_height)
         return [(entry.height, entry.hash, entry) for entry in path]
+    blocks = list(fresh.values())
+    if blocks and blocks[0].parent == fork[1] and blocks[-1].hash == tip_hash and _linked(blocks, fork[0]):
+        return [(entry.height, entry.hash, entry) for entry in blocks]
     joined: list[tuple[int, bytes, BlockEntry | BlockInfo]] = []
     height, block_hash = tip_height, tip_hash
     while block_hash != fork[1]:
@@ -190,6 +194,17 @@ def _joined(
         height, block_hash = height - 1, entry.parent
     joined.reverse()
     return joined
+
+
+def _linked(blocks: list[BlockEntry], height: int) -> bool:
+    """True if each block is the child of the one before it, from ``height`` + 1 on."""
+    parent = blocks[0].parent
+    for entry in blocks:
+        height += 1
+        if entry.parent != parent or entry.height != height:
+            return False
+        parent = entry.hash
+    return True
 
 
 def _walk(

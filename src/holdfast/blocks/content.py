@@ -7,7 +7,7 @@ Invariants:
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import msgspec
 
 from ..errors import CorruptionError
 from ..journal.api import Frame, FrameSource, Kind, Part
@@ -31,18 +31,17 @@ _KNOWN_BLOCK_KINDS = frozenset(
 )
 
 
-@dataclass(slots=True)
-class FrameContent:
+class FrameContent(msgspec.Struct):
     """The entries of one frame that concern blocks.
 
     ``bodies`` holds the blocks themselves when they are at hand (a commit); replay leaves it empty and whoever needs
     a body reads it from the frame.
     """
 
-    blocks: list[BlockEntry] = field(default_factory=list)
+    blocks: list[BlockEntry] = msgspec.field(default_factory=list)
     canonical: CanonicalEntry | None = None
     finalized: FinalizedEntry | None = None
-    bodies: dict[bytes, Block] = field(default_factory=dict)
+    bodies: dict[bytes, Block] = msgspec.field(default_factory=dict)
     seq: int = 0
     """The frame it was decoded from; 0 for a commit."""
 

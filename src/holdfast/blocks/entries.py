@@ -8,7 +8,8 @@ Invariants:
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+
+import msgspec
 
 from ..errors import CorruptionError
 from ..limits import PRODUCER_BYTES_MAX, REASON_BYTES_MAX
@@ -37,8 +38,7 @@ _HAS_HEADER, _HAS_BODY, _HAS_EXTRA = 1, 2, 4
 _HAS_FORK, _HAS_TIP = 1, 2
 
 
-@dataclass(slots=True)
-class BlockEntry:
+class BlockEntry(msgspec.Struct, gc=False):
     """A block in a frame. Lengths are those of the attached parts in bytes; ``None`` if the part is absent."""
 
     hash: bytes
@@ -54,8 +54,7 @@ class BlockEntry:
     part: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class OrphanEntry:
+class OrphanEntry(msgspec.Struct, frozen=True, gc=False):
     """A block that is not canonical after the frame, and why."""
 
     hash: bytes
@@ -64,8 +63,7 @@ class OrphanEntry:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class CanonicalEntry:
+class CanonicalEntry(msgspec.Struct, frozen=True, gc=False):
     """A decision of the fork choice. ``fork`` is ``None`` when the tip becomes a root without a stored parent."""
 
     fork: tuple[int, bytes] | None
@@ -74,8 +72,7 @@ class CanonicalEntry:
     orphans: tuple[OrphanEntry, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class FinalizedEntry:
+class FinalizedEntry(msgspec.Struct, frozen=True, gc=False):
     """Blocks up to ``height`` are final; no reorg may fork below ``floor``."""
 
     height: int

@@ -61,6 +61,10 @@ class BlockReader:
         row = self._rows.get(block_key(block_hash))
         return None if row is None else decode_block_record(block_hash, row)
 
+    def has(self, block_hash: bytes) -> bool:
+        """True if the block is stored, on any branch."""
+        return self._rows.get(block_key(block_hash)) is not None
+
     def load(self, block_hash: bytes) -> BlockInfo:
         """The stored block of this hash. Raises ``BlockNotFound``."""
         info = self.get(block_hash)

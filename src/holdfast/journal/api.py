@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+import msgspec
+
 from ..types import DiscardedFrames
 
 __all__ = ["DurableMark", "Frame", "FrameSource", "JournalRecovery", "Kind", "Part", "PartInfo", "TipMark"]
@@ -31,8 +33,7 @@ class Kind:
     NOTE = 0x0050
 
 
-@dataclass(slots=True)
-class Part:
+class Part(msgspec.Struct, gc=False):
     """A part to append: raw bytes and whether the journal may compress them."""
 
     kind: int
@@ -69,8 +70,7 @@ class Frame:
     parts: tuple[PartInfo, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class TipMark:
+class TipMark(msgspec.Struct, frozen=True, gc=False):
     """What the watermark repeats about the tip: height, hash and state root (zeros if none)."""
 
     height: int

@@ -78,6 +78,7 @@ class Adder:
         self._chain = chain
         self._blocks = blocks
         self._waiting = waiting
+        self._stored = _RunAncestry(blocks)
 
     @property
     def chain(self) -> Chain:
@@ -115,7 +116,7 @@ class Adder:
                 self._waiting.put(block)
                 return AddResult(AddStatus.WAITING, None)
             raise ParentUnknown("the parent of the block is not stored", hash=block.hash, parent=block.parent)
-        self._judge(block, parent, _RunAncestry(self._blocks), validate=validate)
+        self._judge(block, parent, self._stored, validate=validate)
         return self._result(self._write(block, parent, tip), block)
 
     def _judge(self, block: Block, parent: BlockInfo | None, ancestry: _RunAncestry, *, validate: bool) -> None:
@@ -150,7 +151,7 @@ class Adder:
         """A drafted block is stored; ``parent`` is what the draft was built on."""
         writer = self._writer
         tip = writer.tip
-        if self._blocks.get(block.hash) is not None:
+        if self._blocks.has(block.hash):
             raise ConflictError("a block with this hash is stored already", hash=block.hash)
         if parent is None:
             if tip is not None:
@@ -161,7 +162,7 @@ class Adder:
             raise ParentUnknown("the parent of the draft is not stored", hash=block.hash, parent=parent.hash)
         if safety is not None:
             writer.book.check(safety)
-        self._judge(block, parent, _RunAncestry(self._blocks), validate=True)
+        self._judge(block, parent, self._stored, validate=True)
         return self._write(block, parent, tip, safety)
 
     # -- runs -------------------------------------------------------------------------------------------------
@@ -209,7 +210,7 @@ class Adder:
             size += block_size(block)
             if run and size > _RUN_BYTES_MAX:
                 break
-            if block.hash in ancestry.pending or self._blocks.get(block.hash) is not None:
+            if block.hash in ancestry.pending or self._blocks.has(block.hash):
                 break
             try:
                 check_block(block)

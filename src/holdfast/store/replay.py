@@ -8,6 +8,7 @@ Invariants:
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from ..blocks.apply import ChainIndexes, prepare
 from ..blocks.content import decode_frame
@@ -54,7 +55,9 @@ class Replayer:
                 layers.layers.append(Layer(rows))
             self.state = prepared.state
         else:
-            layers = FrameLayers(frame.seq, [Layer(rows)] if rows else [], encode_state(self.state), self.state.floor)
+            layers = FrameLayers(
+                frame.seq, [Layer(rows)] if rows else [], partial(encode_state, self.state), self.state.floor
+            )
         self.views.publish(layers)
         self.seq = frame.seq
         self.frames += 1

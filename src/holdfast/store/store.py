@@ -149,7 +149,7 @@ class Store:
     def has(self, block_hash: bytes) -> bool:
         """True if the block is stored, on any branch."""
         self._check()
-        return self.blocks.get(check_hash("hash", block_hash)) is not None
+        return self.blocks.has(check_hash("hash", block_hash))
 
     @contextlib.contextmanager
     def snapshot(self) -> Iterator[StoreSnapshot]:

@@ -15,6 +15,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import NamedTuple
 
 from .._failpoints import hit
@@ -218,7 +219,7 @@ class Writer:
         state = self.state
         seq = self._append(parts, None, time_us)
         try:
-            self.views.publish(FrameLayers(seq, [Layer(rows())], encode_state(state), state.floor))
+            self.views.publish(FrameLayers(seq, [Layer(rows())], partial(encode_state, state), state.floor))
             self._mark(seq)
         except BaseException as error:
             self._failure = error

@@ -6,9 +6,11 @@ plain row; the checksum is added when rows reach the engine.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
+
+import msgspec
 
 from ..engine.api import Page
 
@@ -18,8 +20,7 @@ Rows = dict[bytes, bytes | None]
 """Engine key -> new value; ``None`` deletes the row."""
 
 
-@dataclass(slots=True)
-class Layer:
+class Layer(msgspec.Struct):
     """The rows of one block, or of the part of a frame that belongs to no block.
 
     ``block`` is (height, hash) if this layer makes that block canonical: its undo is then kept, a function of the
@@ -27,24 +28,24 @@ class Layer:
     """
 
     rows: Rows
-    chain_rows: Rows = field(default_factory=dict)
+    chain_rows: Rows = msgspec.field(default_factory=dict)
     block: tuple[int, bytes] | None = None
 
 
-@dataclass(slots=True)
-class FrameLayers:
+class FrameLayers(msgspec.Struct):
     """What one journal frame does to the views.
 
-    ``state`` is the encoded state of the chain after the frame; it is stored in the same batch as the applied seq.
+    ``state`` gives the encoded state of the chain after the frame, if a flush ends here; it is stored in the same batch
+    as the applied seq.
     ``undo_floor``: blocks at or below this height are never undone again. ``undone``: undo of the blocks that this
     frame took out of the canonical chain; flushed so that a begun flush can be replayed after a crash.
     """
 
     seq: int
     layers: list[Layer]
-    state: bytes
+    state: Callable[[], bytes]
     undo_floor: int
-    undone: list[tuple[int, bytes, Rows]] = field(default_factory=list)
+    undone: list[tuple[int, bytes, Rows]] = msgspec.field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
