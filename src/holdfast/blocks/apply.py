@@ -96,8 +96,7 @@ def prepare(
     rows: Rows = {}
     for entry in content.blocks:
         block_hash, height = entry.hash, entry.height
-        rows[height_key(height, block_hash)] = b""
-        rows[time_key(entry.time, height, block_hash)] = b""
+        rows[height_key(height, block_hash)] = rows[time_key(entry.time, height, block_hash)] = b""
         if entry.producer:
             rows[producer_key(entry.producer, height, block_hash)] = b""
     prepared = Prepared(content, state, rows, [], [], [], ())
@@ -120,8 +119,11 @@ def _switch(
     indexes: ChainIndexes | None,
 ) -> None:
     content, state = prepared.content, prepared.state
-    fresh = {entry.hash: entry for entry in content.blocks}
     fork = canonical.fork
+    if fork is not None and fork[1] == state.tip_hash and not canonical.orphans and _runs(content.blocks, canonical):
+        _extend(prepared, canonical, indexes)
+        return
+    fresh = {entry.hash: entry for entry in content.blocks}
     left: list[tuple[int, bytes]] = []
     if fork is None:
         if state.has_tip:
@@ -181,9 +183,6 @@ def _joined(
         if not path or path[-1].hash != tip_hash:
             raise CorruptionError("the root of the chain is not in its own frame", hash=tip_hash, height=tip_height)
         return [(entry.height, entry.hash, entry) for entry in path]
-    blocks = list(fresh.values())
-    if blocks and blocks[0].parent == fork[1] and blocks[-1].hash == tip_hash and _linked(blocks, fork[0]):
-        return [(entry.height, entry.hash, entry) for entry in blocks]
     joined: list[tuple[int, bytes, BlockEntry | BlockInfo]] = []
     height, block_hash = tip_height, tip_hash
     while block_hash != fork[1]:
@@ -196,15 +195,44 @@ def _joined(
     return joined
 
 
-def _linked(blocks: list[BlockEntry], height: int) -> bool:
-    """True if each block is the child of the one before it, from ``height`` + 1 on."""
-    parent = blocks[0].parent
+def _runs(blocks: list[BlockEntry], canonical: CanonicalEntry) -> bool:
+    """True if the frame's blocks, each the child of the one before it, are just what leads from the fork to the tip."""
+    assert canonical.fork is not None
+    height, parent = canonical.fork
     for entry in blocks:
         height += 1
         if entry.parent != parent or entry.height != height:
             return False
         parent = entry.hash
-    return True
+    return parent == canonical.tip[1] and bool(blocks)
+
+
+def _extend(prepared: Prepared, canonical: CanonicalEntry, indexes: ChainIndexes | None) -> None:
+    """The common case of ``_switch``: new blocks on the tip, nothing leaves."""
+    content, state, layers = prepared.content, prepared.state, prepared.chain_layers
+    blocks = content.blocks
+    for entry in blocks:
+        chain_rows: Rows = {canonical_key(entry.height): entry.hash}
+        if indexes is not None:
+            more = indexes.rows(entry, content)
+            if more:
+                chain_rows.update(more)
+        layers.append(Layer({}, chain_rows, (entry.height, entry.hash)))
+    prepared.adopted = tuple([entry.hash for entry in blocks])
+    tip_height, tip_hash = canonical.tip
+    prepared.state = ChainState(
+        tip_height,
+        tip_hash,
+        state.root_height,
+        state.root_hash,
+        state.finalized,
+        canonical.floor,
+        state.blocks + len(blocks),
+        state.orphans,
+        state.reorgs,
+        state.reorg_depth_max,
+        state.orphaned,
+    )
 
 
 def _walk(

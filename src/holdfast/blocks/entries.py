@@ -13,7 +13,7 @@ import msgspec
 
 from ..errors import CorruptionError
 from ..limits import PRODUCER_BYTES_MAX, REASON_BYTES_MAX
-from ..types import ZERO_HASH
+from ..types import ZERO_HASH, BlockInfo
 
 __all__ = [
     "BlockEntry",
@@ -26,6 +26,7 @@ __all__ = [
     "encode_block",
     "encode_canonical",
     "encode_finalized",
+    "entry_info",
 ]
 
 _BLOCK = struct.Struct(">32s32sQQ32s32sBB")
@@ -78,6 +79,25 @@ class FinalizedEntry(msgspec.Struct, frozen=True, gc=False):
     height: int
     hash: bytes
     floor: int
+
+
+def entry_info(entry: BlockEntry, seq: int, seen_us: int) -> BlockInfo:
+    """The block as it is stored once frame ``seq`` is."""
+    return BlockInfo(
+        entry.hash,
+        entry.parent,
+        entry.height,
+        entry.time,
+        entry.work,
+        entry.total_work,
+        entry.producer,
+        seq,
+        entry.part,
+        seen_us,
+        entry.header_bytes or 0,
+        entry.body_bytes,
+        entry.extra_bytes,
+    )
 
 
 def encode_block(entry: BlockEntry) -> bytes:

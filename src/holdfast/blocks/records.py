@@ -42,6 +42,8 @@ _RECORD = struct.Struct(">QHQQQ32s32s32sIIIB")
 _ORPHAN = struct.Struct(">QQQ32sBH")
 assert (_RECORD.size, _ORPHAN.size) == (143, 59)
 
+_pack_height, _pack_time, _pack_record = HEIGHT.pack, _TIME_HEIGHT_HASH.pack, _RECORD.pack
+
 _ABSENT = 0xFFFFFFFF
 
 _BLOCKS, _HEIGHTS, _TIMES = BLOCKS.prefix, HEIGHTS.prefix, TIMES.prefix
@@ -55,7 +57,7 @@ def block_key(block_hash: bytes) -> bytes:
 
 def height_key(height: int, block_hash: bytes = b"") -> bytes:
     """Engine key in ``heights``; without a hash the lower bound of that height."""
-    return _HEIGHTS + HEIGHT.pack(height) + block_hash
+    return _HEIGHTS + _pack_height(height) + block_hash
 
 
 def hash_of_height_key(key: bytes) -> tuple[int, bytes]:
@@ -68,7 +70,7 @@ def hash_of_height_key(key: bytes) -> tuple[int, bytes]:
 
 def time_key(time: int, height: int, block_hash: bytes) -> bytes:
     """Engine key in ``times``."""
-    return _TIMES + _TIME_HEIGHT_HASH.pack(time, height, block_hash)
+    return _TIMES + _pack_time(time, height, block_hash)
 
 
 def producer_prefix(producer: bytes) -> bytes:
@@ -88,14 +90,14 @@ def orphan_key(block_hash: bytes) -> bytes:
 
 def canonical_key(height: int) -> bytes:
     """Engine key of the canonical hash at ``height``."""
-    return _CANONICAL + HEIGHT.pack(height)
+    return _CANONICAL + _pack_height(height)
 
 
 def encode_block_record(entry: BlockEntry, seq: int, seen_us: int) -> bytes:
     """The row of a block that frame ``seq`` brought at ``seen_us``."""
     header, body, extra = entry.header_bytes, entry.body_bytes, entry.extra_bytes
     return (
-        _RECORD.pack(
+        _pack_record(
             seq,
             entry.part,
             seen_us,

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ..blocks.content import entry_of
+from ..blocks.entries import entry_info
 from ..blocks.reader import BlockReader
 from ..consensus.records import SafetyRecord
 from ..errors import (
     ConflictError,
+    HoldfastError,
+    IndexFailed,
     InternalError,
     InvalidBlock,
     LimitExceeded,
@@ -16,7 +20,7 @@ from ..errors import (
     SafetyError,
 )
 from ..limits import BLOCKS_PER_FRAME_MAX
-from ..types import ZERO_HASH, AddResult, AddStatus, Block, BlockInfo
+from ..types import ZERO_HASH, AddResult, AddStatus, Block, BlockInfo, ReorgInfo
 from .chain import Chain
 from .checks import block_size, check_block
 from .waiting import WaitingRoom
@@ -51,25 +55,6 @@ class _RunAncestry:
         return self._blocks.ancestor(block, height)
 
 
-def _info_of(block: Block, total_work: int) -> BlockInfo:
-    """The block as if it were stored, for the validation of its children in the same run."""
-    return BlockInfo(
-        block.hash,
-        block.parent,
-        block.height,
-        block.time,
-        block.work,
-        total_work,
-        block.producer,
-        0,
-        0,
-        0,
-        len(block.header),
-        len(block.body) if block.body is not None else None,
-        len(block.extra) if block.extra is not None else None,
-    )
-
-
 class Adder:
     """Takes blocks one by one or in runs. Every method expects the writer's lock to be held by the caller."""
 
@@ -90,19 +75,32 @@ class Adder:
         result = self._add_one(block, validate=validate, root_allowed=root_allowed, wait_for_parent=wait_for_parent)
         if result.status in (AddStatus.WAITING, AddStatus.KNOWN):
             return result
+        if not len(self._waiting):
+            return result
+        connected, reorg = self._connect(block.hash, validate=validate)
+        return AddResult(result.status, result.block, reorg or result.reorg, connected)
+
+    def _connect(self, block_hash: bytes, *, validate: bool) -> tuple[tuple[bytes, ...], ReorgInfo | None]:
+        """Blocks that waited for this one are stored: their hashes, and the last reorg among them."""
+        self._waiting.discard(block_hash)
         connected: list[bytes] = []
-        queue = [block.hash]
-        reorg = result.reorg
+        reorg = None
+        queue, dropped = [block_hash], set[bytes]()
         while queue:
-            for child in self._waiting.take_children(queue.pop(0)):
-                try:
-                    child_result = self._add_one(child, validate=validate, root_allowed=False, wait_for_parent=False)
-                except (InvalidBlock, SafetyError, LimitExceeded):
-                    continue  # a waiting block was never accepted; one that may not be stored is dropped here
-                reorg = child_result.reorg or reorg
-                connected.append(child.hash)
+            parent = queue.pop(0)
+            for child in self._waiting.take_children(parent):
                 queue.append(child.hash)
-        return AddResult(result.status, result.block, reorg, tuple(connected))
+                if parent in dropped:
+                    dropped.add(child.hash)
+                    continue
+                try:
+                    result = self._add_one(child, validate=validate, root_allowed=False, wait_for_parent=False)
+                except (InvalidBlock, SafetyError, LimitExceeded):
+                    dropped.add(child.hash)  # it was never accepted, and its descendants never can be
+                    continue
+                reorg = result.reorg or reorg
+                connected.append(child.hash)
+        return tuple(connected), reorg
 
     def _add_one(self, block: Block, *, validate: bool, root_allowed: bool, wait_for_parent: bool) -> AddResult:
         check_block(block)
@@ -135,6 +133,8 @@ class Adder:
     ) -> Written:
         writer = self._writer
         decider = writer.the_decider()
+        if tip is None and not decider.extends(block.height, block.hash):
+            raise InvalidBlock("another hash is forced at this height", hash=block.hash, height=block.height)
         if tip is None or (parent is tip and decider.extends(block.height, block.hash)):
             return writer.write(decider.extend([block], writer.state, tip), safety)
         if parent is None:
@@ -163,7 +163,10 @@ class Adder:
         if safety is not None:
             writer.book.check(safety)
         self._judge(block, parent, self._stored, validate=True)
-        return self._write(block, parent, tip, safety)
+        written = self._write(block, parent, tip, safety)
+        if len(self._waiting) and self._connect(block.hash, validate=True)[0]:
+            return written._replace(seq=writer.journal.appended_seq)
+        return written
 
     # -- runs -------------------------------------------------------------------------------------------------
 
@@ -179,7 +182,13 @@ class Adder:
         while position < len(blocks):
             run, failure = self._run(blocks, position, validate=validate, root_allowed=root_allowed)
             if len(run) > 1:
-                results.extend(self._write_run(run))
+                try:
+                    results.extend(self._write_run(run))
+                except IndexFailed:  # one of them did it: those before it are stored all the same
+                    for block in run:
+                        results.append(
+                            self._add_one(block, validate=False, root_allowed=root_allowed, wait_for_parent=False)
+                        )
                 position += len(run)
                 if failure is not None:
                     raise failure
@@ -194,7 +203,7 @@ class Adder:
 
     def _run(
         self, blocks: Sequence[Block], position: int, *, validate: bool, root_allowed: bool
-    ) -> tuple[list[Block], InvalidBlock | None]:
+    ) -> tuple[list[Block], HoldfastError | None]:
         """The longest run from ``position`` that extends the tip and fits into a frame."""
         decider = self._writer.the_decider()
         if len(self._waiting):
@@ -204,6 +213,10 @@ class Adder:
         run: list[Block] = []
         size = 0
         for block in blocks[position : position + BLOCKS_PER_FRAME_MAX]:
+            try:
+                check_block(block)
+            except HoldfastError as error:
+                return run, error
             follows = block.parent == parent.hash if parent is not None else root_allowed or block.parent == ZERO_HASH
             if not follows or not decider.extends(block.height, block.hash):
                 break
@@ -217,7 +230,7 @@ class Adder:
                 self._judge(block, parent, ancestry, validate=validate)
             except InvalidBlock as error:
                 return run, error
-            parent = _info_of(block, decider.total_work(block, parent))
+            parent = entry_info(entry_of(block, decider.total_work(block, parent)), 0, 0)
             ancestry.pending[block.hash] = (parent, block.header)
             run.append(block)
         return run, None

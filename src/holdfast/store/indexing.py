@@ -16,7 +16,7 @@ from dataclasses import replace
 
 from .._failpoints import hit
 from ..blocks.content import FrameContent
-from ..blocks.entries import BlockEntry
+from ..blocks.entries import BlockEntry, entry_info
 from ..blocks.reader import BlockReader
 from ..blocks.state import ChainState
 from ..engine.api import Batch, Engine
@@ -62,21 +62,7 @@ class LiveIndexes:
         if at_hand is not None:
             return at_hand
         if isinstance(block, BlockEntry):
-            block = BlockInfo(
-                block.hash,
-                block.parent,
-                block.height,
-                block.time,
-                block.work,
-                block.total_work,
-                block.producer,
-                content.seq,
-                block.part,
-                0,
-                block.header_bytes or 0,
-                block.body_bytes,
-                block.extra_bytes,
-            )
+            block = entry_info(block, content.seq, 0)
         return BlockReader.read_block(self._journal, block)
 
     def rows_for(self, spec: IndexSpec, record: IndexRecord, block: Block) -> Rows:

@@ -16,12 +16,14 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import NamedTuple
+
+import msgspec
 
 from .._failpoints import hit
 from ..blocks.apply import ChainIndexes, Prepared, prepare
 from ..blocks.content import FrameContent
 from ..blocks.decide import Decider
+from ..blocks.entries import entry_info
 from ..blocks.fork_choice import ForkChoice
 from ..blocks.records import block_key, decode_block_record
 from ..blocks.state import ChainState, encode_state
@@ -37,7 +39,7 @@ from ..views.views import Views
 __all__ = ["Writer", "Written"]
 
 
-class Written(NamedTuple):
+class Written(msgspec.Struct, frozen=True):
     """A frame that was appended and published."""
 
     seq: int
@@ -46,7 +48,7 @@ class Written(NamedTuple):
     blocks: tuple[BlockInfo, ...]
 
 
-class _Mark(NamedTuple):
+class _Mark(msgspec.Struct, frozen=True, gc=False):
     seq: int
     state: ChainState
     tip: BlockInfo | None
@@ -68,6 +70,7 @@ class Writer:
         self.lock = threading.RLock()
         self.journal = journal
         self.views = views
+        self._latest = views.latest()
         self.book = book
         self.indexes: ChainIndexes | None = None
         self._buffered = buffered
@@ -99,6 +102,7 @@ class Writer:
         """Another generation of views, at the same frame, takes over; the lock is held."""
         with self._marks_lock:
             self.views = views
+            self._latest = views.latest()
             if self.decider is not None:
                 self.decider.reader = views.latest()
 
@@ -128,7 +132,7 @@ class Writer:
         """``content`` is one frame of the journal and visible to later writes; not durable yet."""
         self.check()
         views = self.views
-        prepared = prepare(content, self.state, views.latest(), views.undo_of, self.indexes)
+        prepared = prepare(content, self.state, self._latest, views.undo_of, self.indexes)
         parts = content.parts(compress=self._compress)
         if safety is not None:
             parts.append(Part(Kind.SAFETY, encode_safety(safety), True))
@@ -157,24 +161,7 @@ class Writer:
 
     def _published(self, prepared: Prepared, seq: int, time_us: int) -> Written:
         old_tip, canonical = self.tip, prepared.content.canonical
-        blocks = tuple(
-            BlockInfo(
-                entry.hash,
-                entry.parent,
-                entry.height,
-                entry.time,
-                entry.work,
-                entry.total_work,
-                entry.producer,
-                seq,
-                entry.part,
-                time_us,
-                entry.header_bytes or 0,
-                entry.body_bytes,
-                entry.extra_bytes,
-            )
-            for entry in prepared.content.blocks
-        )
+        blocks = tuple([entry_info(entry, seq, time_us) for entry in prepared.content.blocks])
         self.state = state = prepared.state
         reorg = None
         if old_tip is None or state.tip_hash != old_tip.hash:
