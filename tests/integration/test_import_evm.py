@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 import zstandard
@@ -83,7 +84,7 @@ def test_three_thousand_blocks_of_geth(shared_data: Path) -> None:
 
 
 def test_uncles_are_kept_as_orphan_headers(tmp_path: Path) -> None:
-    hard = {"difficulty": "0x20000"}
+    hard: dict[str, Any] = {"difficulty": "0x20000"}
     root = evm_header(ZERO_HASH, 0, **hard)
     one = evm_header(keccak256(root), 1, **hard)
     uncle = evm_header(keccak256(root), 1, tag=9, difficulty="0x1ffff")

@@ -130,8 +130,12 @@ class _Head:
 
 def chain_of_node(url: str, *, client: RpcClient | None = None) -> EvmChain:
     """The chain that the node at ``url`` is on, by its chain id."""
-    client = client or RpcClient(url)
-    return EvmChain(quantity_field({"chainId": client.call("eth_chainId")}, "chainId"))
+    own = client or RpcClient(url)
+    try:
+        return EvmChain(_number(own, own.call("eth_chainId")))
+    finally:
+        if client is None:
+            own.close()
 
 
 def follow(
@@ -236,7 +240,7 @@ class _Follower:
 
     def check_chain(self) -> None:
         """The node's chain id and its block at the store's root are the store's."""
-        chain_id = self._number(self.client.call("eth_chainId"), "chainId")
+        chain_id = _number(self.client, self.client.call("eth_chainId"))
         spec = self.store.spec
         if spec.name != "evm" or (spec.id and spec.id != str(chain_id)):
             raise ForeignStore(
@@ -284,6 +288,9 @@ class _Follower:
         except _NodeMoved:
             self.report.interrupted_rounds += 1
             return False
+        except InvalidBlock as exc:
+            exc.context.setdefault("node", self.client.name)
+            raise
         return not self.report.stopped
 
     def _common_height(self, tip: BlockInfo | None, head: _Head) -> int:
@@ -393,14 +400,6 @@ class _Follower:
 
     # -- asking ----------------------------------------------------------------------------------------------------
 
-    def _number(self, value: object, name: str) -> int:
-        try:
-            return quantity_field({name: value}, name)
-        except InvalidBlock as exc:
-            raise RemoteError(
-                "the node's answer is not a number", node=self.client.name, found=repr(value)[:80]
-            ) from exc
-
     def _head(self, which: str) -> _Head | None:
         return _head_of(self.client.call("eth_getBlockByNumber", which, False))
 
@@ -458,4 +457,14 @@ def _head_of(answer: object) -> _Head | None:
         return None
     if not isinstance(answer, dict):
         raise RemoteError("the node's block is not an object", found=repr(answer)[:80])
-    return _Head(quantity_field(answer, "number"), data_field(answer, "hash", 32))
+    try:
+        return _Head(quantity_field(answer, "number"), data_field(answer, "hash", 32))
+    except InvalidBlock as exc:
+        raise RemoteError("the node's block has no number or hash", found=exc.message) from exc
+
+
+def _number(client: RpcClient, answer: object) -> int:
+    try:
+        return quantity_field({"number": answer}, "number")
+    except InvalidBlock as exc:
+        raise RemoteError("the node's answer is not a number", node=client.name, found=repr(answer)[:80]) from exc
