@@ -30,7 +30,7 @@ __all__ = ["compare_views"]
 _MEMORY_BYTES_MAX = 32 * 1024 * 1024
 _MEMORY_FRAMES_MAX = 100_000
 _PENDING_MAX = 1_000_000
-_INDEX_RECORDS = META.prefix + b"index/"
+_INDEX_RECORDS = (META.prefix + b"index/", META.prefix + b"index-next")
 _REMEDY = "run 'holdfast rebuild': the views are made anew from the journal"
 
 

@@ -1,0 +1,187 @@
+"""The agent of the crash tests: forks a child for each task, kills it where asked, says what became of it.
+
+Run as ``python -m tests.crash.agent``; requests and answers are lines of JSON. The agent opens no store and starts no
+thread, so its children are as good as fresh processes, without the time to start one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import lmdb  # noqa: F401 - loaded once, before the forks
+import rocksdict  # noqa: F401 - loaded once, before the forks
+
+from holdfast.engine import lmdb as lmdb_engine  # noqa: F401 - loaded once, before the forks
+from holdfast.engine import rocksdb as rocksdb_engine  # noqa: F401 - loaded once, before the forks
+from holdfast.engine import sqlite as sqlite_engine  # noqa: F401 - loaded once, before the forks
+from holdfast.errors import HoldfastError
+from holdfast.recovery import verify_store
+from holdfast.store.store import Store
+from tests.crash.support import SECOND, Model, check_deep, check_frontier, open_store, payload_of, perform, second_position
+
+_models: dict[int, Model] = {}
+
+
+class Child:
+    """The side of a child: says lines, knows its model."""
+
+    def __init__(self, pipe: int, model: Model | None) -> None:
+        self._pipe = pipe
+        self.model = model if model is not None else Model(0)
+
+    def say(self, line: str) -> None:
+        """One line, in one write: it arrives whole or not at all."""
+        os.write(self._pipe, line.encode() + b"\n")
+
+
+# -- tasks ----------------------------------------------------------------------------------------------------------
+
+
+def grow(child: Child, *, url: str, second: int, late: bool, operations: int, threaded: bool, **_rest: Any) -> None:
+    """Open, check, then work until the operations are done; every step is said before and after."""
+    model = child.model
+    child.say("o")
+    store = open_store(url, late=late)
+    child.say("d")
+    found = check_frontier(store, model)
+    saved = second_position(store)
+    assert second <= saved <= second + 1, f"the second thread lost a record: {saved} of {second}"
+    check_deep(store, model)
+    stats = store.recovery
+    child.say(f"r {json.dumps([stats.frames_replayed, len(stats.discarded), stats.finished_flush, stats.views_rebuilt])}")
+    child.say(f"s {saved}")
+    child.say(f"f {found}")
+    stop = threading.Event()
+    thread = threading.Thread(target=_save_records, args=(child, store, saved, stop), daemon=True)
+    if threaded:
+        thread.start()
+    for count in range(operations):
+        op = model.next_op()
+        child.say(f"b {model.number + 1} {op.kind}")
+        perform(store, op)
+        model.apply(op)
+        child.say(f"a {model.number}")
+        if count % 8 == 7:
+            figures: Any = store.statistics()
+            child.say(f"v {figures['views']['flushes']}")
+            child.say(f"g {figures['journal']['segments']}")
+    stop.set()
+    if threaded:
+        thread.join()
+    child.say("c")
+    store.close()
+    child.say("x")
+
+
+def _save_records(child: Child, store: Store, saved: int, stop: threading.Event) -> None:
+    while not stop.is_set():
+        saved += 1
+        store.safety.save(SECOND, (saved,), payload_of(saved))
+        child.say(f"s {saved}")
+
+
+def check(child: Child, *, url: str, second: int, late: bool, **_rest: Any) -> None:
+    """Open, check everything, close."""
+    store = open_store(url, late=late)
+    found = check_frontier(store, child.model)
+    check_deep(store, child.model, newest=500, sample=300)
+    assert second <= second_position(store) <= second + 1
+    store.close()
+    child.say(f"f {found}")
+
+
+def verify(child: Child, *, url: str, level: str, **_rest: Any) -> None:
+    """The store at rest has no problem."""
+    result = verify_store(url.partition(":")[2], level=level)  # type: ignore[arg-type]
+    assert result.ok, [str(problem) for problem in result.problems] or result
+    child.say(f"k {len(result.checks)}")
+
+
+TASKS: dict[str, Callable[..., None]] = {"grow": grow, "check": check, "verify": verify}
+
+
+# -- the agent ------------------------------------------------------------------------------------------------------
+
+
+def _in_child(pipe: int, task: str, arguments: dict[str, Any]) -> None:
+    child = Child(pipe, _models.get(arguments.get("seed", 0)))
+    try:
+        TASKS[task](child, **arguments)
+    except HoldfastError as error:
+        child.say("!" + json.dumps(f"{type(error).__name__}: {error}\n{traceback.format_exc()}"))
+        os._exit(1)
+    except BaseException:  # noqa: BLE001 - said to the parent
+        child.say("!" + json.dumps(traceback.format_exc()))
+        os._exit(1)
+    os._exit(0)
+
+
+def _run(request: dict[str, Any]) -> dict[str, Any]:
+    arguments = request["arguments"]
+    if "seed" in arguments:
+        seed, acked = arguments["seed"], arguments["acked"]
+        model = _models.get(seed)
+        if model is None or model.number > acked:
+            _models.clear()
+            model = _models[seed] = Model(seed)
+        model.advance(acked)
+    read_end, write_end = os.pipe()
+    started = time.monotonic()
+    pid = os.fork()
+    if pid == 0:
+        os.close(read_end)
+        os.setsid()
+        _in_child(write_end, request["task"], arguments)
+    os.close(write_end)
+    data, killed, hung = _listen(read_end, pid, request["kill_after"], started + request["deadline"])
+    os.close(read_end)
+    _, status = os.waitpid(pid, 0)
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, signal.SIGKILL)  # what the child has started (the probes of engines) ends with it
+    lines = data.decode().splitlines()
+    return {"lines": lines, "status": status, "killed": killed, "seconds": time.monotonic() - started, "hung": hung}
+
+
+def _listen(pipe: int, pid: int, kill_after: tuple[str, float] | None, deadline: float) -> tuple[bytes, bool, bool]:
+    """Everything the child says until it ends or is killed."""
+    data = bytearray()
+    due: float | None = None
+    killed = hung = False
+    while True:
+        limit = deadline if due is None or killed else min(due, deadline)
+        ready, _, _ = select.select([pipe], [], [], max(0.0, limit - time.monotonic()))
+        if ready:
+            piece = os.read(pipe, 1 << 16)
+            if not piece:
+                return bytes(data), killed, hung
+            data += piece
+            if kill_after is not None and due is None:
+                marker = kill_after[0].encode()
+                if any(line.split(b" ")[0] == marker for line in data.splitlines()):
+                    due = time.monotonic() + kill_after[1]
+        if not killed and time.monotonic() >= limit:
+            hung = due is None or limit < due
+            os.kill(pid, signal.SIGKILL)  # not waited for yet, so the number is still the child's
+            killed = True
+            deadline = time.monotonic() + 10
+
+
+def main() -> None:
+    """Requests are answered until there are no more."""
+    for line in sys.stdin:
+        answer = _run(json.loads(line))
+        print(json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    main()
