@@ -22,7 +22,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from .errors import DeviceError, HoldfastError, MissingFile, OutOfSpace, ReadOnlyError, ResourceExhausted, StoreLocked
+from .errors import (
+    CorruptionError,
+    DeviceError,
+    HoldfastError,
+    MissingFile,
+    OutOfSpace,
+    ReadOnlyError,
+    ResourceExhausted,
+    StoreLocked,
+)
 
 __all__ = ["File", "FileLock", "FileSystem", "MemoryFileSystem", "RealFileSystem", "translate_os_error"]
 
@@ -261,7 +270,7 @@ class RealFileSystem:
         try:
             size = file.size()
             if size > limit:
-                raise DeviceError("file is larger than it can be", path=path, found=size, limit=limit)
+                raise CorruptionError("file is larger than it can be", path=path, found=size, limit=limit)
             return file.pread(size, 0)
         finally:
             file.close()
@@ -397,7 +406,7 @@ class MemoryFileSystem:
     def read_bytes(self, path: Path, *, limit: int) -> bytes:
         data = self.open(path, read_only=True).pread(limit + 1, 0)
         if len(data) > limit:
-            raise DeviceError("file is larger than it can be", path=path, limit=limit)
+            raise CorruptionError("file is larger than it can be", path=path, limit=limit)
         return data
 
     def write_atomic(self, path: Path, data: bytes) -> None:

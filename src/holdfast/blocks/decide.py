@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from ..errors import BlockNotFound, FinalityError, InvalidInputError, LimitExceeded, ReorgTooDeep
-from ..limits import HASH_BYTES, REASON_BYTES_MAX, WORK_MAX
+from ..limits import HASH_BYTES, HEIGHT_MAX, REASON_BYTES_MAX, WORK_MAX
 from ..types import Block, BlockInfo
 from ..views.api import RowReader
 from .content import FrameContent, entry_of
@@ -63,7 +63,7 @@ class Decider:
 
     def canonical_hash(self, height: int) -> bytes | None:
         """Hash of the canonical block at ``height``."""
-        return self.reader.get(canonical_key(height))
+        return self.reader.get(canonical_key(height)) if 0 <= height <= HEIGHT_MAX else None
 
     def _branch(self, info: BlockInfo, floor: int) -> Iterator[BlockInfo]:
         """``info`` and its ancestors down to, not including, the first canonical one; stops below ``floor``."""

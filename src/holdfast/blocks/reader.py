@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 
 from ..errors import BlockNotFound, CorruptionError, InvalidInputError
 from ..journal.api import FrameSource, Kind
+from ..limits import HEIGHT_MAX, PRODUCER_BYTES_MAX
 from ..types import ZERO_HASH, Block, BlockInfo, BlockStatus, OrphanInfo, TipInfo
 from ..views.api import RowReader
 from ..views.tables import CANONICAL, ORPHANS, TIMES
@@ -25,13 +26,13 @@ from .records import (
     height_key,
     orphan_key,
     producer_prefix,
-    time_key,
 )
 from .state import ChainState
 
 __all__ = ["BlockReader"]
 
 _HASH = slice(-32, None)
+_U64_MAX = 2**64 - 1
 
 
 class BlockReader:
@@ -152,6 +153,8 @@ class BlockReader:
 
     def competitors(self, height: int) -> list[BlockInfo]:
         """Every stored block at ``height``, the canonical one first, then by hash."""
+        if not 0 <= height <= HEIGHT_MAX:
+            return []
         keys = self._keys(height_key(height), height_key(height + 1))
         found = [self.load(key[_HASH]) for key, _ in keys]
         canonical = self.hash_at(height)
@@ -202,8 +205,8 @@ class BlockReader:
         self, start: int | None = None, stop: int | None = None, *, reverse: bool = False
     ) -> Iterator[BlockInfo]:
         """Canonical blocks with ``start <= height < stop``, lowest first or highest first."""
-        low = canonical_key(max(start or 0, 0))
-        high = CANONICAL.end if stop is None else canonical_key(max(stop, 0))
+        low = canonical_key(min(max(start or 0, 0), _U64_MAX))
+        high = CANONICAL.end if stop is None or stop > _U64_MAX else canonical_key(max(stop, 0))
         for _, block_hash in self._keys(low, high, reverse=reverse):
             yield self.load(block_hash)
 
@@ -228,15 +231,18 @@ class BlockReader:
 
     def by_time(self, start: int, stop: int | None = None, *, canonical_only: bool = True) -> Iterator[BlockInfo]:
         """Blocks with ``start <= time < stop`` (chain time in seconds), by time, then height."""
-        high = TIMES.end if stop is None else time_key(stop, 0, b"")
-        for key, _ in self._keys(time_key(max(start, 0), 0, b"")[:10], high[:10] if stop is not None else high):
+        if start > _U64_MAX or (stop is not None and stop < 0):
+            return
+        low = TIMES.prefix + HEIGHT.pack(max(start, 0))
+        high = TIMES.end if stop is None or stop > _U64_MAX else TIMES.prefix + HEIGHT.pack(stop)
+        for key, _ in self._keys(low, high):
             info = self.load(key[_HASH])
             if not canonical_only or self.is_canonical(info):
                 yield info
 
     def at_time(self, time: int) -> BlockInfo | None:
         """The canonical block with the greatest chain time at or before ``time``, or ``None``."""
-        low, high = TIMES.prefix, TIMES.prefix + HEIGHT.pack(min(max(time, -1) + 1, 2**64 - 1))
+        low, high = TIMES.prefix, TIMES.end if time >= _U64_MAX else TIMES.prefix + HEIGHT.pack(max(time, -1) + 1)
         for key, _ in self._keys(low, high, reverse=True):
             info = self.load(key[_HASH])
             if self.is_canonical(info):
@@ -245,6 +251,8 @@ class BlockReader:
 
     def by_producer(self, producer: bytes, *, canonical_only: bool = True) -> Iterator[BlockInfo]:
         """Blocks of this producer, lowest first."""
+        if not 0 < len(producer) <= PRODUCER_BYTES_MAX:
+            return
         prefix = producer_prefix(producer)
         for key, _ in self._keys(prefix, prefix + b"\xff" * 41):
             info = self.load(key[_HASH])

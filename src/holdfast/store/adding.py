@@ -165,7 +165,7 @@ class Adder:
         self._judge(block, parent, self._stored, validate=True)
         written = self._write(block, parent, tip, safety)
         if len(self._waiting) and self._connect(block.hash, validate=True)[0]:
-            return written._replace(seq=writer.journal.appended_seq)
+            return Written(writer.journal.appended_seq, written.tip, written.reorg, written.blocks)
         return written
 
     # -- runs -------------------------------------------------------------------------------------------------
@@ -228,9 +228,9 @@ class Adder:
             try:
                 check_block(block)
                 self._judge(block, parent, ancestry, validate=validate)
-            except InvalidBlock as error:
+                parent = entry_info(entry_of(block, decider.total_work(block, parent)), 0, 0)
+            except HoldfastError as error:
                 return run, error
-            parent = entry_info(entry_of(block, decider.total_work(block, parent)), 0, 0)
             ancestry.pending[block.hash] = (parent, block.header)
             run.append(block)
         return run, None

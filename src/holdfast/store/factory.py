@@ -109,28 +109,32 @@ def _open_writer(
         fs, root, engine, settings, spec, create, late.carry, late.on_durable, late.book, indexes_of, progress
     )
     opened = open_for_writing(plan)
-    buffered = settings.durability == "buffered"
-    writer = Writer(
-        journal=opened.journal,
-        views=opened.views,
-        state=opened.replayer.state,
-        book=late.book,
-        buffered=buffered,
-        compress=settings.compression != "none",
-    )
-    choice = settings.fork_choice if settings.fork_choice != "chain" else opened.identity.spec.fork_choice
-    writer.configure(
-        fork_choice_named(choice),
-        max_reorg_depth=settings.max_reorg_depth,
-        max_orphans=settings.max_orphans,
-        forced=forced,
-    )
-    late.writer = writer
-    seconds = settings.buffered_sync_seconds if buffered else None
-    if late.indexes is None:
-        raise InternalError("the indexes were not loaded")
-    writer.indexes = late.indexes.live
-    backend = WriterBackend(opened, writer, path, late.indexes, sync_seconds=seconds)
+    try:
+        buffered = settings.durability == "buffered"
+        writer = Writer(
+            journal=opened.journal,
+            views=opened.views,
+            state=opened.replayer.state,
+            book=late.book,
+            buffered=buffered,
+            compress=settings.compression != "none",
+        )
+        choice = settings.fork_choice if settings.fork_choice != "chain" else opened.identity.spec.fork_choice
+        writer.configure(
+            fork_choice_named(choice),
+            max_reorg_depth=settings.max_reorg_depth,
+            max_orphans=settings.max_orphans,
+            forced=forced,
+        )
+        late.writer = writer
+        seconds = settings.buffered_sync_seconds if buffered else None
+        if late.indexes is None:
+            raise InternalError("the indexes were not loaded")
+        writer.indexes = late.indexes.live
+        backend = WriterBackend(opened, writer, path, late.indexes, sync_seconds=seconds)
+    except BaseException:
+        opened.abandon()
+        raise
     chain = chain if chain is not None else CustomChain(opened.identity.spec)
     store = Store(backend, chain, settings, url)
     try:

@@ -42,6 +42,16 @@ class Generations:
             raise CorruptionError("the engine of the views is unknown", path=path, found=text)
         return text
 
+    def newest_engine(self) -> str | None:
+        """Engine of the newest generation that says which one it has; for when no generation is live."""
+        numbers = sorted((int(name) for name in self._fs.names(self._views) if name.isdigit()), reverse=True)
+        for number in numbers:
+            try:
+                return self.engine_name(number)
+            except CorruptionError:
+                continue  # it cannot say; nothing is read from it
+        return None
+
     def data_path(self, number: int) -> Path:
         """Where the engine of generation ``number`` keeps its files."""
         return self._views / str(number) / "data"

@@ -93,6 +93,13 @@ class Opened:
     replayer: Replayer
     stats: RecoveryStats
 
+    def abandon(self) -> None:
+        """Everything is released and nothing more is written: the store could not be put together."""
+        self.views.close(flush=False)
+        self.engine.close()
+        self.journal.close(clean=False)
+        self.lock.release()
+
 
 def journal_options(plan: OpenPlan) -> JournalOptions:
     """How the journal writes under these settings."""
@@ -294,19 +301,18 @@ def _open_views(
     wanted = plan.engine or plan.settings.engine
     if not plan.fs.persistent:
         engine, views = _fresh_views(plan, journal, "memory", MEMORY_ROOT)
-        generations, number, name = None, None, "memory"
+        generations, number, name, fresh = None, None, "memory", False
     else:
         generations = Generations(plan.fs, plan.root)
-        number = None if created else _current(generations, notes)
-        name = wanted
+        number, name = (None, wanted) if created else _current(generations, plan.engine, wanted, notes)
         found = None
         if number is not None:
-            name = generations.engine_name(number)
             if plan.engine is not None and plan.engine != name:
                 raise EngineMismatch(
                     "the store was made with another engine", found=name, asked=plan.engine, path=plan.root
                 )
             found = _try_views(plan, journal, recovery, generations, number, name, notes)
+        fresh = found is None
         if found is None:
             number = generations.prepare(name)
             engine, views = _fresh_views(plan, journal, name, generations.data_path(number))
@@ -320,7 +326,7 @@ def _open_views(
         start = replayer.seq
         unfinished = views.applied is not None and views.applied.flushing is not None
         replayer.run(journal, recovery.last_seq, flush=True, progress=plan.progress)
-        if generations is not None and number is not None and generations.current() != number:
+        if generations is not None and number is not None and fresh:
             views.flush()
             generations.switch(number)
     except BaseException:
@@ -344,15 +350,17 @@ def _open_views(
     return Opened(identity, lock, journal, generations, number, name, engine, views, replayer, stats)
 
 
-def _current(generations: Generations, notes: list[str]) -> int | None:
+def _current(generations: Generations, asked: str | None, default: str, notes: list[str]) -> tuple[int | None, str]:
+    """The live generation and its engine; without a usable one ``None`` and the engine to build with."""
+    reason = "views/CURRENT is missing"
     try:
         number = generations.current()
+        if number is not None:
+            return number, generations.engine_name(number)
     except CorruptionError as error:
-        notes.append(f"views rebuilt: {error}")
-        return None
-    if number is None:
-        notes.append("views rebuilt: views/CURRENT is missing")
-    return number
+        reason = str(error)
+    notes.append(f"views rebuilt: {reason}")
+    return None, asked or generations.newest_engine() or default
 
 
 def _fresh_views(plan: OpenPlan, journal: Journal, name: str, path: Path) -> tuple[Engine, Views]:
@@ -409,9 +417,10 @@ def _check_applied(views: Views, journal: Journal, recovery: JournalRecovery) ->
     applied = views.applied
     if applied is None:
         return
-    if applied.seq > recovery.last_seq:
+    newest = max(applied.seq, applied.flushing or 0)
+    if newest > recovery.last_seq:
         raise CommitLoss(
-            "the views hold commits that the journal has lost", applied_seq=applied.seq, journal_seq=recovery.last_seq
+            "the views hold commits that the journal has lost", applied_seq=newest, journal_seq=recovery.last_seq
         )
     if applied.seq >= journal.first_seq and journal.frame(applied.seq).digest != applied.digest:
         raise CorruptionError("the views belong to another history of the journal", seq=applied.seq)

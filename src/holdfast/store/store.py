@@ -22,7 +22,7 @@ from ..blocks.reader import BlockReader
 from ..blocks.state import ChainState
 from ..config import Settings
 from ..consensus.records import SafetyRecord, check_identity, check_position
-from ..errors import ClosedError, ReadOnlyError
+from ..errors import ClosedError, InvalidInputError, ReadOnlyError
 from ..types import ZERO_HASH, AddResult, Block, BlockInfo, RecoveryStats, ReorgInfo
 from .adding import Adder
 from .backend import Backend, WriterBackend
@@ -366,6 +366,8 @@ class Store:
         Raises ``FinalityError`` for a lower height, ``BlockNotFound`` above the tip.
         """
         writer, _ = self._need_writer()
+        if type(height) is not int or height < 0:
+            raise InvalidInputError("a height is a whole number that is not negative", found=height)
         with writer.lock:
             if height == writer.state.finalized:
                 return

@@ -29,7 +29,7 @@ from ..blocks.records import block_key, decode_block_record
 from ..blocks.state import ChainState, encode_state
 from ..consensus.records import SafetyRecord, encode_fence, encode_safety
 from ..consensus.safety import SafetyBook
-from ..errors import HoldfastError, InternalError, PoisonedError
+from ..errors import CorruptionError, HoldfastError, InternalError, PoisonedError
 from ..journal.api import Kind, Part, TipMark
 from ..journal.journal import Journal
 from ..types import ZERO_HASH, BlockInfo, ReorgInfo
@@ -95,7 +95,12 @@ class Writer:
             return None
         row = self.views.latest().get(block_key(state.tip_hash))
         if row is None:
-            raise InternalError("the tip has no row", hash=state.tip_hash, height=state.tip_height)
+            raise CorruptionError(
+                "the tip has no row",
+                hash=state.tip_hash,
+                height=state.tip_height,
+                remedy="run 'holdfast rebuild': the views are made anew from the journal",
+            )
         return decode_block_record(state.tip_hash, row)
 
     def replace_views(self, views: Views) -> None:
