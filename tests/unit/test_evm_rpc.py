@@ -236,3 +236,38 @@ def test_bad_arguments() -> None:
         for name, value in (("poll_seconds", -1.0), ("batch_blocks", 0)):
             with pytest.raises(InvalidInputError):
                 follow(store, "http://liar", client=Liar(), **{name: value})  # type: ignore[arg-type]
+
+
+class Branches(Liar):
+    """A node that can be put on any of the recorded branches, from block 500 on."""
+
+    def __init__(self) -> None:
+        super().__init__(1)
+        with (SAMPLES / "anvil.jsonl.zst").open("rb") as packed:
+            raw = zstandard.ZstdDecompressor().stream_reader(packed).read()
+        records = [json.loads(line) for line in raw.splitlines()[500:]]
+        self.by_hash = {record["block"]["hash"]: record["block"] for record in records}
+        self.heads = {record["branch"]: record["block"] for record in records}
+        self.numbers: dict[int, dict[str, Any]] = {}
+
+    def switch(self, branch: str) -> None:
+        block = self.heads[branch]
+        self.numbers = {}
+        while block is not None:
+            self.numbers[int(block["number"], 16)] = block
+            block = self.by_hash.get(block["parentHash"])
+
+    def block(self, which: str, _: bool) -> object:
+        return self.numbers.get(max(self.numbers) if which == "latest" else int(which, 16))
+
+
+def test_the_nodes_head_is_followed_where_the_fork_choice_would_not() -> None:
+    node = Branches()
+    with holdfast.open("memory:", chain=EvmChain(31337)) as store:
+        for branch, height, reorgs in (("main", 503, 0), ("A", 508, 0), ("B", 510, 1), ("A", 508, 1), ("C", 510, 1)):
+            node.switch(branch)
+            report = follow(store, "http://liar", client=node, until=height, base_height=500, poll_seconds=0)
+            assert store.tip is not None
+            assert store.tip.hash.hex() == node.heads[branch]["hash"][2:]
+            assert (report.reached, report.reorgs) == (height, reorgs)
+        assert sorted(tip.branch_length for tip in store.blocks.tips()) == [0, 3, 5]
