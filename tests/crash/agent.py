@@ -27,7 +27,16 @@ from holdfast.engine import sqlite as sqlite_engine  # noqa: F401 - loaded once,
 from holdfast.errors import HoldfastError
 from holdfast.recovery import verify_store
 from holdfast.store.store import Store
-from tests.crash.support import SECOND, Model, check_deep, check_frontier, open_store, payload_of, perform, second_position
+from tests.crash.support import (
+    SECOND,
+    Model,
+    check_deep,
+    check_frontier,
+    open_store,
+    payload_of,
+    perform,
+    second_position,
+)
 
 _models: dict[int, Model] = {}
 
@@ -58,7 +67,8 @@ def grow(child: Child, *, url: str, second: int, late: bool, operations: int, th
     assert second <= saved <= second + 1, f"the second thread lost a record: {saved} of {second}"
     check_deep(store, model)
     stats = store.recovery
-    child.say(f"r {json.dumps([stats.frames_replayed, len(stats.discarded), stats.finished_flush, stats.views_rebuilt])}")
+    found_by_open = [stats.frames_replayed, len(stats.discarded), stats.finished_flush, stats.views_rebuilt]
+    child.say(f"r {json.dumps(found_by_open)}")
     child.say(f"s {saved}")
     child.say(f"f {found}")
     stop = threading.Event()

@@ -32,7 +32,7 @@ SECOND = b"second thread"
 SIDE = "side branch: not preferred by the fork choice"
 REPLACED = "reorganisation: a preferred branch replaced it"
 DEPTH = 24
-NOISE = hashlib.shake_128(b"noise").digest(32 * 1024)
+NOISE = hashlib.shake_128(b"noise").digest(200 * 1024)
 
 
 # -- what the store must hold ---------------------------------------------------------------------------------------
@@ -63,9 +63,9 @@ class Picture(NamedTuple):
 
 
 def make_block(seed: int, number: int, part: int, parent: Block | None, *, work: int) -> Block:
-    """Block ``part`` of operation ``number``, with a header of 80 bytes and a body of up to 8 KiB, or none."""
+    """Block ``part`` of operation ``number``, with a header of 80 bytes and a body of up to 8 KiB, seldom 180 KB, or none."""
     block_hash = hashlib.sha256(f"{seed} {number} {part}".encode()).digest()
-    size = int.from_bytes(block_hash[:2], "big") % 8192
+    size = int.from_bytes(block_hash[:2], "big") % (8192 if block_hash[5] % 6 else 180_000)
     at = block_hash[2] * 64
     return Block(
         block_hash,
@@ -297,7 +297,9 @@ def picture_of(store: Store) -> Picture:
     canonical = tuple(info.hash for info in store.blocks.canonical())
     tip = store.tip
     assert (tip.hash if tip is not None else None) == (canonical[-1] if canonical else None), "the tip is not the last"
-    orphans = {each.hash: Orphan(each.reason, each.competing_hash, each.was_canonical) for each in store.blocks.orphans()}
+    orphans = {
+        each.hash: Orphan(each.reason, each.competing_hash, each.was_canonical) for each in store.blocks.orphans()
+    }
     try:
         record = store.safety.load(VALIDATOR)
         safety = (record.position, record.payload)
@@ -338,7 +340,8 @@ def difference(found: Picture, wanted: Picture) -> str:
         same = sum(1 for _ in iterate_same(found.canonical, wanted.canonical))
         lines.append(f"canonical: {len(found.canonical)} found, {len(wanted.canonical)} wanted, equal up to {same}")
     if found.orphans != wanted.orphans:
-        keys = {each for each in {*found.orphans, *wanted.orphans} if found.orphans.get(each) != wanted.orphans.get(each)}
+        every = {*found.orphans, *wanted.orphans}
+        keys = {each for each in every if found.orphans.get(each) != wanted.orphans.get(each)}
         some = [(each.hex()[:8], found.orphans.get(each), wanted.orphans.get(each)) for each in sorted(keys)[:3]]
         lines.append(f"{len(keys)} orphans differ: {some}")
     if found.finalized != wanted.finalized:
@@ -383,7 +386,10 @@ def check_deep(store: Store, model: Model, *, newest: int = 60, sample: int = 40
                 for height, each in enumerate(model.canonical)
                 for key, value in spec.function(model.blocks[each])
             )
-            assert sorted(store.index(spec.name).items()) == wanted, f"the index {spec.name} is not its recomputation"
+            found = sorted(store.index(spec.name).items())
+            extra, missing = sorted({*found} - {*wanted}), sorted({*wanted} - {*found})
+            heights = f"extra at {[row[1] for row in extra]}, missing at {[row[1] for row in missing]}"
+            assert found == wanted, f"index {spec.name}: {heights}, tip {len(model.canonical) - 1}"
 
 
 # -- the agent ------------------------------------------------------------------------------------------------------
@@ -446,10 +452,10 @@ class Agent:
     def run(
         self,
         task: str,
+        arguments: dict[str, object],
         *,
         kill_after: tuple[str, float] | None = None,
         deadline: float = 60.0,
-        **arguments: object,
     ) -> Outcome:
         """A child has run ``task``; it was killed ``kill_after[1]`` seconds after its first line ``kill_after[0]``."""
         process = self._process
@@ -463,9 +469,9 @@ class Agent:
         found = json.loads(answer)
         return Outcome(tuple(found["lines"]), found["status"], found["killed"], found["seconds"], found["hung"])
 
-    def must(self, task: str, **arguments: object) -> Outcome:
+    def must(self, task: str, arguments: dict[str, object]) -> Outcome:
         """As ``run`` without a kill; fails unless the child ended well."""
-        outcome = self.run(task, **arguments)  # type: ignore[arg-type]
+        outcome = self.run(task, arguments)
         assert outcome.failure is None, outcome.failure
         assert outcome.status == 0, outcome
         return outcome

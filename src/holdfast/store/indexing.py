@@ -10,6 +10,7 @@ Invariants:
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Mapping
 from dataclasses import replace
@@ -20,13 +21,13 @@ from ..blocks.entries import BlockEntry, entry_info
 from ..blocks.reader import BlockReader
 from ..blocks.state import ChainState
 from ..engine.api import Batch, Engine
-from ..errors import HoldfastError, InternalError, LimitExceeded, NotFoundError
+from ..errors import HoldfastError, IndexFailed, InternalError, LimitExceeded, NotFoundError
 from ..journal.api import FrameSource
 from ..types import ZERO_HASH, Block, BlockInfo
 from ..views.api import RowReader, Rows
 from ..views.rows import encode_row
-from ..views.tables import INDEX_FIRST, INDEX_LAST, META, index_table
-from ..views.undo import encode_undo, read_undo
+from ..views.tables import INDEX_FIRST, INDEX_LAST, META, UNDO, index_table
+from ..views.undo import encode_undo, read_undo, undo_block, undo_range_to
 from ..views.views import Views
 from .indexes import (
     RECORDS,
@@ -252,10 +253,26 @@ class IndexManager:
                 self.live.behind[spec.name] = record
         tip = (state.tip_height, state.tip_hash) if state.has_tip else (0, ZERO_HASH)
         record = replace(record, status="ready", built=tip if state.has_tip else None)
-        self._write({}, record)
+        self._write(self._orphan_undo(blocks, spec, record, state), record)
         hit("index.build.ready")
         del self.live.behind[spec.name]
         self.live.ready[spec.name] = (spec, record)
+
+    def _orphan_undo(self, blocks: BlockReader, spec: IndexSpec, record: IndexRecord, state: ChainState) -> Rows:
+        """The undo of orphaned blocks, with the rows of this index in it: they may become canonical and leave again."""
+        rows: Rows = {}
+        start: bytes | None = undo_range_to(state.floor)[1]
+        while state.has_tip and start is not None:
+            page = self._engine.scan(start, UNDO.end, limit=256)
+            for height, block_hash in dict.fromkeys(undo_block(key) for key, _ in page.rows):
+                info = blocks.load(block_hash)
+                undo = None if blocks.is_canonical(info) else read_undo(self._engine.get, height, block_hash)
+                if undo is not None:
+                    with contextlib.suppress(IndexFailed):  # such a block cannot become canonical with this index
+                        undo.update(dict.fromkeys(self.live.rows_for(spec, record, blocks.block(info))))
+                        rows.update(encode_undo(height, block_hash, undo))
+            start = page.resume
+        return rows
 
     # -- looking --------------------------------------------------------------------------------------------------
 

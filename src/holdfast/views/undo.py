@@ -21,7 +21,15 @@ from .api import Rows
 from .rows import decode_row
 from .tables import UNDO
 
-__all__ = ["PART_BYTES_MAX", "decode_undo", "encode_undo", "read_undo", "undo_key", "undo_range_to"]
+__all__ = [
+    "PART_BYTES_MAX",
+    "decode_undo",
+    "encode_undo",
+    "read_undo",
+    "undo_block",
+    "undo_key",
+    "undo_range_to",
+]
 
 PART_BYTES_MAX = 8 * 1024 * 1024
 """A part is closed once it is this long; it may exceed it by one row, far below the limit of an engine value."""
@@ -39,6 +47,14 @@ def undo_key(height: int, block_hash: bytes, part: int = 0) -> bytes:
     """The engine key of a part of a block's undo."""
     assert len(block_hash) == HASH_BYTES
     return UNDO.prefix + _KEY.pack(height, block_hash, part)
+
+
+def undo_block(key: bytes) -> tuple[int, bytes]:
+    """Height and hash of the block whose undo has this engine key. Raises ``CorruptionError``."""
+    if len(key) != TABLE_ID_BYTES + _KEY.size:
+        raise _bad("a key of undo has a wrong length", key, found=len(key))
+    height, block_hash, _part = _KEY.unpack_from(key, TABLE_ID_BYTES)
+    return height, block_hash
 
 
 def undo_range_to(height: int) -> tuple[bytes, bytes]:

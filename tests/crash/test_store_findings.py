@@ -1,0 +1,39 @@
+"""What the crash tests have found, each as a small test of its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import holdfast
+from holdfast.recovery import verify_store
+from tests.crash.support import BY_PREFIX, BY_PRODUCER, make_block, settings
+
+
+def test_an_index_made_while_a_block_was_orphaned_is_undone_with_it_when_it_returns(tmp_path: Path) -> None:
+    """The undo of the orphaned block in the engine is older than the index, and must not be taken for the new one."""
+    quiet = settings(flush_interval_seconds=3600.0)
+    url = f"sqlite:{tmp_path / 'store'}"
+    root = make_block(1, 1, 0, None, work=1)
+    left = make_block(1, 2, 0, root, work=1)
+    right = make_block(1, 2, 1, root, work=1)
+    with holdfast.open(url, settings=quiet, indexes=[BY_PRODUCER]) as store:
+        for block in (root, left, right):
+            store.add(block, root_allowed=True)
+        store.reorg(right.hash)
+    with holdfast.open(url, settings=quiet, indexes=[BY_PRODUCER, BY_PREFIX]) as store:
+        assert store.wait_for_indexes(10)
+        for block in (left, right, left, right):
+            store.reorg(block.hash)
+            rows = sorted(store.index(BY_PREFIX.name).items())
+            assert rows == sorted((each.hash[:1], each.height, each.header[:40]) for each in (root, block))
+
+
+@pytest.mark.parametrize("engine", ["sqlite", "rocksdb"])
+def test_a_store_with_indexes_verifies(engine: str, tmp_path: Path) -> None:
+    """The counter of index tables was taken for a row that the journal does not explain."""
+    url = f"{engine}:{tmp_path / 'store'}"
+    with holdfast.open(url, settings=settings(), indexes=[BY_PRODUCER]) as store:
+        store.add(make_block(1, 1, 0, None, work=1), root_allowed=True)
+    assert verify_store(url.partition(":")[2], level="views").ok
