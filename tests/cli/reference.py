@@ -6,7 +6,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 import typer
 
@@ -37,7 +37,7 @@ def render() -> str:
     parts = []
     for name, command in commands():
         arguments = [parameter for parameter in command.params if parameter.param_type_name == "argument"]
-        words = " ".join(parameter.make_metavar(typer.Context(command)) for parameter in arguments)
+        words = " ".join(parameter.metavar or parameter.name.upper() for parameter in arguments)
         parts.append(
             f"### holdfast {name} {words}".rstrip() + f"\n\n{command.help}\n\n| option | meaning |\n|---|---|\n"
         )
@@ -45,10 +45,22 @@ def render() -> str:
             if parameter.param_type_name == "option":
                 names = ", ".join(f"`{item}`" for item in parameter.opts)
                 if not parameter.is_flag:
-                    names += " " + parameter.make_metavar(typer.Context(command)).replace("|", "\\|")
+                    names += " " + _value(parameter)
                 parts.append(f"| {names} | {_meaning(parameter)} |\n")
         parts.append("\n")
     return "".join(parts).rstrip() + "\n"
+
+
+def _value(parameter: Any) -> str:
+    """What stands behind the option: its placeholder, or the words it accepts."""
+    if parameter.metavar:
+        return str(parameter.metavar)
+    for annotation in (parameter.type_descriptor.annotation, *get_args(parameter.type_descriptor.annotation)):
+        if get_origin(annotation) is Literal:
+            return " or ".join(get_args(annotation))
+        if annotation in (int, float):
+            return "NUMBER"
+    return "TEXT"
 
 
 def _meaning(parameter: Any) -> str:
