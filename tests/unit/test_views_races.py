@@ -250,6 +250,33 @@ def test_frozen_and_overlay_rows_interleave_in_order(monkeypatch: pytest.MonkeyP
     assert read_all(pin, limit=2) == read_all(pin, limit=2, reverse=True) == old.moments[1].rows
 
 
+def test_an_older_pin_is_right_while_the_overlay_drops_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some rows are only frozen by then, others still in the overlay, and a page covers as much as both."""
+    monkeypatch.setattr(readers_module, "_CHUNK", 8)
+    monkeypatch.setattr(flush_module, "_SLICE_ROWS_SYNCED", 4)
+    names = [CANONICAL.prefix + b"%03d" % number for number in range(25)]
+    chain = ToyChain()
+    grow(chain, dict.fromkeys(names[:10], b"0"), dict.fromkeys(names[20:], b"1"), dict.fromkeys(names[:10]))
+    views = open_views(RecordingEngine())
+    publish(views, chain, 1, 3)
+    views.set_visible(1)
+    views.flush()
+    views.set_visible(2)
+    pin = views.pin()
+    views.set_visible(3)
+    looks = []
+
+    def look() -> None:
+        for reverse in (False, True):
+            assert read_all(pin, limit=8, reverse=reverse) == chain.moments[2].rows
+            assert read_all(views.reader(), limit=8, reverse=reverse) == chain.moments[3].rows
+        looks.append(len(views._overlay.nodes))
+
+    monkeypatch.setattr(views._flusher, "_pause", look)
+    views._flusher.flush(background=True)
+    assert {15, 11, 7, 3, 0} <= set(looks)
+
+
 # -- failures -----------------------------------------------------------------------------------------------------
 
 
