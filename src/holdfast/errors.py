@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 __all__ = [
+    "AnswerTooLarge",
     "BlockNotFound",
     "CallbackError",
     "ClosedError",
@@ -294,6 +295,13 @@ class RemoteError(HoldfastError):
     exit_code = 17
     retryable = True
     default_remedy = "check the address and that the node is up, then run the same command again: it resumes"
+
+
+class AnswerTooLarge(RemoteError):
+    """A remote node's answer is larger than allowed; asking for less at once may help."""
+
+    code = "remote_answer_too_large"
+    default_remedy = "ask for fewer blocks at once; the command does so by itself where it can"
 
 
 # -- format and corruption ---------------------------------------------------------------------------------------

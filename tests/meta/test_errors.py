@@ -37,6 +37,7 @@ HoldfastError holdfast 1
   InvalidBlock invalid_block 10
   LimitExceeded limit_exceeded 10
   RemoteError remote 17 retry
+    AnswerTooLarge remote_answer_too_large 17 retry
   FormatError format 9
     UnsupportedFormat unsupported_format 9
       FormatTooNew format_too_new 9

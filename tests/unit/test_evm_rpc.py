@@ -14,9 +14,9 @@ import zstandard
 
 import holdfast
 from holdfast.chains.evm import EvmChain
-from holdfast.chains.evm.rpc import AnswerTooLarge, RpcClient
+from holdfast.chains.evm.rpc import RpcClient
 from holdfast.chains.evm.sync import follow
-from holdfast.errors import ForeignStore, InvalidBlock, InvalidInputError, RemoteError
+from holdfast.errors import AnswerTooLarge, ForeignStore, InvalidBlock, InvalidInputError, RemoteError
 from tests.import_makers import SAMPLES
 
 Answer = Callable[[Any], tuple[int, bytes]]

@@ -23,7 +23,7 @@ from .checks import check_hash
 from .follower import Follower
 from .indexes import IndexSpec, check_specs
 from .indexing import IndexManager, LiveIndexes
-from .opening import MEMORY_ROOT, OpenPlan, check_spec, open_for_writing
+from .opening import MEMORY_ROOT, Opened, OpenPlan, check_spec, open_for_writing
 from .store import Store
 from .url import parse_url
 from .writer import Writer
@@ -110,28 +110,7 @@ def _open_writer(
     )
     opened = open_for_writing(plan)
     try:
-        buffered = settings.durability == "buffered"
-        writer = Writer(
-            journal=opened.journal,
-            views=opened.views,
-            state=opened.replayer.state,
-            book=late.book,
-            buffered=buffered,
-            compress=settings.compression != "none",
-        )
-        choice = settings.fork_choice if settings.fork_choice != "chain" else opened.identity.spec.fork_choice
-        writer.configure(
-            fork_choice_named(choice),
-            max_reorg_depth=settings.max_reorg_depth,
-            max_orphans=settings.max_orphans,
-            forced=forced,
-        )
-        late.writer = writer
-        seconds = settings.buffered_sync_seconds if buffered else None
-        if late.indexes is None:
-            raise InternalError("the indexes were not loaded")
-        writer.indexes = late.indexes.live
-        backend = WriterBackend(opened, writer, path, late.indexes, sync_seconds=seconds)
+        backend = _make_backend(opened, late, settings, forced, path)
     except BaseException:
         opened.abandon()
         raise
@@ -147,3 +126,30 @@ def _open_writer(
         store.close()
         raise
     return store
+
+
+def _make_backend(
+    opened: Opened, late: _Late, settings: Settings, forced: Mapping[int, bytes], path: Path | None
+) -> WriterBackend:
+    buffered = settings.durability == "buffered"
+    writer = Writer(
+        journal=opened.journal,
+        views=opened.views,
+        state=opened.replayer.state,
+        book=late.book,
+        buffered=buffered,
+        compress=settings.compression != "none",
+    )
+    choice = settings.fork_choice if settings.fork_choice != "chain" else opened.identity.spec.fork_choice
+    writer.configure(
+        fork_choice_named(choice),
+        max_reorg_depth=settings.max_reorg_depth,
+        max_orphans=settings.max_orphans,
+        forced=forced,
+    )
+    late.writer = writer
+    if late.indexes is None:
+        raise InternalError("the indexes were not loaded")
+    writer.indexes = late.indexes.live
+    seconds = settings.buffered_sync_seconds if buffered else None
+    return WriterBackend(opened, writer, path, late.indexes, sync_seconds=seconds)

@@ -15,17 +15,13 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from ...errors import InvalidInputError, RemoteError
+from ...errors import AnswerTooLarge, InvalidInputError, RemoteError
 
-__all__ = ["AnswerTooLarge", "RpcClient"]
+__all__ = ["RpcClient"]
 
 _READ_BYTES = 64 * 1024
 _RETRY_STATUS = (408, 425, 429, 500, 502, 503, 504)
 _OK = 200
-
-
-class AnswerTooLarge(RemoteError):
-    """The answer is larger than allowed; ask for less at once."""
 
 
 class _TryAgain(Exception):

@@ -16,13 +16,21 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from ...errors import BlockNotFound, FinalityError, ForeignStore, InvalidBlock, InvalidInputError, RemoteError
+from ...errors import (
+    AnswerTooLarge,
+    BlockNotFound,
+    FinalityError,
+    ForeignStore,
+    InvalidBlock,
+    InvalidInputError,
+    RemoteError,
+)
 from ...types import AddResult, AddStatus, Block, BlockInfo, ReorgInfo
 from ..importing import Candidate
 from .chain import EvmChain
 from .decoding import block_from_json
 from .header import data_field, quantity_field
-from .rpc import AnswerTooLarge, RpcClient
+from .rpc import RpcClient
 from .transactions import objects
 
 __all__ = ["FollowedStore", "SyncProgress", "SyncReport", "chain_of_node", "follow"]
