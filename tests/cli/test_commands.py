@@ -54,6 +54,7 @@ def test_blocks_can_be_chosen_by_height_time_epoch_and_producer(pow_store_made: 
     assert heights("--limit", "0", "--since", "2020-01-01") == list(range(1, 46))
     assert heights("--limit", "0", "--until", "2020-01-01T00:00:00+00:00") == [0]
     assert heights("--producer", "nobody") == []
+    assert heights("--producer", "alice", "--until", "2020-01-01") == []
     assert heights("--producer", "alice", "--from", "44", "--reverse") == [45, 44]
 
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -15,7 +18,7 @@ import zstandard
 
 import holdfast as api
 from holdfast.errors import all_errors
-from tests.cli.cli_tools import ANVIL, LITECOIN, Answer, child, done, holdfast, start
+from tests.cli.cli_tools import ANVIL, LITECOIN, Answer, child, child_environment, done, holdfast, start
 
 GONE = "00" * 31 + "01"
 
@@ -269,8 +272,8 @@ def without_privileges() -> Iterator[None]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("engine", "reading"), [("sqlite", 0), ("rocksdb", 8)])
-def test_a_read_only_directory_is_not_written(engine: str, reading: int, pow_store: Path, open_directory: Path) -> None:
+@pytest.mark.parametrize("engine", ["sqlite", "rocksdb"])
+def test_a_read_only_directory_is_not_written(engine: str, pow_store: Path, open_directory: Path) -> None:
     if engine != "rocksdb":
         done("convert", "--to", engine, "-d", pow_store, "--json")
     for command in ("tip", "finalize 1"):
@@ -324,16 +327,20 @@ def test_a_signal_stops_an_import_between_batches_and_it_resumes(number: signal.
 @pytest.mark.slow
 def test_a_signal_stops_mining(tmp_path: Path) -> None:
     done("init", "-d", tmp_path / "s", "--chain", "pow", "--difficulty", str(2**40), "--json")
-    process = start("mine", "-d", tmp_path / "s", "--json")
-    while not (tmp_path / "s" / "LOCK").exists() or holdfast("finalize", "0", "-d", tmp_path / "s").code != 7:
-        assert process.poll() is None
-    process.send_signal(signal.SIGINT)
+    process = start("mine", "-d", tmp_path / "s")
     try:
+        while str(process.pid) not in (tmp_path / "s" / "LOCK").read_text().split():
+            assert process.poll() is None
+            time.sleep(0.01)
+        time.sleep(0.2)
+        process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=60)
     finally:
         process.kill()
+        process.communicate()
     assert process.returncode == 130, out + err
     assert "Traceback" not in err
+    assert done("tip", "-d", tmp_path / "s", "--json").record["height"] == 0
 
 
 @pytest.mark.slow
@@ -362,3 +369,23 @@ def test_exit_codes_of_a_real_process(pow_store: Path) -> None:
 def test_exit_codes_do_not_collide_with_those_of_the_shell() -> None:
     assert {130, 141}.isdisjoint(kind.exit_code for kind in all_errors())
     assert all(0 < kind.exit_code < 128 for kind in all_errors())
+
+
+@pytest.mark.slow
+def test_a_terminal_gets_a_bar(tmp_path: Path) -> None:
+    here, there = os.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "holdfast", "import", "bitcoin", LITECOIN, "-d", tmp_path / "s", "--batch-blocks", "8"],
+        env=child_environment() | {"TERM": "xterm", "COLUMNS": "160"},
+        stdout=subprocess.DEVNULL,
+        stderr=there,
+    )
+    os.close(there)
+    shown = b""
+    with suppress(OSError):  # the other end is closed
+        while data := os.read(here, 65536):
+            shown += data
+    os.close(here)
+    assert process.wait(timeout=60) == 0
+    for word in (b"importing", b"blocks/s", b"MiB", b"/1,151", b"tip "):
+        assert word in shown, word

@@ -95,7 +95,7 @@ def reorg(
     """Make a stored block the tip, in one atomic step."""
     from .session import open_to_write
 
-    with open_to_write(data_dir, config) as store:
+    with open_to_write(data_dir, config, quiet=as_json) as store:
         target = find_block(store, to)
         _report(store, store.reorg(target.hash, reason=reason), Output(as_json=as_json))
 
@@ -112,7 +112,7 @@ def orphan(
     from .chains import parse_hash
     from .session import open_to_write
 
-    with open_to_write(data_dir, config) as store:
+    with open_to_write(data_dir, config, quiet=as_json) as store:
         target = find_block(store, block)
         other = None if competing is None else parse_hash(store.spec.name, competing)
         _report(store, store.orphan(target.hash, reason=reason, competing=other), Output(as_json=as_json))
@@ -148,7 +148,7 @@ def finalize(
     """Make blocks final: no reorganisation may replace them any more."""
     from .session import open_to_write
 
-    with open_to_write(data_dir, config) as store:
+    with open_to_write(data_dir, config, quiet=as_json) as store:
         store.finalize(height)
         tip = store.tip
         Output(as_json=as_json).record({"finalized": store.finalized, "tip_height": tip.height if tip else None})

@@ -39,7 +39,7 @@ def init(
     found = find_identity(data_dir)
     if found is not None:
         raise StoreExists("there is a store already", path=data_dir, chain=f"{found.spec.name} {found.spec.id}".strip())
-    with create_or_open(data_dir, config, engine, lambda _: made) as store:
+    with create_or_open(data_dir, config, engine, lambda _: made, quiet=as_json) as store:
         Output(as_json=as_json).record(
             {
                 "created": str(data_dir),

@@ -74,7 +74,7 @@ def import_(
     source, chain = (_bitcoin if form == "bitcoin" else _evm)(wish, data_dir, identity)
     with contextlib.ExitStack() as stack:
         stack.callback(source.close)
-        store = stack.enter_context(create_or_open(data_dir, config, engine, lambda _: chain, overrides))
+        store = stack.enter_context(create_or_open(data_dir, config, engine, lambda _: chain, overrides, quiet=as_json))
         tell_recovery(store, out)
         stop = stack.enter_context(StopSignals())
         progress = stack.enter_context(
@@ -181,7 +181,7 @@ def _import_pow_json(wish: _Wish, data_dir: Path, config: Path | None, engine: s
             chains.append(_pow_chain(stream, wish, identity))
             return chains[0]
 
-        with create_or_open(data_dir, config, engine, make_chain) as store:
+        with create_or_open(data_dir, config, engine, make_chain, quiet=out.as_json) as store:
             stream.seek(0)
             Blockchain.from_json(stream, store, ChainConfig(chains[0].parameters))
             blocks = store.blocks.statistics()["blocks"]

@@ -40,7 +40,7 @@ def mine(
     from .session import open_to_write, tell_recovery
 
     overrides = {"durability": durability}
-    with open_to_write(data_dir, config, overrides, chain=CHAIN_NAME) as store, StopSignals() as stop:
+    with open_to_write(data_dir, config, overrides, chain=CHAIN_NAME, quiet=as_json) as store, StopSignals() as stop:
         chain = PowChain.from_spec(store.spec)
         out = Output(as_json=as_json)
         tell_recovery(store, out)

@@ -63,15 +63,26 @@ class StopSignals:
 
 
 class Progress:
-    """How far long work is. ``total`` may be ``None`` if nobody knows."""
+    """How far long work is. ``total`` may be ``None`` if nobody knows.
+
+    Without ``last_line`` work that ends within the first interval prints nothing where there is no terminal.
+    """
 
     def __init__(
-        self, title: str, total: int | None, *, unit: str = "blocks", quiet: bool = False, seconds: float = 2.0
+        self,
+        title: str,
+        total: int | None,
+        *,
+        unit: str = "blocks",
+        quiet: bool = False,
+        seconds: float = 2.0,
+        last_line: bool = True,
     ) -> None:
         self.title = title
         self.total = total
         self.unit = unit
         self._quiet = quiet
+        self._last_line = last_line
         self._seconds = seconds
         self._started = time.monotonic()
         self._printed = self._started
@@ -81,8 +92,6 @@ class Progress:
         self._task: TaskID | None = None
 
     def __enter__(self) -> Progress:
-        if not self._quiet and sys.stderr.isatty():
-            self._open_bar()
         return self
 
     def __exit__(
@@ -94,7 +103,8 @@ class Progress:
         """The bar is gone, or the last line is printed; twice is harmless."""
         if self._bar is not None:
             self._bar.stop()
-        elif not self._quiet and self._done and self._done != self._done_printed:
+            self._bar, self._quiet = None, True
+        elif not self._quiet and self._last_line and self._done and self._done != self._done_printed:
             self._line("")
 
     def _open_bar(self) -> None:
@@ -136,6 +146,8 @@ class Progress:
         if self._quiet:
             return
         now = time.monotonic()
+        if self._bar is None and sys.stderr.isatty():
+            self._open_bar()
         if self._bar is not None and self._task is not None:
             self._bar.update(
                 self._task,

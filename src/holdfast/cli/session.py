@@ -8,13 +8,15 @@ Invariants:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import CorruptionError, ForeignStore, HoldfastError, ReadOnlyError, StoreLocked, StoreNotFound
 from ..limits import HASH_BYTES
+from .progress import Progress
 
 if TYPE_CHECKING:
     from ..config import Settings
@@ -69,6 +71,13 @@ def _identity(data_dir: Path) -> Identity:
     return found
 
 
+@contextmanager
+def _recovering(*, quiet: bool) -> Iterator[Callable[[int, int], None]]:
+    """Shows how far the replay of the journal is, where it takes long."""
+    with Progress("recovering", None, unit="frames", quiet=quiet, last_line=False) as progress:
+        yield lambda done, total: progress.stage("recovering", done, total)
+
+
 def open_to_read(data_dir: Path, config: Path | None = None) -> Store:
     """The existing store, for looking at it: read-only, so that neither its writer nor its indexes are disturbed.
 
@@ -84,7 +93,8 @@ def open_to_read(data_dir: Path, config: Path | None = None) -> Store:
         return open_store(data_dir, chain=chain, create=False, read_only=True, settings=settings)
     except CorruptionError as damage:
         try:
-            return open_store(data_dir, chain=chain, create=False, settings=settings)
+            with _recovering(quiet=True) as step:
+                return open_store(data_dir, chain=chain, create=False, settings=settings, progress=step)
         except (StoreLocked, ReadOnlyError):
             raise damage from None
 
@@ -105,6 +115,7 @@ def open_to_write(
     overrides: Mapping[str, object] | None = None,
     *,
     chain: str | None = None,
+    quiet: bool = False,
 ) -> Store:
     """The existing store, for changing it. ``chain`` names the kind of chain it must hold."""
     from ..store.factory import open_store
@@ -113,7 +124,9 @@ def open_to_write(
     spec = _identity(data_dir).spec
     if chain is not None and spec.name != chain:
         raise ForeignStore("the store holds another kind of chain", path=data_dir, found=spec.name, expected=chain)
-    return open_store(data_dir, chain=chain_of(spec), create=False, settings=load(data_dir, config, overrides))
+    settings = load(data_dir, config, overrides)
+    with _recovering(quiet=quiet) as step:
+        return open_store(data_dir, chain=chain_of(spec), create=False, settings=settings, progress=step)
 
 
 def create_or_open(
@@ -122,6 +135,8 @@ def create_or_open(
     engine: str | None,
     make_chain: Callable[[Identity | None], Chain],
     overrides: Mapping[str, object] | None = None,
+    *,
+    quiet: bool = False,
 ) -> Store:
     """The store in ``data_dir`` for the chain that ``make_chain`` chooses, created if the directory is empty."""
     from ..store.factory import open_store
@@ -131,4 +146,5 @@ def create_or_open(
     _opened.set(chain.spec.name)
     settings = load(data_dir, config, overrides)
     url = data_dir if engine is None else f"{engine}:{data_dir}"
-    return open_store(url, chain=chain, create=True, settings=settings)
+    with _recovering(quiet=quiet) as step:
+        return open_store(url, chain=chain, create=True, settings=settings, progress=step)

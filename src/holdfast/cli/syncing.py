@@ -59,7 +59,10 @@ def sync(
             until = _head(client)
         chain = _chain(identity) or chain_of_node(url, client=client)
         overrides = {"durability": durability}
-        with create_or_open(data_dir, config, engine, lambda _: chain, overrides) as store, StopSignals() as stop:
+        with (
+            create_or_open(data_dir, config, engine, lambda _: chain, overrides, quiet=as_json) as store,
+            StopSignals() as stop,
+        ):
             tell_recovery(store, out)
             with Progress("syncing", None, quiet=as_json, seconds=progress_seconds) as progress:
                 report = follow(
