@@ -27,6 +27,7 @@ from holdfast.engine import sqlite as sqlite_engine  # noqa: F401 - loaded once,
 from holdfast.errors import HoldfastError
 from holdfast.recovery import verify_store
 from holdfast.store.store import Store
+from tests.crash import steps
 from tests.crash.support import (
     SECOND,
     Model,
@@ -117,7 +118,82 @@ def verify(child: Child, *, url: str, level: str, **_rest: Any) -> None:
     child.say(f"k {len(result.checks)}")
 
 
-TASKS: dict[str, Callable[..., None]] = {"grow": grow, "check": check, "verify": verify}
+def template(child: Child, *, url: str, operations: int, clean: bool, flush_at: int, **_rest: Any) -> None:
+    """A store of so many operations, flushed after ``flush_at`` of them; closed, or left as a killed process leaves it.
+
+    Every step is made by this thread: nothing depends on time.
+    """
+    steps.quieten()
+    store = open_store(url, flush_interval_seconds=3600.0, overlay_rows_max=1_000_000)
+    model = child.model
+    for number in range(1, operations + 1):
+        op = model.next_op()
+        perform(store, op)
+        model.apply(op)
+        if number == flush_at:
+            store.flush()
+    if clean:
+        store.close()
+    child.say(f"a {model.number}")
+
+
+def step(
+    child: Child, *, url: str, plan: list[str], at: int, torn: bool, how: str, late: bool, warm: int, **_rest: Any
+) -> None:
+    """Die at step ``at`` of opening, of the planned operations or of closing; ``at`` 0 lists the steps instead."""
+    model = child.model
+    model.plan = {model.number + 1 + index: kind for index, kind in enumerate(plan)}
+    steps.quieten()
+    counter = steps.Steps(at, torn=torn)
+    if how == "open":
+        counter.armed = True
+    fs = counter.install()
+    store = open_store(url, late=late, fs=fs, flush_interval_seconds=3600.0, overlay_rows_max=1_000_000)
+    if late:
+        assert store.wait_for_indexes(30)
+    counter.armed = True
+    if how == "close":
+        store.close()
+    for count, kind in enumerate(plan):
+        counter.armed = count >= warm
+        op = model.next_op()
+        child.say(f"b {model.number + 1} {kind} {op.kind} {op.block.work if op.block is not None else 0}")
+        perform(store, op)
+        model.apply(op)
+        child.say(f"a {model.number}")
+    counter.armed = False
+    for name in counter.seen:
+        child.say(f"n {name}")
+    child.say("x")
+
+
+def examine(child: Child, *, url: str, plan: list[str], late: bool, done: int, **_rest: Any) -> None:
+    """Open after a crash: the state is the acknowledged one or the next; then the store works on and closes."""
+    model = child.model
+    model.plan = {model.number + 1 + index: kind for index, kind in enumerate(plan)}
+    acked = model.number + done
+    model.advance(acked)
+    store = open_store(url, late=late, flush_interval_seconds=3600.0)
+    found = check_frontier(store, model)
+    check_deep(store, model, newest=30, sample=10)
+    assert store.recovery.damaged_watermark_slots <= 1
+    for _ in range(3):
+        op = model.next_op()
+        perform(store, op)
+        model.apply(op)
+    store.close()
+    child.say(f"f {found}")
+    child.say(f"k {found - acked}")
+
+
+TASKS: dict[str, Callable[..., None]] = {
+    "grow": grow,
+    "check": check,
+    "verify": verify,
+    "template": template,
+    "step": step,
+    "examine": examine,
+}
 
 
 # -- the agent ------------------------------------------------------------------------------------------------------

@@ -63,9 +63,9 @@ class Picture(NamedTuple):
 
 
 def make_block(seed: int, number: int, part: int, parent: Block | None, *, work: int) -> Block:
-    """Block ``part`` of operation ``number``, with a header of 80 bytes and a body of up to 8 KiB, seldom 180 KB, or none."""
+    """Block ``part`` of operation ``number``: a header of 80 bytes, a body of up to 8 KiB, or 180 KB, or none."""
     block_hash = hashlib.sha256(f"{seed} {number} {part}".encode()).digest()
-    size = int.from_bytes(block_hash[:2], "big") % (8192 if block_hash[5] % 6 else 180_000)
+    size = int.from_bytes(block_hash[:4], "big") % (8192 if block_hash[5] % 4 else 180_000)
     at = block_hash[2] * 64
     return Block(
         block_hash,
@@ -94,6 +94,8 @@ class Model:
     finalized: int | None = None
     floor: int = 0
     safety: tuple[tuple[int, ...], bytes] | None = None
+    plan: dict[int, str] = field(default_factory=dict)
+    """Operations by number whose kind is not left to chance."""
 
     def copy(self) -> Model:
         return replace(
@@ -121,6 +123,8 @@ class Model:
         if not self.canonical:
             return Op("add", make_block(self.seed, number, 0, None, work=1))
         rng = random.Random(self.seed * 1_000_003 + number)
+        if number in self.plan:
+            return self.op_of(self.plan[number], rng)
         kind = rng.choices(
             ("append", "commit", "side", "grow", "overtake", "reorg", "orphan", "finalize", "safety", "flush"),
             (40, 15, 10, 8, 6, 6, 3, 4, 5, 3),
@@ -150,6 +154,8 @@ class Model:
             height = tip.height - rng.randint(3, 8)
             if height > (self.finalized if self.finalized is not None else 0):
                 return Op("finalize", height=height)
+        if kind == "big":
+            return Op("add", replace(make_block(self.seed, number, 0, tip, work=1), body=NOISE[:150_000]))
         if kind in ("safety", "flush", "commit"):
             block = make_block(self.seed, number, 0, tip, work=1) if kind == "commit" else None
             return Op(kind, block, height=number)

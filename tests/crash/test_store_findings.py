@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 
 import holdfast
+from holdfast.errors import MissingFile
 from holdfast.recovery import verify_store
 from tests.crash.support import BY_PREFIX, BY_PRODUCER, make_block, settings
 
@@ -37,3 +39,23 @@ def test_a_store_with_indexes_verifies(engine: str, tmp_path: Path) -> None:
     with holdfast.open(url, settings=settings(), indexes=[BY_PRODUCER]) as store:
         store.add(make_block(1, 1, 0, None, work=1), root_allowed=True)
     assert verify_store(url.partition(":")[2], level="views").ok
+
+
+def test_a_creation_that_died_after_it_prepared_a_segment_is_begun_again(tmp_path: Path) -> None:
+    """The prepared segment was taken for commits, and the directory was refused for ever."""
+    root = tmp_path / "store"
+    with holdfast.open(f"sqlite:{root}"):
+        pass
+    first = root / "journal" / "0000000001.seg"
+    data = first.read_bytes()
+    length = int.from_bytes(data[136:144], "big")
+    first.write_bytes(data[: 128 + length] + bytes(4096))
+    shutil.rmtree(root / "views")
+    (root / "holdfast.toml").unlink()
+    second = root / "journal" / "0000000002.seg"
+    second.write_bytes(data[:128] + bytes(4096))
+    with pytest.raises(MissingFile):
+        holdfast.open(f"sqlite:{root}")
+    second.write_bytes(bytes(4096))
+    with holdfast.open(f"sqlite:{root}") as store:
+        assert store.recovery.created

@@ -48,7 +48,7 @@ class Run:
         elif phase == "close":
             kill = ("c", self.rng.uniform(0.0, 0.03))
         else:
-            kill = ("f", self.rng.uniform(0.005, 0.150))
+            kill = ("f", self.rng.uniform(0.005, 0.150) if number % 6 else self.rng.uniform(0.3, 0.6))
         outcome = self.agent.run(
             "grow",
             self.arguments() | {"operations": 25 if phase == "close" else 1_000_000, "threaded": number % 3 != 1},

@@ -35,6 +35,7 @@ from ..errors import (
 )
 from ..journal.api import JournalRecovery, Kind, Part
 from ..journal.journal import Journal, JournalOptions
+from ..journal.segment import SEGMENT_HEADER_BYTES
 from ..types import RecoveryStats
 from ..views.api import ViewOptions
 from ..views.views import Views
@@ -147,19 +148,23 @@ def _state_of(fs: FileSystem, root: Path) -> str:
 
 
 def _holds_nothing(fs: FileSystem, root: Path) -> bool:
-    """True if the journal is at most its first frame: nothing was ever acknowledged in it."""
-    names = [name for name in fs.names(root / "journal") if name.endswith(".seg")]
-    if not names:
-        return True
-    if names != ["0000000001.seg"]:
-        return False
-    file = fs.open(root / "journal" / names[0], read_only=True)
+    """True if the journal is at most its first frame, and prepared segments: nothing was ever acknowledged in it."""
+    for name in fs.names(root / "journal"):
+        if name.endswith(".seg") and not _holds_no_commit(fs, root / "journal" / name):
+            return False
+    return True
+
+
+def _holds_no_commit(fs: FileSystem, path: Path) -> bool:
+    file = fs.open(path, read_only=True)
     try:
-        head = file.pread(16, 128)
+        if path.name != "0000000001.seg":
+            return not any(file.pread(SEGMENT_HEADER_BYTES, 0))
+        head = file.pread(16, SEGMENT_HEADER_BYTES)
         if head[:4] != b"HFRM":
             return not any(head)
         length = int.from_bytes(head[8:16], "big")
-        return not any(file.pread(16, 128 + length)) if length < 1024 * 1024 else False
+        return not any(file.pread(16, SEGMENT_HEADER_BYTES + length)) if length < 1024 * 1024 else False
     finally:
         file.close()
 
