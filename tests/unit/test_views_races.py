@@ -169,6 +169,8 @@ def test_a_pin_expires_when_it_holds_too_much_and_only_then(chain: ToyChain) -> 
     pin.release()
     pin.release()
     assert views.stats.pins == 0
+    with pytest.raises(ClosedError):
+        pin.get(C)
 
 
 def test_a_pin_that_expires_inside_a_call_says_so(chain: ToyChain) -> None:

@@ -132,10 +132,10 @@ class PinnedReader:
 
     def check(self) -> None:
         """Nothing happens while the reader can answer."""
-        if self._expired:
-            raise ViewExpired("the reader held back more memory than allowed", limit=self._pins.bytes_max)
         if self._released:
             raise ClosedError("the reader was released")
+        if self._expired:
+            raise ViewExpired("the reader held back more memory than allowed", limit=self._pins.bytes_max)
 
     # -- the flush ----------------------------------------------------------------------------------------------
 
