@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .convert import convert_store
-from .rebuild import build_generation, rebuild_views
+from .rebuild import rebuild_views
 from .report import Check, Level, Problem, RebuildReport, VerifyReport
 from .verify import verify_store
 
@@ -13,7 +13,6 @@ __all__ = [
     "Problem",
     "RebuildReport",
     "VerifyReport",
-    "build_generation",
     "convert_store",
     "rebuild_views",
     "verify_store",

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -19,86 +18,19 @@ from pathlib import Path
 
 from .._failpoints import hit
 from .._fs import RealFileSystem
-from ..blocks.state import ChainState
 from ..consensus.safety import SafetyBook
-from ..engine.open import CACHE_BYTES_DEFAULT, engine_names, open_engine
-from ..errors import CorruptionError, EngineError, HoldfastError, InvalidInputError
-from ..journal.api import FrameSource
+from ..engine.open import engine_names
+from ..errors import CorruptionError, HoldfastError, InvalidInputError
 from ..journal.journal import Journal, JournalOptions
 from ..store.generations import Generations
 from ..store.opening import read_identity
-from ..store.replay import Replayer
+from ..store.renewal import build_generation
 from ..store.url import StoreUrl, parse_url
-from ..views.api import ViewOptions
-from ..views.views import Views
 from .report import RebuildReport
 
-__all__ = ["Built", "build_generation", "rebuild", "rebuild_views"]
+__all__ = ["rebuild", "rebuild_views"]
 
 ENGINE_DEFAULT = "rocksdb"
-_STEP_FRAMES = 512
-
-
-class Built:
-    """A complete generation that is not live yet."""
-
-    def __init__(self, number: int, engine: str, frames: int, state: ChainState) -> None:
-        self.number = number
-        self.engine = engine
-        self.frames = frames
-        self.state = state
-
-
-def build_generation(
-    source: FrameSource,
-    last_seq: int,
-    generations: Generations,
-    engine: str,
-    *,
-    progress: Callable[[int, int], None] | None = None,
-    options: ViewOptions | None = None,
-    cache_bytes: int = CACHE_BYTES_DEFAULT,
-) -> Built:
-    """A new generation holds every durable frame up to ``last_seq``, flushed and closed; it is not live yet.
-
-    If it fails, or ``progress`` raises, nothing of it is left.
-
-    Args:
-        source: the journal; a live one, too: frames up to ``last_seq`` must be durable.
-        last_seq: the generation is of this frame.
-        generations: the directory ``views/``.
-        engine: name of the engine to build with.
-        progress: called with (frames done, ``last_seq``).
-    """
-    number = generations.prepare(engine)
-    path = generations.data_path(number)
-    try:
-        target = open_engine(engine, path, create=True, cache_bytes=cache_bytes)
-        try:
-            views = Views.open(target, options=options, frame_digest=lambda seq: source.frame(seq).digest)
-            try:
-                replayer = Replayer(views, SafetyBook())
-                while replayer.seq < last_seq:
-                    replayer.run(source, min(replayer.seq + _STEP_FRAMES, last_seq), flush=True)
-                    hit("recovery.rebuild.step")
-                    if progress is not None:
-                        progress(replayer.seq, last_seq)
-                views.flush()
-            finally:
-                views.close(flush=False)
-        finally:
-            target.close()
-    except BaseException:
-        _delete(path.parent)
-        raise
-    return Built(number, engine, replayer.frames, replayer.state)
-
-
-def _delete(directory: Path) -> None:
-    try:
-        shutil.rmtree(directory)
-    except OSError as error:
-        raise EngineError(f"a generation of views cannot be deleted: {error}", path=directory) from error
 
 
 def rebuild_views(
@@ -131,11 +63,12 @@ def rebuild(place: StoreUrl, engine: str | None, progress: Callable[[int, int], 
     started = time.monotonic()
     notes: list[str] = []
     with _journal_at_rest(root, notes) as journal:
-        generations = Generations(RealFileSystem(), root)
+        fs = RealFileSystem()
+        generations = Generations(fs, root)
         number, name = live_generation(generations, notes)
         chosen = engine or name or place.engine or ENGINE_DEFAULT
-        removed = _remove_leftovers(root / "views", number) if number is not None else []
-        built = build_generation(journal, journal.durable_seq, generations, chosen, progress=progress)
+        removed = generations.remove_others(number) if number is not None else []
+        built = build_generation(journal, journal.durable_seq, fs, generations, chosen, progress=progress)
         hit("recovery.rebuild.before_switch")
         generations.switch(built.number)
         hit("recovery.rebuild.after_switch")
@@ -162,16 +95,6 @@ def live_generation(generations: Generations, notes: list[str]) -> tuple[int | N
     except CorruptionError as error:
         notes.append(f"the old views do not say what they are: {error}")
         return None, None
-
-
-def _remove_leftovers(views: Path, live: int) -> list[int]:
-    """Generations that an interrupted rebuild left behind are gone; the live one stays."""
-    removed = []
-    for child in sorted(views.iterdir(), key=lambda path: path.name):
-        if child.name.isdigit() and int(child.name) != live:
-            _delete(child)
-            removed.append(int(child.name))
-    return removed
 
 
 @contextlib.contextmanager

@@ -3,29 +3,41 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol
 
+from .._failpoints import hit
+from ..blocks.reader import BlockReader
 from ..blocks.state import ChainState
 from ..consensus.safety import SafetyBook
-from ..engine.api import Page
-from ..errors import HoldfastError
+from ..engine.api import Engine, Page
+from ..engine.open import open_engine
+from ..errors import ClosedError, HoldfastError, InvalidInputError
 from ..journal.api import FrameSource
 from ..types import BlockInfo, RecoveryStats
 from ..views.api import RowReader
 from ..views.views import Views
 from .fingerprint import fingerprint
+from .generations import Generations
 from .identity import Identity
 from .indexing import IndexManager
-from .opening import Opened
+from .opening import Opened, make_views, view_options
+from .renewal import build_generation
+from .replay import Replayer
 from .writer import Writer
 
-__all__ = ["Backend", "Pinned", "RowsOf", "WriterBackend"]
+__all__ = ["Backend", "Pinned", "RowsOf", "WriterBackend", "keep_for_ever"]
 
 Pinned = tuple[RowReader, ChainState, BlockInfo | None]
+
+
+def keep_for_ever(engine: Engine) -> None:
+    """``engine`` is never freed: in the child of a fork, RocksDB would wait for threads that are not there, or die."""
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(engine))
 
 
 class Backend(Protocol):
@@ -34,7 +46,7 @@ class Backend(Protocol):
     identity: Identity
     engine_name: str
     path: Path | None
-    rows: RowReader
+    rows: RowsOf
     stats: RecoveryStats
     book: SafetyBook
 
@@ -76,6 +88,14 @@ class RowsOf:
     def __init__(self, current: Callable[[], RowReader]) -> None:
         self._current = current
 
+    def abandon(self) -> None:
+        """Every later read raises ``ClosedError``: this process is a fork."""
+
+        def refuse() -> RowReader:
+            raise ClosedError("the store was opened before fork(); open it again in the child")
+
+        self._current = refuse
+
     def get(self, key: bytes) -> bytes | None:
         return self._current().get(key)
 
@@ -103,8 +123,10 @@ class WriterBackend:
         self.stats = opened.stats
         self.book = writer.book
         self._indexes = indexes
-        self.rows: RowReader = RowsOf(self._visible_rows)
-        self.latest_rows: RowReader = RowsOf(self._latest_rows)
+        self.rows = RowsOf(self._visible_rows)
+        self.latest_rows = RowsOf(self._latest_rows)
+        self._renewing = threading.Lock()
+        self._retired: list[tuple[Views, Engine]] = []
         self._stop = threading.Event()
         self._syncer: threading.Thread | None = None
         if sync_seconds is not None:
@@ -160,6 +182,67 @@ class WriterBackend:
         if self.book.incarnation != place:
             self.writer.sync(self.writer.save_incarnation(place))
 
+    def renew(self, blocks: BlockReader, progress: Callable[[int, int], None] | None) -> int:
+        """A new generation of views, made from the journal, is live; its number. Reads and commits go on meanwhile."""
+        with self._renewing:
+            opened, writer = self._opened, self.writer
+            generations, plan, journal = opened.generations, opened.plan, opened.journal
+            if generations is None:
+                raise InvalidInputError("a store in memory has no views on disk")
+            writer.sync()
+            built = build_generation(
+                journal,
+                journal.durable_seq,
+                plan.fs,
+                generations,
+                opened.engine_name,
+                progress=progress,
+                options=view_options(plan.settings),
+                cache_bytes=plan.settings.cache_bytes,
+            )
+            self._indexes.stop()
+            with writer.lock:
+                self._take_over(built.number, generations)
+            self._indexes.start(writer, blocks)
+            return built.number
+
+    def _take_over(self, number: int, generations: Generations) -> None:
+        """The built generation is caught up and becomes the live one; the writer's lock is held."""
+        opened, writer = self._opened, self.writer
+        plan, journal = opened.plan, opened.journal
+        writer.sync()
+        engine = open_engine(
+            opened.engine_name, generations.data_path(number), create=False, cache_bytes=plan.settings.cache_bytes
+        )
+        try:
+            views = make_views(plan, journal, engine)
+            book = SafetyBook()
+            book.load_rows(views.latest())
+            replayer = Replayer(views, book)
+            indexes = self._indexes.for_generation(engine, views)
+            replayer.indexes = indexes.before_replay(replayer.state, writable=True)
+            replayer.run(journal, journal.durable_seq, flush=True)
+            views.flush()
+            hit("recovery.rebuild.before_switch")
+            generations.switch(number)
+        except BaseException:
+            engine.close()
+            raise
+        self._retired.append((self.views, opened.engine))
+        writer.replace_views(views)
+        writer.indexes, self._indexes = indexes.live, indexes
+        opened.engine, opened.views, opened.generation = engine, views, number
+        views.start()
+
+    def _release_retired(self) -> None:
+        for views, engine in self._retired:
+            views.close(flush=False)
+            engine.close()
+        opened = self._opened
+        if self._retired and opened.generations is not None and opened.generation is not None:
+            opened.generations.remove_others(opened.generation)
+        self._retired.clear()
+
     def _sync_loop(self, seconds: float) -> None:
         while not self._stop.wait(seconds):
             try:
@@ -204,6 +287,7 @@ class WriterBackend:
         steps += [
             lambda: self.views.close(flush=healthy),
             opened.engine.close,
+            self._release_retired,
             lambda: opened.journal.close(clean=healthy and not failures),
             opened.lock.release,
         ]
@@ -216,5 +300,9 @@ class WriterBackend:
             raise failures[0]
 
     def abandon(self) -> None:
-        self._stop.set()
+        self.rows.abandon()
+        self.latest_rows.abandon()
+        self.writer.abandon()
+        self._opened.journal.abandon()
+        keep_for_ever(self._opened.engine)
         self._opened.lock.release()

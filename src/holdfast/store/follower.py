@@ -30,7 +30,7 @@ from ..types import BlockInfo, RecoveryStats
 from ..views.api import RowReader
 from ..views.flush import load_applied
 from ..views.views import Views
-from .backend import Pinned, RowsOf
+from .backend import Pinned, RowsOf, keep_for_ever
 from .generations import Generations
 from .identity import Identity
 from .indexes import IndexSpec
@@ -93,7 +93,7 @@ class Follower:
         except BaseException:
             self._reader.close()
             raise
-        self.rows: RowReader = RowsOf(self._visible_rows)
+        self.rows = RowsOf(self._visible_rows)
         self.latest_rows = self.rows
         state = self._session.replayer.state
         self.stats = RecoveryStats(
@@ -282,4 +282,8 @@ class Follower:
             self._reader.close()
 
     def abandon(self) -> None:
-        """Nothing to do: a follower writes nothing."""
+        """A follower writes nothing; its engine may not be read by a fork either."""
+        self.rows.abandon()
+        for session in (*self._old, self._session):
+            keep_for_ever(session.engine)
+        self._reader.abandon()

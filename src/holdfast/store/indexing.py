@@ -97,10 +97,16 @@ class IndexManager:
         self.specs = dict(specs)
         self._engine = engine
         self._views = views
+        self._journal = journal
+        self._rows_max = rows_max
         self.live = LiveIndexes(journal, rows_max=rows_max)
         self._failures: dict[str, HoldfastError] = {}
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
+
+    def for_generation(self, engine: Engine, views: Views) -> IndexManager:
+        """The same indexes over another generation of views."""
+        return IndexManager(self.specs, engine, views, self._journal, rows_max=self._rows_max)
 
     # -- at open --------------------------------------------------------------------------------------------------
 

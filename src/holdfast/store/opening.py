@@ -93,6 +93,7 @@ class Opened:
     views: Views
     replayer: Replayer
     stats: RecoveryStats
+    plan: OpenPlan
 
     def abandon(self) -> None:
         """Everything is released and nothing more is written: the store could not be put together."""
@@ -352,7 +353,7 @@ def _open_views(
         finalized_height=replayer.state.finalized if replayer.state.finalized >= 0 else None,
         notes=tuple(notes),
     )
-    return Opened(identity, lock, journal, generations, number, name, engine, views, replayer, stats)
+    return Opened(identity, lock, journal, generations, number, name, engine, views, replayer, stats, plan)
 
 
 def _current(generations: Generations, asked: str | None, default: str, notes: list[str]) -> tuple[int | None, str]:

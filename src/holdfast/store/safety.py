@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from ..consensus.records import SafetyRecord, check_identity, check_position
 from ..consensus.safety import SafetyBook
 from ..errors import ReadOnlyError
@@ -13,21 +15,25 @@ __all__ = ["Safety"]
 class Safety:
     """The safety record of a store; every method may be called from any thread."""
 
-    def __init__(self, book: SafetyBook, writer: Writer | None) -> None:
+    def __init__(self, book: SafetyBook, writer: Writer | None, check: Callable[[], object]) -> None:
         self._book = book
         self._writer = writer
+        self._check = check
 
     @property
     def fenced(self) -> bool:
         """True if this copy of the store was restored, copied or moved: it signs nothing until a fence lifts it."""
+        self._check()
         return self._book.fenced
 
     def identities(self) -> list[bytes]:
         """Every identity with a record."""
+        self._check()
         return sorted(self._book.records)
 
     def load(self, identity: bytes) -> SafetyRecord:
         """The newest record. Raises ``SafetyStateMissing``; absence never means 'a new node'."""
+        self._check()
         return self._book.load(check_identity(identity))
 
     def save(self, identity: bytes, position: tuple[int, ...], payload: bytes) -> bool:
@@ -55,6 +61,7 @@ class Safety:
         writer.sync(writer.save_fence(check_identity(identity), check_position(floor)))
 
     def _need_writer(self) -> Writer:
+        self._check()
         if self._writer is None:
             raise ReadOnlyError("the store is open read-only")
         return self._writer

@@ -12,7 +12,7 @@ import contextlib
 import os
 import threading
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, overload
@@ -84,7 +84,7 @@ class Store:
             )
             self._adder = Adder(backend.writer, chain, latest, self._waiting)
             self._latest = latest
-        self.safety = Safety(backend.book, self._writer)
+        self.safety = Safety(backend.book, self._writer, self._check)
         """What a validator has promised."""
         _open_stores.add(self)
 
@@ -393,6 +393,21 @@ class Store:
         writer.sync()
         self._backend_writer().views.flush()
 
+    def rebuild(self, *, progress: Callable[[int, int], None] | None = None) -> int:
+        """The views are made anew from the journal and take over, while commits and reads go on.
+
+        User indexes are built again in the background afterwards.
+
+        Args:
+            progress: called with (frames done, frames in all); what it raises ends the rebuild, the old views stay.
+        Returns:
+            Number of the new generation.
+        Raises:
+            CorruptionError: the journal is damaged; the old views stay live.
+        """
+        self._need_writer()
+        return self._backend_writer().renew(self._latest, progress)
+
     def refresh(self) -> None:
         """A read-only store sees everything that was durable when this was called; a writer always does."""
         self._check()
@@ -419,6 +434,7 @@ class Store:
 
     def _forked(self) -> None:
         self._closed = "the store was opened before fork(); open it again in the child"
+        self._close_lock = threading.Lock()
         self._backend.abandon()
 
     def _check(self) -> Backend:

@@ -111,6 +111,11 @@ class Writer:
             if self.decider is not None:
                 self.decider.reader = views.latest()
 
+    def abandon(self) -> None:
+        """For the child after ``fork()``: no lock is held by a thread that is not there."""
+        self.lock = threading.RLock()
+        self._marks_lock = threading.Lock()
+
     def the_decider(self) -> Decider:
         """The rules of decisions, for a caller that holds the lock."""
         if self.decider is None:
