@@ -21,7 +21,7 @@ def _step(store: holdfast.Store) -> Callable[[int], object]:
 
 def run(plan: Plan) -> Result:
     """Two stores are filled in buffered mode, then both get synced commits in alternating rounds."""
-    low, high, rounds, per_round = plan.pick((1000, 1_000_000, 20, 100), (1000, 50_000, 10, 50), (20, 400, 2, 4))
+    low, high, rounds, per_round = plan.pick((1000, 1_000_000, 100, 20), (1000, 50_000, 25, 20), (20, 400, 2, 4))
     result = Result("height")
     for name, height in (("low", low), ("high", high)):
         begun = time.perf_counter()

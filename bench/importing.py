@@ -63,7 +63,7 @@ def run(plan: Plan) -> Result:
             if done - sampled >= sample_each:
                 sampled = done
                 memory.append((done, process.memory_info().rss))
-            if done - marked[0] >= part:
+            if done >= (len(rates) + 1) * part or done >= total:
                 begun = time.perf_counter()
                 store.sync()
                 spent += time.perf_counter() - begun

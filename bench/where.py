@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from .child import run_child
 from .data import blocks, commit, open_store, pool
 from .measure import Plan, Result, row
 
@@ -73,6 +74,16 @@ def _shares(profile: cProfile.Profile) -> dict[str, float]:
     return spent
 
 
+def _report(label: str, unprofiled: float, profile: cProfile.Profile, result: Result) -> None:
+    """Rows for the groups, which together make up ``unprofiled`` microseconds."""
+    spent = _shares(profile)
+    spent.pop("benchmark", None)
+    total = sum(spent.values())
+    result.rows.append(row(f"{label}: processor, measured", "us", [unprofiled]))
+    for name, seconds in sorted(spent.items(), key=lambda item: -item[1]):
+        result.rows.append(row(f"{label}: {name}", "us", [unprofiled * seconds / total]))
+
+
 def _breakdown(label: str, step: Callable[[], object], count: int, per_step: int, result: Result) -> None:
     cpu = time.thread_time()
     for _ in range(count):
@@ -83,17 +94,29 @@ def _breakdown(label: str, step: Callable[[], object], count: int, per_step: int
     for _ in range(count):
         step()
     profile.disable()
-    spent = _shares(profile)
-    spent.pop("benchmark", None)
-    total = sum(spent.values())
-    result.rows.append(row(f"{label}: processor, measured", "us", [unprofiled]))
-    for name, seconds in sorted(spent.items(), key=lambda item: -item[1]):
-        result.rows.append(row(f"{label}: {name}", "us", [unprofiled * seconds / total]))
+    _report(label, unprofiled, profile, result)
+
+
+def _replay(path: Path, rows: int, result: Result) -> None:
+    """Opening after a kill that left ``rows`` rows to be made anew, a frame for each block."""
+    profile = cProfile.Profile(time.thread_time_ns, 1e-9)
+    unprofiled = 0.0
+    for turn in range(2):
+        run_child("die-full", path, "rocksdb", rows, killed=True)
+        cpu = time.thread_time()
+        if turn:
+            profile.enable()
+        store = open_store(path, flush_interval_seconds=3600.0)
+        profile.disable()
+        if not turn:
+            unprofiled = (time.thread_time() - cpu) / store.recovery.frames_replayed * 1e6
+        store.close()
+    _report("replay of a frame", unprofiled, profile, result)
 
 
 def run(plan: Plan) -> Result:
-    """Durable commits, then blocks in buffered runs."""
-    commits, batches, batch = plan.pick((3000, 10, 4096), (1000, 4, 4096), (10, 2, 64))
+    """Durable commits, blocks in buffered runs, frames replayed at open."""
+    commits, batches, batch, rows = plan.pick((3000, 10, 4096, 100_000), (1000, 4, 4096, 20_000), (10, 2, 64, 500))
     result = Result("profile")
     with open_store(plan.directory / "commits", flush_interval_seconds=3600.0) as store:
         _breakdown("commit", lambda: commit(store, BODY), commits, 1, result)
@@ -108,4 +131,5 @@ def run(plan: Plan) -> Result:
         overlay_bytes_max=1 << 32,
     ) as store:
         _breakdown("add_many", lambda: store.add_many(next(turn), validate=False), batches, batch, result)
+    _replay(plan.directory / "replay", rows, result)
     return result
