@@ -83,6 +83,7 @@ bench: $(STAMP) ## run the benchmarks (ONLY=name for one)
 
 docs: $(STAMP) ## write the generated tables of docs/ anew
 	$(PY) -m tests.meta.tables --write
+	$(PY) -m tests.cli.reference --write
 
 wheel: $(STAMP) ## build the wheel into dist/
 	$(PY) -m pip wheel --quiet --disable-pip-version-check --no-deps -w dist .

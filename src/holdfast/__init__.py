@@ -6,15 +6,31 @@
         draft = store.draft()
         store.commit(draft, hash=block_hash, header=header, body=body)
 
-The journal is the truth; everything else is a view.
+The journal is the truth; everything else is a view. Names are imported when they are first used.
 """
 
-from .config import Settings
-from .store.chain import Chain, ChainSpec, CustomChain
-from .store.factory import open_store as open  # noqa: A004 - the name users know from the standard library
-from .store.indexes import IndexSpec, index
-from .store.store import Store
-from .types import AddResult, AddStatus, Block, BlockInfo, BlockStatus, OrphanInfo, RecoveryStats, ReorgInfo, TipInfo
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .config import Settings
+    from .store.chain import Chain, ChainSpec, CustomChain
+    from .store.factory import open_store as open  # noqa: A004 - the name users know from the standard library
+    from .store.indexes import IndexSpec, index
+    from .store.store import Store
+    from .types import (
+        AddResult,
+        AddStatus,
+        Block,
+        BlockInfo,
+        BlockStatus,
+        OrphanInfo,
+        RecoveryStats,
+        ReorgInfo,
+        TipInfo,
+    )
 
 __version__ = "0.1.0"
 
@@ -37,3 +53,42 @@ __all__ = [
     "index",
     "open",
 ]
+
+_HOMES = {
+    "config": ("Settings",),
+    "store.chain": ("Chain", "ChainSpec", "CustomChain"),
+    "store.indexes": ("IndexSpec", "index"),
+    "store.store": ("Store",),
+    "types": (
+        "AddResult",
+        "AddStatus",
+        "Block",
+        "BlockInfo",
+        "BlockStatus",
+        "OrphanInfo",
+        "RecoveryStats",
+        "ReorgInfo",
+        "TipInfo",
+    ),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> object:
+    if name == "open":
+        value: object = import_module(".store.factory", __name__).open_store
+    elif name in _HOME_OF:
+        value = getattr(import_module(f".{_HOME_OF[name]}", __name__), name)
+    else:
+        try:
+            value = import_module(f".{name}", __name__)
+        except ModuleNotFoundError as error:
+            if error.name != f"{__name__}.{name}":
+                raise
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -101,6 +101,8 @@ class IndexManager:
         self._rows_max = rows_max
         self.live = LiveIndexes(journal, rows_max=rows_max)
         self._failures: dict[str, HoldfastError] = {}
+        self._kept_elsewhere: set[str] = set()
+        """Indexes that are behind for this read-only process alone: the writer has their functions."""
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -129,6 +131,8 @@ class IndexManager:
                 record = replace(record, status="behind", built=tip)
                 if writable:
                     self._write({}, record)
+                else:
+                    self._kept_elsewhere.add(name)
             self.live.behind[name] = record
         return self.live
 
@@ -298,10 +302,12 @@ class IndexManager:
         return IndexReader(name, rows, lambda: self.record(name))
 
     def statuses(self, tip_height: int | None) -> list[IndexStatus]:
-        """Every index, by name."""
+        """Every index, by name, as the writing process has it; reading one here may need its function."""
         found: list[IndexStatus] = []
         for name in sorted({*self.live.ready, *self.live.behind}):
             record = self.record(name)
+            if name in self._kept_elsewhere and name in self.live.behind:
+                record = replace(record, status="ready")
             failure = self._failures.get(name)
             built = tip_height if record.status == "ready" else record.built[0] if record.built is not None else None
             found.append(
