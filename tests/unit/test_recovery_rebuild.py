@@ -143,10 +143,11 @@ def test_an_interrupted_rebuild_leaves_the_old_views(tmp_path: Path) -> None:
     def interrupt(_done: int, _total: int) -> None:
         raise KeyboardInterrupt
 
-    for call in (
+    calls: list[Callable[[], object]] = [
         lambda: rebuild_views(tmp_path, progress=interrupt),
         lambda: convert_store(tmp_path, to="lmdb", progress=interrupt),
-    ):
+    ]
+    for call in calls:
         with pytest.raises(KeyboardInterrupt):
             call()
         assert generations(tmp_path) == ["1", "CURRENT"]
