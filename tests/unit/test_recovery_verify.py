@@ -312,7 +312,7 @@ def test_every_kind_of_wrong_row_is_found(path: Path) -> None:
             _put(path, key, other)
             found(verify_store(path, level="views"), "rows")
         engine = open_engine("sqlite", data(path), create=False)
-        engine.apply(Batch({key: stored, key + b"\x00": stored}), sync=True)
+        engine.apply(Batch({key: stored, key + b"\x00": encode_row(key + b"\x00", stored[4:])}), sync=True)
         engine.close()
         found(verify_store(path, level="views"), "rows")
         _remove(path, key + b"\x00")

@@ -307,6 +307,23 @@ def test_a_copy_may_not_sign_until_its_fence_is_lifted(tmp_path: Path) -> None:
             store.safety.save(b"new", (11,), b"")
 
 
+def test_a_lifted_fence_is_no_leave_for_the_next_copy(tmp_path: Path) -> None:
+    first, second, third = tmp_path / "first", tmp_path / "second", tmp_path / "third"
+    with open_quick(f"sqlite:{first}") as store:
+        store.safety.save(ME, (5,), b"vote")
+    shutil.copytree(first, second)
+    with open_quick(second) as store:
+        store.safety.lift_fence(ME, (10,))
+    shutil.copytree(second, third)
+    with open_quick(third) as store:
+        with pytest.raises(FencedError):
+            store.safety.save(ME, (11,), b"vote")
+    shutil.rmtree(third / "views")
+    with open_quick(third) as store:
+        with pytest.raises(FencedError):
+            store.safety.save(ME, (11,), b"vote")
+
+
 def test_moving_it_back_does_not_lift_the_fence(tmp_path: Path) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
     with open_quick(f"sqlite:{first}") as store:

@@ -82,7 +82,6 @@ class Adder:
 
     def _connect(self, block_hash: bytes, *, validate: bool) -> tuple[tuple[bytes, ...], ReorgInfo | None]:
         """Blocks that waited for this one are stored: their hashes, and the last reorg among them."""
-        self._waiting.discard(block_hash)
         connected: list[bytes] = []
         reorg = None
         queue, dropped = [block_hash], set[bytes]()

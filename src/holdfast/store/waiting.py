@@ -57,12 +57,6 @@ class WaitingRoom:
             del self._by_parent[block.parent]
         return block
 
-    def discard(self, block_hash: bytes) -> None:
-        """The block does not wait (any longer)."""
-        with self._mutex:
-            if block_hash in self._blocks:
-                self._remove(block_hash)
-
     def take_children(self, parent: bytes) -> list[Block]:
         """The blocks that waited for ``parent``, oldest first; they wait no longer."""
         if not self._by_parent:
