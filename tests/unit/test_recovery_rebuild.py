@@ -14,6 +14,9 @@ from pathlib import Path
 import pytest
 
 from holdfast._fs import RealFileSystem
+from holdfast.blocks.records import block_key
+from holdfast.engine.api import Batch
+from holdfast.engine.open import open_engine
 from holdfast.errors import (
     CorruptionError,
     EngineMismatch,
@@ -110,6 +113,20 @@ def test_damaged_views_are_mended(tmp_path: Path) -> None:
         report = rebuild_views(f"sqlite:{tmp_path}")
         assert report.engine == "sqlite"
         assert generations(tmp_path) == sorted(["CURRENT", str(report.generation)])
+        same(tmp_path, blocks)
+
+
+def test_a_bad_row_is_corruption_and_a_rebuild_mends_it(tmp_path: Path) -> None:
+    blocks = filled(f"sqlite:{tmp_path}")
+    for wrong in (None, b"not a row"):
+        engine = open_engine("sqlite", tmp_path / "views" / current(tmp_path) / "data", create=False)
+        engine.apply(Batch({block_key(blocks[-1].hash): wrong, block_key(blocks[3].hash): wrong}), sync=True)
+        engine.close()
+        for _ in range(2):  # the failed open leaves the lock free
+            with pytest.raises(CorruptionError) as caught:
+                open_quick(tmp_path)
+            assert "rebuild" in caught.value.remedy
+        rebuild_views(tmp_path)
         same(tmp_path, blocks)
 
 

@@ -10,6 +10,7 @@ from typing import get_args
 
 import pytest
 
+import holdfast
 from holdfast._fs import RealFileSystem
 from holdfast.blocks.content import FrameContent, entry_of
 from holdfast.blocks.entries import CanonicalEntry, FinalizedEntry, encode_block, encode_canonical, encode_finalized
@@ -20,14 +21,15 @@ from holdfast.engine.open import open_engine
 from holdfast.errors import ForeignStore, FormatTooNew, InvalidInputError, StoreLocked, StoreNotFound
 from holdfast.journal.api import Kind, Part
 from holdfast.journal.journal import Journal, JournalOptions
-from holdfast.recovery import Level, VerifyReport, verify_store
+from holdfast.recovery import Level, VerifyReport, rebuild_views, verify_store
+from holdfast.store.indexes import index
 from holdfast.store.opening import read_identity
 from holdfast.types import Block, BlockInfo
 from holdfast.views.api import Applied
 from holdfast.views.flush import load_applied
 from holdfast.views.rows import APPLIED_KEY, FLUSHING_KEY, encode_applied, encode_flushing, encode_row
 from holdfast.views.tables import SAFETY, UNDO
-from tests.unit.store_support import chain_of, filled, hash_of, make, open_quick
+from tests.unit.store_support import chain_of, filled, hash_of, make, open_quick, quick
 
 LEVELS: tuple[Level, ...] = get_args(Level)
 ENGINES = ["rocksdb", "lmdb", "sqlite"]
@@ -115,6 +117,36 @@ def test_each_level_checks_more(path: Path) -> None:
     assert names[0] == ["identity", "watermark", "journal", "views"]
     assert names[1] == ["identity", "watermark", "journal", "segments", "views", "blocks", "canonical"]
     assert names[2] == [*names[1], "rows"]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_large_store_is_compared_beside_a_directory(
+    tmp_path: Path, engine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("holdfast.recovery.rows._MEMORY_BLOCKS_MAX", 0)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    filled(f"{engine}:{tmp_path / 'store'}")
+    assert verify_store(tmp_path / "store", level="views").ok
+    assert not list((tmp_path / "temporary").iterdir())
+
+
+def test_rows_of_user_indexes_are_left_to_their_functions(tmp_path: Path) -> None:
+    @index("by_producer")
+    def by_producer(block: Block) -> list[tuple[bytes, bytes]]:
+        return [(block.producer or b"none", block.hash)]
+
+    blocks = chain_of(None, 6)
+    with holdfast.open(f"sqlite:{tmp_path}", settings=quick(), indexes=[by_producer]) as store:
+        store.add_many(blocks)
+        store.add_many(chain_of(blocks[2], 5, "rival"))
+    report = verify_store(tmp_path, level="views")
+    assert report.ok, report.as_dict()
+    assert any("user indexes" in note for note in report.notes)
+    rebuild_views(tmp_path)
+    assert verify_store(tmp_path, level="views").notes == ()
+    with holdfast.open(tmp_path, settings=quick(), indexes=[by_producer]) as store:
+        assert store.tip is not None
 
 
 def test_an_empty_store_is_good(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from ..blocks.state import decode_state
 from ..consensus.safety import SafetyBook
 from ..engine.api import Engine
 from ..engine.memory import MemoryEngine
@@ -28,16 +29,16 @@ from .links import Counter, Frames, engine_rows
 __all__ = ["compare_views"]
 
 _MEMORY_BYTES_MAX = 32 * 1024 * 1024
-_MEMORY_FRAMES_MAX = 100_000
+_MEMORY_BLOCKS_MAX = 25_000
 _PENDING_MAX = 1_000_000
 _INDEX_RECORDS = (META.prefix + b"index/", META.prefix + b"index-next")
 _REMEDY = "run 'holdfast rebuild': the views are made anew from the journal"
 
 
 @contextlib.contextmanager
-def _fresh_engine(like: Engine, name: str, frames: int) -> Iterator[Engine]:
+def _fresh_engine(like: Engine, name: str, blocks: int) -> Iterator[Engine]:
     """An empty engine: in memory for a small store, else of the same kind in a temporary directory."""
-    if frames <= _MEMORY_FRAMES_MAX and like.stats().size_bytes <= _MEMORY_BYTES_MAX:
+    if blocks <= _MEMORY_BLOCKS_MAX and like.stats().size_bytes <= _MEMORY_BYTES_MAX:
         engine: Engine = MemoryEngine()
         try:
             yield engine
@@ -75,7 +76,8 @@ def compare_views(
         else:
             tally.problem(problem)
 
-    with _fresh_engine(engine, name, target) as fresh:
+    blocks = decode_state(applied.state).blocks if applied is not None and target else 0
+    with _fresh_engine(engine, name, blocks) as fresh:
         views = Views.open(fresh, frame_digest=lambda seq: source.frame(seq).digest)
         try:
             replayer = Replayer(views, SafetyBook())
