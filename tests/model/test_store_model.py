@@ -233,7 +233,7 @@ class SqliteMachine(StoreMachine):
     scheme = "sqlite"
 
 
-TestMemory = StoreMachine.TestCase
+TestMemory = pytest.mark.slow(StoreMachine.TestCase)
 TestMemory.settings = settings(max_examples=60, stateful_step_count=30)
-TestSqlite = SqliteMachine.TestCase
+TestSqlite = pytest.mark.slow(SqliteMachine.TestCase)
 TestSqlite.settings = settings(max_examples=30, stateful_step_count=25)
