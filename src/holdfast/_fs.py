@@ -242,6 +242,8 @@ class RealFileSystem:
             except FileExistsError:
                 if not path.is_dir():
                     raise
+                with contextlib.suppress(ReadOnlyError):  # made by others, where this process may not read
+                    self.sync_directory(path.parent)
                 return
         self.sync_directory(path.parent)
 

@@ -62,7 +62,7 @@ class Picture(NamedTuple):
     safety: tuple[tuple[int, ...], bytes] | None
 
 
-def make_block(seed: int, number: int, part: int, parent: Block | None, *, work: int) -> Block:
+def make_block(seed: int, number: int, part: int, parent: Block | None, *, work: int, body_max: int = 200_000) -> Block:
     """Block ``part`` of operation ``number``: a header of 80 bytes, a body of up to 8 KiB, or 180 KB, or none."""
     block_hash = hashlib.sha256(f"{seed} {number} {part}".encode()).digest()
     size = int.from_bytes(block_hash[:4], "big") % (8192 if block_hash[5] % 4 else 180_000)
@@ -72,7 +72,7 @@ def make_block(seed: int, number: int, part: int, parent: Block | None, *, work:
         parent.hash if parent is not None else ZERO_HASH,
         parent.height + 1 if parent is not None else 0,
         header=block_hash + NOISE[at : at + 48],
-        body=None if block_hash[3] < 16 else NOISE[at : at + size],
+        body=None if block_hash[3] < 16 else NOISE[at : at + min(size, body_max)],
         time=number,
         work=work,
         producer=bytes((0, number % 5)),
@@ -96,6 +96,7 @@ class Model:
     safety: tuple[tuple[int, ...], bytes] | None = None
     plan: dict[int, str] = field(default_factory=dict)
     """Operations by number whose kind is not left to chance."""
+    body_max: int = 200_000
 
     def copy(self) -> Model:
         return replace(
@@ -121,7 +122,7 @@ class Model:
         """Operation ``number + 1``."""
         number = self.number + 1
         if not self.canonical:
-            return Op("add", make_block(self.seed, number, 0, None, work=1))
+            return Op("add", self._block(None, 1))
         rng = random.Random(self.seed * 1_000_003 + number)
         if number in self.plan:
             return self.op_of(self.plan[number], rng)
@@ -140,14 +141,14 @@ class Model:
             depth = rng.randint(1, room)
             parent = self.blocks[self.canonical[tip.height - depth]]
             work = 1 if kind == "side" else self.total[tip.hash] - self.total[parent.hash] + 1
-            return Op("add", make_block(self.seed, number, 0, parent, work=work))
+            return Op("add", self._block(parent, work))
         if kind in ("grow", "reorg"):
             found = [each for each in self.recent[-12:] if each in self.orphans and self.fork(each) >= self.floor]
             if found:
                 chosen = rng.choice(found)
                 if kind == "reorg":
                     return Op("reorg", hash=chosen)
-                return Op("add", make_block(self.seed, number, 0, self.blocks[chosen], work=rng.randint(1, 2)))
+                return Op("add", self._block(self.blocks[chosen], rng.randint(1, 2)))
         if kind == "orphan" and room > 1:
             return Op("orphan", hash=self.canonical[tip.height - rng.randint(0, min(2, room - 1))])
         if kind == "finalize":
@@ -155,11 +156,14 @@ class Model:
             if height > (self.finalized if self.finalized is not None else 0):
                 return Op("finalize", height=height)
         if kind == "big":
-            return Op("add", replace(make_block(self.seed, number, 0, tip, work=1), body=NOISE[:150_000]))
+            return Op("add", replace(self._block(tip, 1), body=NOISE[:150_000]))
         if kind in ("safety", "flush", "commit"):
-            block = make_block(self.seed, number, 0, tip, work=1) if kind == "commit" else None
+            block = self._block(tip, 1) if kind == "commit" else None
             return Op(kind, block, height=number)
-        return Op("add", make_block(self.seed, number, 0, tip, work=1))
+        return Op("add", self._block(tip, 1))
+
+    def _block(self, parent: Block | None, work: int) -> Block:
+        return make_block(self.seed, self.number + 1, 0, parent, work=work, body_max=self.body_max)
 
     def fork(self, block_hash: bytes) -> int:
         """Height of the newest canonical block at or below ``block_hash``."""

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import errno
+import random
 import shutil
 from pathlib import Path
 
 import pytest
 
 import holdfast
-from holdfast.errors import MissingFile
+from holdfast.errors import DeviceError, MissingFile, PoisonedError
 from holdfast.recovery import verify_store
-from tests.crash.support import BY_PREFIX, BY_PRODUCER, make_block, settings
+from holdfast.testing.crashfs import Fault
+from tests.crash.machine import Life, check_image, new_machine
+from tests.crash.support import BY_PREFIX, BY_PRODUCER, VALIDATOR, make_block, settings
 
 
 def test_an_index_made_while_a_block_was_orphaned_is_undone_with_it_when_it_returns(tmp_path: Path) -> None:
@@ -59,3 +63,32 @@ def test_a_creation_that_died_after_it_prepared_a_segment_is_begun_again(tmp_pat
     second.write_bytes(bytes(4096))
     with holdfast.open(f"sqlite:{root}") as store:
         assert store.recovery.created
+
+
+def test_the_name_of_the_identity_is_durable_before_anything_is_acknowledged(tmp_path: Path) -> None:
+    """A process died between the rename of holdfast.toml and the sync of its directory; the next one went on."""
+    life = Life(new_machine(tmp_path))
+    life.live()
+    renamed = life.machine.fs.log.index(("rename", "holdfast.toml.tmp")) + 1
+    life = Life(new_machine(tmp_path, faults=(Fault(renamed + 1),)))
+    life.live()
+    assert life.machine.fs.log[-1] == ("sync_directory", tmp_path.name)
+    check_image(life.machine.crash(random.Random(0), "all"), life.model)
+
+
+def test_a_promise_whose_sync_failed_is_not_shown(tmp_path: Path) -> None:
+    """``safety.load`` gave a record that was not durable, after its ``save`` had raised."""
+    life = Life(new_machine(tmp_path))
+    with life.machine.running():
+        life.open()
+        assert life.store is not None
+        life.store.safety.save(VALIDATOR, (1,), b"first")
+        life.machine.fs.faults = (
+            Fault(life.machine.fs.counts["sync"] + 1, error=errno.EIO, only=frozenset({"sync"}), persistent=True),
+        )
+        with pytest.raises(DeviceError):
+            life.store.safety.save(VALIDATOR, (2,), b"second")
+        assert life.store.safety.load(VALIDATOR).payload == b"first"
+        with pytest.raises(PoisonedError):
+            life.store.safety.save(VALIDATOR, (2,), b"second")
+        life.abandon()

@@ -120,6 +120,13 @@ class SafetyBook:
             identity, floor = decode_fence(row)
             self.fences[identity] = floor
 
+    def reload(self, reader: RowReader) -> None:
+        """What these rows say and nothing else: records whose frame did not become durable are forgotten."""
+        self.records.clear()
+        self.fences.clear()
+        self.incarnation, self.fenced = None, False
+        self.load_rows(reader)
+
     def parts(self) -> list[Part]:
         """The newest records, for the start of a segment."""
         return [Part(Kind.SAFETY, encode_safety(record), True) for record in self.records.values()]

@@ -252,6 +252,8 @@ def _open_locked(plan: OpenPlan, lock: FileLock) -> Opened:
     try:
         if not created:
             _check_first_frame(journal, data, path)
+            if not recovery.clean:
+                fs.sync_directory(root)  # creation may have died before it had synced the name of the identity
         return _open_views(plan, lock, identity, journal, recovery, created)
     except BaseException:
         journal.close(clean=False)

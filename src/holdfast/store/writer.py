@@ -16,6 +16,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from types import TracebackType
 
 import msgspec
 
@@ -29,7 +30,7 @@ from ..blocks.records import block_key, decode_block_record
 from ..blocks.state import ChainState, encode_state
 from ..consensus.records import SafetyRecord, encode_fence, encode_safety
 from ..consensus.safety import SafetyBook
-from ..errors import CorruptionError, HoldfastError, InternalError, PoisonedError
+from ..errors import CorruptionError, HoldfastError, InternalError, PoisonedError, StateError
 from ..journal.api import Kind, Part, TipMark
 from ..journal.journal import Journal
 from ..types import ZERO_HASH, BlockInfo, ReorgInfo
@@ -54,6 +55,28 @@ class _Mark(msgspec.Struct, frozen=True, gc=False):
     tip: BlockInfo | None
 
 
+class _Turn:
+    """One operation of the writer; the lock is held. Code that the store calls may not begin another one in it."""
+
+    __slots__ = ("_inside",)
+
+    def __init__(self) -> None:
+        self._inside = False
+
+    def __enter__(self) -> None:
+        if self._inside:
+            raise StateError(
+                "the store was written to by code that it had called",
+                remedy="a chain's 'validate' and an index function may read the store, never write to it",
+            )
+        self._inside = True
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._inside = False
+
+
 class Writer:
     """Appends frames for the store. Public methods expect the caller to hold ``lock`` where they say so."""
 
@@ -68,6 +91,7 @@ class Writer:
         compress: bool,
     ) -> None:
         self.lock = threading.RLock()
+        self.turn = _Turn()
         self.journal = journal
         self.views = views
         self._latest = views.latest()
@@ -150,8 +174,9 @@ class Writer:
         tip_mark = TipMark(state.tip_height, state.tip_hash, ZERO_HASH) if state.tip_height >= 0 else None
         time_us = time.time_ns() // 1000
         hit("store.write.before_append")
-        seq = self._append(parts, tip_mark, time_us)
+        before = self.journal.appended_seq
         try:
+            seq = self._append(parts, tip_mark, time_us)
             hit("store.write.after_append")
             layers = prepared.finish(seq, time_us)
             if safety is not None:
@@ -159,8 +184,13 @@ class Writer:
             views.publish(layers)
             return self._published(prepared, seq, time_us)
         except BaseException as error:
-            self._failure = error
+            self._interrupted(before, error)
             raise
+
+    def _interrupted(self, before: int, error: BaseException) -> None:
+        """Poisoned, if a frame was appended (the journal stood at ``before``) and is not published whole."""
+        if self._failure is None and self.journal.appended_seq != before:
+            self._failure = error
 
     def _append(self, parts: list[Part], tip: TipMark | None, time_us: int) -> int:
         try:
@@ -214,12 +244,13 @@ class Writer:
         self.check()
         time_us = time.time_ns() // 1000
         state = self.state
-        seq = self._append(parts, None, time_us)
+        before = self.journal.appended_seq
         try:
+            seq = self._append(parts, None, time_us)
             self.views.publish(FrameLayers(seq, [Layer(rows())], partial(encode_state, state), state.floor))
             self._mark(seq)
         except BaseException as error:
-            self._failure = error
+            self._interrupted(before, error)
             raise
         return seq
 
@@ -228,7 +259,7 @@ class Writer:
     def save_safety(self, record: SafetyRecord) -> int | None:
         """``record`` is appended; ``None`` if exactly it was stored before. Takes the lock."""
         data = encode_safety(record)
-        with self.lock:
+        with self.lock, self.turn:
             if not self.book.check(record):
                 return None
             return self.write_safety([Part(Kind.SAFETY, data, True)], lambda: self.book.put(record))
@@ -236,12 +267,12 @@ class Writer:
     def save_fence(self, identity: bytes, floor: tuple[int, ...]) -> int:
         """``identity`` may sign above ``floor``; appended. Takes the lock."""
         data = encode_fence(identity, floor)
-        with self.lock:
+        with self.lock, self.turn:
             return self.write_safety([Part(Kind.FENCE, data, True)], lambda: self.book.put_fence(identity, floor))
 
     def save_incarnation(self, fingerprint: bytes) -> int:
         """The store is used from another place than before: fenced from now on; appended. Takes the lock."""
-        with self.lock:
+        with self.lock, self.turn:
             return self.write_safety(
                 [Part(Kind.INCARNATION, fingerprint, True)],
                 lambda: self.book.put_incarnation(fingerprint, first=False),
@@ -265,3 +296,4 @@ class Writer:
                 self._marks.clear()
                 self.views.drop_invisible()
                 self.state, self.tip = self.visible.state, self.visible.tip
+                self.book.reload(self.views.reader())
