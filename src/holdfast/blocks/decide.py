@@ -135,6 +135,7 @@ class Decider:
         for info in (target, *branch):
             if info.height > fork.height and not self.extends(info.height, info.hash):
                 raise FinalityError("another hash is forced at this height", height=info.height, hash=info.hash)
+        self._keep_forced(fork, {info.height: info.hash for info in (target, *branch)}, state)
         competing = target.hash if target.hash != fork.hash else None
         content = FrameContent()
         content.canonical = self._switch((target.height, target.hash), fork, state, reason, competing)
@@ -145,6 +146,7 @@ class Decider:
         if info.height <= state.floor:
             self._refuse(info.height - 1, state, info.hash)
         parent = self.load(info.parent)
+        self._keep_forced(parent, {}, state)
         content = FrameContent()
         content.canonical = self._switch(
             (parent.height, parent.hash), parent, state, reason, competing, first=(info.hash, competing)
@@ -161,6 +163,13 @@ class Decider:
         if block_hash is None:
             raise BlockNotFound("no canonical block at this height", height=height, tip=state.tip_height)
         return FrameContent(finalized=FinalizedEntry(height, block_hash, max(state.floor, height)))
+
+    def _keep_forced(self, fork: BlockInfo, branch: Mapping[int, bytes], state: ChainState) -> None:
+        """Raises if a forced block that is canonical would leave the chain."""
+        for height, forced in self.forced.items():
+            leaves = fork.height < height <= state.tip_height and branch.get(height) != forced
+            if leaves and self.canonical_hash(height) == forced:
+                raise FinalityError("a forced block cannot leave the canonical chain", height=height, hash=forced)
 
     # -- parts of decisions ------------------------------------------------------------------------------------
 
