@@ -303,12 +303,12 @@ class Journal(FrameReads):
                 header = SegmentHeader(number, before.seq + 1, before.digest)
                 file.pwrite(encode_header(header, store_id=self._store_id, salt=self._salt), 0)
                 _failpoints.hit("journal.roll.after_header")
+                segment = Segment(file.path, header)
+                self._add_segment(segment)
+                self._segment, self._file, self._segment_bytes = segment, file, size
             except BaseException as error:
                 file.close()
                 raise self._poison_with(error, file.path) from error
-            segment = Segment(file.path, header)
-            self._add_segment(segment)
-            self._segment, self._file, self._segment_bytes = segment, file, size
         self._segment_bytes_next = min(self._segment_bytes_next * 2, self._options.segment_bytes_max)
         if self._watermark is not None:
             self._start_housekeeping()
@@ -478,6 +478,14 @@ class Journal(FrameReads):
         for _slot in range(2):
             watermark.write(durable.seq, durable.digest, durable.segment, durable.end, durable.tip, clean=True)
         watermark.sync()
+
+    def abandon(self) -> None:
+        """For the child after ``fork()``: this copy never writes again, its descriptors are released."""
+        self._append_lock, self._sync_lock = threading.Lock(), threading.Lock()
+        self._cache_lock = threading.Lock()
+        self._maker = SegmentMaker(self._fs, self._journal_directory)
+        self._closed = True
+        self._release()
 
     def _release(self) -> None:
         self._forget_files()

@@ -222,6 +222,11 @@ class FrameReads:
         self._segments.append(segment)
         self._firsts.append(segment.first_seq)
 
+    def abandon(self) -> None:
+        """For the child after ``fork()``: every descriptor of this process is released, nothing is written."""
+        self._cache_lock = threading.Lock()  # a thread that is not in the child may have held it
+        self._forget_files()
+
     def _forget_files(self) -> None:
         with self._cache_lock:
             self._closed = True
