@@ -9,6 +9,7 @@ from ..blocks.entries import entry_info
 from ..blocks.reader import BlockReader
 from ..consensus.records import SafetyRecord
 from ..errors import (
+    CallbackError,
     ConflictError,
     HoldfastError,
     IndexFailed,
@@ -77,24 +78,28 @@ class Adder:
             return result
         if not len(self._waiting):
             return result
-        connected, reorg = self._connect(block.hash, validate=validate)
+        connected, reorg = self._connect(block.hash)
         return AddResult(result.status, result.block, reorg or result.reorg, connected)
 
-    def _connect(self, block_hash: bytes, *, validate: bool) -> tuple[tuple[bytes, ...], ReorgInfo | None]:
-        """Blocks that waited for this one are stored: their hashes, and the last reorg among them."""
+    def _connect(self, block_hash: bytes) -> tuple[tuple[bytes, ...], ReorgInfo | None]:
+        """Blocks that waited for this one are stored: their hashes, and the last reorg among them.
+
+        Each is judged as its own caller asked. One that may not be stored is dropped: its parent is stored already, so
+        nothing is raised for it.
+        """
         connected: list[bytes] = []
         reorg = None
         queue, dropped = [block_hash], set[bytes]()
         while queue:
             parent = queue.pop(0)
-            for child in self._waiting.take_children(parent):
+            for child, trusted in self._waiting.take_children(parent):
                 queue.append(child.hash)
                 if parent in dropped:
                     dropped.add(child.hash)
                     continue
                 try:
-                    result = self._add_one(child, validate=validate, root_allowed=False, wait_for_parent=False)
-                except (InvalidBlock, SafetyError, LimitExceeded):
+                    result = self._add_one(child, validate=not trusted, root_allowed=False, wait_for_parent=False)
+                except (InvalidBlock, SafetyError, LimitExceeded, ConflictError):
                     dropped.add(child.hash)  # it was never accepted, and its descendants never can be
                     continue
                 reorg = result.reorg or reorg
@@ -110,7 +115,7 @@ class Adder:
         parent = tip if tip is not None and tip.hash == block.parent else self._blocks.get(block.parent)
         if parent is None and not (tip is None and (root_allowed or block.parent == ZERO_HASH)):
             if wait_for_parent:
-                self._waiting.put(block)
+                self._waiting.put(block, trusted=not validate)
                 return AddResult(AddStatus.WAITING, None)
             raise ParentUnknown("the parent of the block is not stored", hash=block.hash, parent=block.parent)
         self._judge(block, parent, self._stored, validate=validate)
@@ -125,7 +130,16 @@ class Adder:
                 expected=parent.height + 1,
             )
         if validate:
-            self._chain.validate(block, parent, ancestry)
+            try:
+                self._chain.validate(block, parent, ancestry)
+            except HoldfastError:
+                raise
+            except Exception as error:
+                raise CallbackError(
+                    f"the chain's 'validate' raised {type(error).__name__}: {error}",
+                    hash=block.hash,
+                    height=block.height,
+                ) from error
 
     def _write(
         self, block: Block, parent: BlockInfo | None, tip: BlockInfo | None, safety: SafetyRecord | None = None
@@ -163,7 +177,7 @@ class Adder:
             writer.book.check(safety)
         self._judge(block, parent, self._stored, validate=True)
         written = self._write(block, parent, tip, safety)
-        if len(self._waiting) and self._connect(block.hash, validate=True)[0]:
+        if len(self._waiting) and self._connect(block.hash)[0]:
             return Written(writer.journal.appended_seq, written.tip, written.reorg, written.blocks)
         return written
 
@@ -180,10 +194,12 @@ class Adder:
         position = 0
         while position < len(blocks):
             run, failure = self._run(blocks, position, validate=validate, root_allowed=root_allowed)
-            if len(run) > 1:
+            if run:
                 try:
                     results.extend(self._write_run(run))
                 except IndexFailed:  # one of them did it: those before it are stored all the same
+                    if len(run) == 1:
+                        raise
                     for block in run:
                         results.append(
                             self._add_one(block, validate=False, root_allowed=root_allowed, wait_for_parent=False)
