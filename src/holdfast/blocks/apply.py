@@ -48,6 +48,9 @@ class ChainIndexes(Protocol):
     def cut(self, fork_height: int, fork_hash: bytes) -> Rows:
         """Log rows for a reorg: indexes that are behind were undone down to the fork point with everything else."""
 
+    def fallen(self) -> Rows:
+        """Log rows of the indexes that fell behind in this frame, because their function failed in a replay."""
+
 
 class Prepared(msgspec.Struct):
     """A frame that may be appended; ``finish`` gives its layers once its number and time are known."""
@@ -103,6 +106,8 @@ def prepare(
     canonical = content.canonical
     if canonical is not None:
         _switch(prepared, canonical, reader, undo_of, indexes)
+        if indexes is not None:
+            rows.update(indexes.fallen())
     elif content.blocks:
         prepared.state = state._replace(blocks=state.blocks + len(content.blocks))
     if content.finalized is not None:

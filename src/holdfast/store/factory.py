@@ -150,6 +150,7 @@ def _make_backend(
     late.writer = writer
     if late.indexes is None:
         raise InternalError("the indexes were not loaded")
+    late.indexes.after_replay()
     writer.indexes = late.indexes.live
     seconds = settings.buffered_sync_seconds if buffered else None
     return WriterBackend(opened, writer, path, late.indexes, sync_seconds=seconds)

@@ -56,6 +56,11 @@ class LiveIndexes:
         self._rows_max = rows_max
         self.ready: dict[str, tuple[IndexSpec, IndexRecord]] = {}
         self.behind: dict[str, IndexRecord] = {}
+        self.failures: dict[str, HoldfastError] = {}
+        """Why an index fell behind during replay."""
+        self.replaying = False
+        """True while frames come from the journal: they are facts, so an index that fails falls behind instead."""
+        self._fallen: Rows = {}
 
     def block_of(self, block: BlockEntry | BlockInfo, content: FrameContent) -> Block:
         """The whole block, at hand or from the journal."""
@@ -75,9 +80,22 @@ class LiveIndexes:
             return {}
         whole = self.block_of(block, content)
         rows: Rows = {}
-        for spec, record in self.ready.values():
-            rows.update(self.rows_for(spec, record, whole))
+        for name, (spec, record) in list(self.ready.items()):
+            try:
+                rows.update(self.rows_for(spec, record, whole))
+            except IndexFailed as failure:
+                if not self.replaying:
+                    raise
+                built = (block.height - 1, block.parent) if block.height else None
+                self.behind[name] = record = replace(record, status="behind", built=built)
+                del self.ready[name]
+                self.failures[name] = failure
+                self._fallen[record_key(name)] = encode_record(record)
         return rows
+
+    def fallen(self) -> Rows:
+        fallen, self._fallen = self._fallen, {}
+        return fallen
 
     def cut(self, fork_height: int, fork_hash: bytes) -> Rows:
         rows: Rows = {}
@@ -121,6 +139,7 @@ class IndexManager:
 
     def before_replay(self, state: ChainState, *, writable: bool) -> LiveIndexes:
         """What rides along with replay: ready indexes that have their function. The others fall behind here."""
+        self.live.replaying = True
         tip = (state.tip_height, state.tip_hash) if state.has_tip else None
         for name, record in self.records().items():
             spec = self.specs.get(name)
@@ -135,6 +154,10 @@ class IndexManager:
                     self._kept_elsewhere.add(name)
             self.live.behind[name] = record
         return self.live
+
+    def after_replay(self) -> None:
+        """From now on an index that fails refuses the commit."""
+        self.live.replaying = False
 
     def _write(self, rows: Rows, record: IndexRecord) -> None:
         """``rows`` and the record are in the engine, in one batch, durable."""
@@ -213,12 +236,13 @@ class IndexManager:
             start = self._next_height(writer, record)
             if start is None or start > floor:
                 break
+            writer.sync()  # a record of blocks that a power cut takes back would hide the ones that come instead
             record = self._backfill(blocks, spec, record, start, min(floor, start + _BATCH_BLOCKS - 1))
             self.live.behind[name] = record
             hit("index.build.batch")
         else:
             return
-        with writer.lock:
+        with writer.lock, writer.turn:
             self._finish(writer, blocks, spec)
 
     def _next_height(self, writer: Writer, record: IndexRecord) -> int | None:
@@ -265,8 +289,9 @@ class IndexManager:
         record = replace(record, status="ready", built=tip if state.has_tip else None)
         self._write(self._orphan_undo(blocks, spec, record, state), record)
         hit("index.build.ready")
+        self.live.failures.pop(spec.name, None)
+        self.live.ready[spec.name] = (spec, record)  # first: whoever asks meanwhile finds it in one of the two
         del self.live.behind[spec.name]
-        self.live.ready[spec.name] = (spec, record)
 
     def _orphan_undo(self, blocks: BlockReader, spec: IndexSpec, record: IndexRecord, state: ChainState) -> Rows:
         """The undo of orphaned blocks, with the rows of this index in it: they may become canonical and leave again."""
@@ -308,7 +333,7 @@ class IndexManager:
             record = self.record(name)
             if name in self._kept_elsewhere and name in self.live.behind:
                 record = replace(record, status="ready")
-            failure = self._failures.get(name)
+            failure = self._failures.get(name) or self.live.failures.get(name)
             built = tip_height if record.status == "ready" else record.built[0] if record.built is not None else None
             found.append(
                 IndexStatus(name, record.version, record.status, built, tip_height, str(failure) if failure else None)
