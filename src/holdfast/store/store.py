@@ -284,11 +284,14 @@ class Store:
         if safety is not None:
             record = SafetyRecord(check_identity(safety[0]), check_position(safety[1]), safety[2])
         self._backend_writer().views.back_pressure()
-        with writer.lock:
+        with writer.lock, writer.turn:
             written = adder.commit(block, parent, record)
         if not wait:
             return Ticket(written.blocks[0], written.seq, writer.sync, lambda: writer.journal.durable_seq)
-        self._durable(writer, written.seq)
+        if record is not None:
+            writer.sync(written.seq)  # a promise is durable before anybody hears of it, also in ``buffered``
+        else:
+            self._durable(writer, written.seq)
         return written.blocks[0]
 
     # -- adding ---------------------------------------------------------------------------------------------------
@@ -322,7 +325,7 @@ class Store:
         writer, adder = self._need_writer()
         self._backend_writer().views.back_pressure()
         try:
-            with writer.lock:
+            with writer.lock, writer.turn:
                 return adder.add_many(
                     blocks, validate=validate, root_allowed=root_allowed, wait_for_parent=wait_for_parent
                 )
@@ -333,14 +336,14 @@ class Store:
         """The stored block ``to`` is the tip, one atomic frame; ``None`` if it was the tip already."""
         writer, _ = self._need_writer()
         check_reason(reason)
-        with writer.lock:
+        with writer.lock, writer.turn:
             decider = writer.the_decider()
             target = decider.load(check_hash("to", to))
-            if target.hash == writer.state.tip_hash:
-                return None
-            written = writer.write(decider.reorg_to(target, writer.state, reason))
-        self._durable(writer, written.seq)
-        return written.reorg
+            written = None
+            if target.hash != writer.state.tip_hash:
+                written = writer.write(decider.reorg_to(target, writer.state, reason))
+        self._durable(writer, None)
+        return written.reorg if written is not None else None
 
     def orphan(self, block_hash: bytes, *, reason: str, competing: bytes | None = None) -> ReorgInfo | None:
         """The block is orphaned; if it was canonical, its parent becomes the tip in the same frame.
@@ -351,35 +354,34 @@ class Store:
         check_reason(reason)
         if competing is not None:
             check_hash("competing", competing)
-        with writer.lock:
+        with writer.lock, writer.turn:
             decider = writer.the_decider()
             info = decider.load(check_hash("hash", block_hash))
-            if decider.canonical_hash(info.height) != info.hash:
-                return None
-            written = writer.write(decider.orphan(info, writer.state, reason, competing))
-        self._durable(writer, written.seq)
-        return written.reorg
+            written = None
+            if decider.canonical_hash(info.height) == info.hash:
+                written = writer.write(decider.orphan(info, writer.state, reason, competing))
+        self._durable(writer, None)
+        return written.reorg if written is not None else None
 
     def finalize(self, height: int) -> None:
-        """Blocks up to ``height`` are final: no reorg may replace them; durable. The same height again changes nothing.
+        """Blocks up to ``height`` are final: no reorg may replace them. As durable as a commit; twice is harmless.
 
         Raises ``FinalityError`` for a lower height, ``BlockNotFound`` above the tip.
         """
         writer, _ = self._need_writer()
         if type(height) is not int or height < 0:
             raise InvalidInputError("a height is a whole number that is not negative", found=height)
-        with writer.lock:
-            if height == writer.state.finalized:
-                return
-            written = writer.write(writer.the_decider().finalize(height, writer.state))
-        self._durable(writer, written.seq)
+        with writer.lock, writer.turn:
+            if height != writer.state.finalized:
+                writer.write(writer.the_decider().finalize(height, writer.state))
+        self._durable(writer, None)
 
     def force_blocks(self, forced: Mapping[int, bytes]) -> None:
         """From now on only these hashes may be canonical at these heights."""
         writer, _ = self._need_writer()
         for block_hash in forced.values():
             check_hash("forced block", block_hash)
-        with writer.lock:
+        with writer.lock, writer.turn:
             writer.the_decider().forced = dict(forced)
 
     def sync(self) -> None:
