@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 
+import psutil
+
 from .data import backend_of, blocks, open_store, pool
 from .measure import Bar, Plan, Result, median, row
 
@@ -19,6 +21,8 @@ def run(plan: Plan) -> Result:
     source = pool(1 << 16)
     rates: list[float] = []
     processor: list[float] = []
+    memory: list[float] = []
+    process = psutil.Process()
     spent = 0.0
     with open_store(plan.directory / "store", durability="buffered") as store:
         for number in range(rounds):
@@ -30,6 +34,7 @@ def run(plan: Plan) -> Result:
             elapsed = time.perf_counter() - begun
             spent += elapsed
             rates.append(per_round / elapsed)
+            memory.append(process.memory_info().rss / 1e6)
             processor.append((time.thread_time() - cpu) / per_round * 1e6)
         begun = time.perf_counter()
         store.sync()
@@ -42,6 +47,7 @@ def run(plan: Plan) -> Result:
     result.rows = [
         row("add_many, by round", "blocks/s", rates),
         row("processor of a block", "us", processor),
+        row("resident memory, with the blocks of a round", "MB", memory),
         row("all blocks, with the sync at the end", "blocks/s", [sustained]),
         row("all blocks, flushed into the engine too", "blocks/s", [total / (spent + flushed - begun)]),
     ]
@@ -50,4 +56,5 @@ def run(plan: Plan) -> Result:
         Bar("sustained rate, blocks/s", sustained, 20_000, True),
     ]
     result.notes.append(f"{views.flushes} flushes of {views.rows_flushed:,} rows took {views.flush_seconds:.1f} s")
+    result.notes.append("MB after each round: " + " ".join(f"{size:.0f}" for size in memory))
     return result
