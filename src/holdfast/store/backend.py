@@ -275,13 +275,12 @@ class WriterBackend:
 
     def close(self) -> None:
         self._stop.set()
-        self._indexes.stop()
-        if self._syncer is not None:
-            self._syncer.join()
         opened = self._opened
-        failures: list[HoldfastError] = []
+        failures: list[BaseException] = []
         healthy = opened.journal.poisoned is None
-        steps: list[Callable[[], object]] = []
+        steps: list[Callable[[], object]] = [self._indexes.stop]
+        if self._syncer is not None:
+            steps.append(self._syncer.join)
         if healthy:
             steps.append(self.writer.sync)
         steps += [
@@ -294,7 +293,7 @@ class WriterBackend:
         for step in steps:
             try:
                 step()
-            except HoldfastError as error:
+            except BaseException as error:  # noqa: BLE001  # also an interrupt: the lock is freed whatever happens
                 failures.append(error)
         if failures:
             raise failures[0]
