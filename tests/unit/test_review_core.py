@@ -9,8 +9,17 @@ from pathlib import Path
 import pytest
 
 import holdfast
-from holdfast.errors import CallbackError, ClosedError, IndexFailed, InvalidBlock, PoisonedError, StateError
-from holdfast.store.chain import CustomChain
+from holdfast.config import CONFIG_FILE_NAMES
+from holdfast.errors import (
+    CallbackError,
+    ClosedError,
+    IndexFailed,
+    InvalidBlock,
+    InvalidInputError,
+    PoisonedError,
+    StateError,
+)
+from holdfast.store.chain import ChainSpec, CustomChain
 from holdfast.types import AddStatus, Block, BlockInfo
 from tests.unit.store_support import chain_of, make, open_quick, quick
 
@@ -205,3 +214,66 @@ def test_the_child_of_a_fork_reads_and_writes_nothing(tmp_path: Path) -> None:
     with pytest.raises(holdfast.errors.StoreLocked):
         holdfast.open(tmp_path / "s")
     store.close()
+
+
+def test_what_a_caller_passes_is_refused_by_type_before_anything_is_written() -> None:
+    blocks = chain_of(None, 3)
+    with holdfast.open("memory:", settings=quick()) as store:
+        store.add_many(blocks)
+        for reason in ("\ud800", 5, " "):
+            with pytest.raises(InvalidInputError):
+                store.orphan(blocks[2].hash, reason=reason)  # type: ignore[arg-type]
+        with pytest.raises(InvalidInputError):
+            store.safety.save(b"v", (1,), "text")  # type: ignore[arg-type]
+        for height in ("1", -1, 2**63):
+            with pytest.raises(InvalidInputError):
+                store.force_blocks({height: blocks[1].hash})  # type: ignore[dict-item]
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        ChainSpec("custom", fork_choice="best"),  # type: ignore[arg-type]
+        ChainSpec("custom", epoch_length=-1),
+        ChainSpec("custom", parameters={"a": 5}),  # type: ignore[dict-item]
+        ChainSpec("custom", id="\ud800"),
+    ],
+)
+def test_a_chain_that_could_not_be_read_back_makes_no_store(tmp_path: Path, spec: ChainSpec) -> None:
+    with pytest.raises(InvalidInputError):
+        holdfast.open(f"sqlite:{tmp_path / 's'}", chain=CustomChain(spec))
+    assert not (tmp_path / "s" / "holdfast.toml").exists()
+    holdfast.open(f"sqlite:{tmp_path / 's'}", settings=quick()).close()
+
+
+def test_a_directory_with_any_configuration_file_may_become_a_store(tmp_path: Path) -> None:
+    for name in CONFIG_FILE_NAMES:
+        place = tmp_path / name.replace(".", "-")
+        place.mkdir()
+        (place / name).write_text("")
+        holdfast.open(f"sqlite:{place}", settings=quick()).close()
+
+
+def test_a_process_may_change_its_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    store = holdfast.open("sqlite:relative", settings=quick())
+    store.add(make(None))
+    monkeypatch.chdir("/")
+    store.close()
+    with open_quick(tmp_path / "relative") as again:
+        assert again.recovery.clean
+        assert again.tip is not None
+
+
+def test_an_interrupt_while_closing_frees_the_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = open_quick(tmp_path / "s")
+    store.add(make(None))
+
+    def interrupted(**_fields: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(store._backend_writer().views, "close", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        store.close()
+    with open_quick(tmp_path / "s") as again:
+        assert again.tip is not None

@@ -30,10 +30,14 @@ REASON_REORG = "reorganisation: a preferred branch replaced it"
 
 def check_reason(reason: str) -> str:
     """``reason`` if it can be stored. Raises ``InvalidInputError`` or ``LimitExceeded``."""
-    if not reason.strip():
-        raise InvalidInputError("a reason is needed")
-    if len(reason.encode("utf-8")) > REASON_BYTES_MAX:
-        raise LimitExceeded("the reason is too long", found=len(reason.encode("utf-8")), limit=REASON_BYTES_MAX)
+    if not isinstance(reason, str) or not reason.strip():
+        raise InvalidInputError("a reason is needed", found=repr(reason))
+    try:
+        length = len(reason.encode("utf-8"))
+    except UnicodeEncodeError as error:
+        raise InvalidInputError("a reason must be text that UTF-8 can hold", found=repr(reason)) from error
+    if length > REASON_BYTES_MAX:
+        raise LimitExceeded("the reason is too long", found=length, limit=REASON_BYTES_MAX)
     return reason
 
 

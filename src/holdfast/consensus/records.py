@@ -57,6 +57,8 @@ def _head(identity: bytes, position: tuple[int, ...]) -> bytes:
 
 def encode_safety(record: SafetyRecord) -> bytes:
     """Bytes of a ``safety`` part and of its row."""
+    if type(record.payload) is not bytes:
+        raise InvalidInputError("a payload is bytes", found=type(record.payload).__name__)
     if len(record.payload) > SAFETY_PAYLOAD_BYTES_MAX:
         raise LimitExceeded("the payload is too long", found=len(record.payload), limit=SAFETY_PAYLOAD_BYTES_MAX)
     return _head(record.identity, record.position) + _U32.pack(len(record.payload)) + record.payload

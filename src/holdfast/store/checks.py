@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from ..errors import InvalidBlock, InvalidInputError, LimitExceeded
 from ..limits import (
     BODY_BYTES_MAX,
@@ -14,7 +16,7 @@ from ..limits import (
 )
 from ..types import ZERO_HASH, Block
 
-__all__ = ["block_size", "check_block", "check_hash"]
+__all__ = ["block_size", "check_block", "check_forced", "check_hash"]
 
 _U64_MAX = 2**64 - 1
 
@@ -24,6 +26,14 @@ def check_hash(name: str, value: bytes) -> bytes:
     if type(value) is not bytes or len(value) != HASH_BYTES:
         raise InvalidInputError(f"'{name}' must be {HASH_BYTES} bytes", found=value)
     return value
+
+
+def check_forced(forced: Mapping[int, bytes]) -> dict[int, bytes]:
+    """``forced`` if it maps heights to hashes. Raises ``InvalidInputError``."""
+    for height, block_hash in forced.items():
+        _check_number("forced height", height, HEIGHT_MAX)
+        check_hash(f"forced block {height}", block_hash)
+    return dict(forced)
 
 
 def _check_bytes(name: str, value: object, limit: int) -> None:

@@ -19,7 +19,7 @@ from ..limits import INDEXES_MAX
 from ..views.views import Views
 from .backend import WriterBackend
 from .chain import Chain, ChainSpec, CustomChain
-from .checks import check_hash
+from .checks import check_forced
 from .follower import Follower
 from .indexes import IndexSpec, check_specs
 from .indexing import IndexManager, LiveIndexes
@@ -63,16 +63,15 @@ def open_store(
     place = parse_url(url)
     specs = check_specs(indexes, INDEXES_MAX)
     settings = settings if settings is not None else Settings()
-    forced = dict(forced_blocks or {})
-    for height, block_hash in forced.items():
-        check_hash(f"forced block {height}", block_hash)
+    forced = check_forced(forced_blocks or {})
     if place.path is None:
         if read_only:
             raise InvalidInputError("a store in memory cannot be opened read-only")
         fs, root, path = fs or MemoryFileSystem(), MEMORY_ROOT, None
         fs.make_directory(root)
     else:
-        fs, root, path = fs or RealFileSystem(), place.path, place.path
+        path = place.path.absolute()  # a process may change its directory while the store is open
+        fs, root = fs or RealFileSystem(), path
     if read_only:
         follower = Follower(fs, root, place.engine, settings, specs)
         try:

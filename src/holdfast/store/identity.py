@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import cast
 
 from ..errors import CorruptionError, FormatTooNew, InvalidInputError
+from ..limits import HEIGHT_MAX
 from .chain import ChainSpec, ForkChoiceName
 
 __all__ = ["FORMAT", "IDENTITY_BYTES_MAX", "IDENTITY_NAME", "Identity", "decode_identity", "encode_identity"]
@@ -33,6 +34,12 @@ class Identity:
 
 
 def _quote(text: str) -> str:
+    if not isinstance(text, str):
+        raise InvalidInputError("a chain's identity is made of text", found=repr(text))
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InvalidInputError("UTF-8 cannot hold this part of a chain's identity", found=repr(text)) from error
     escaped = text.replace("\\", "\\\\").replace('"', '\\"')
     if any(ord(char) < 32 or ord(char) == 127 for char in escaped):
         raise InvalidInputError("control characters cannot be part of a chain's identity", found=repr(text))
@@ -42,6 +49,11 @@ def _quote(text: str) -> str:
 def encode_identity(identity: Identity) -> bytes:
     """The file's bytes."""
     spec = identity.spec
+    if spec.fork_choice not in _FORK_CHOICES:
+        raise InvalidInputError("unknown fork choice", found=spec.fork_choice, expected=", ".join(_FORK_CHOICES))
+    for name, number in (("epoch_length", spec.epoch_length), ("epoch_origin", spec.epoch_origin)):
+        if type(number) is not int or not 0 <= number <= HEIGHT_MAX:
+            raise InvalidInputError(f"'{name}' of a chain is a number from 0", found=number)
     lines = [
         f"format = {FORMAT}",
         f'store_id = "{identity.store_id.hex()}"',

@@ -20,7 +20,7 @@ from pathlib import Path
 from .._fs import FileLock, FileSystem
 from ..blocks.apply import ChainIndexes
 from ..blocks.state import ChainState
-from ..config import Settings
+from ..config import CONFIG_FILE_NAMES, Settings
 from ..consensus.safety import SafetyBook
 from ..engine.api import Engine
 from ..engine.open import open_engine, probe_engine
@@ -57,7 +57,7 @@ __all__ = [
 ]
 
 MEMORY_ROOT = Path("/memory")
-_UNFINISHED = {"LOCK", "journal", "watermark", "watermark.tmp", "holdfast.toml.tmp", "config.toml", "config.yaml"}
+_UNFINISHED = {"LOCK", "journal", "watermark", "watermark.tmp", "holdfast.toml.tmp", *CONFIG_FILE_NAMES}
 _BASE_EMPTY = bytes(1 + 8 + 8 + 32 + 32 + 32)
 _PROBE_SECONDS = 30.0
 
@@ -139,7 +139,7 @@ def _state_of(fs: FileSystem, root: Path) -> str:
     names = set(fs.names(root))
     if IDENTITY_NAME in names:
         return "store"
-    if not names - {"config.toml", "config.yaml"}:
+    if not names - set(CONFIG_FILE_NAMES):
         return "absent"
     if names <= _UNFINISHED and _holds_nothing(fs, root):
         return "unfinished"

@@ -27,7 +27,7 @@ from ..types import ZERO_HASH, AddResult, Block, BlockInfo, RecoveryStats, Reorg
 from .adding import Adder
 from .backend import Backend, WriterBackend
 from .chain import Chain, ChainSpec
-from .checks import check_block, check_hash
+from .checks import check_block, check_forced, check_hash
 from .draft import Draft
 from .indexes import IndexReader, IndexStatus
 from .safety import Safety
@@ -379,10 +379,9 @@ class Store:
     def force_blocks(self, forced: Mapping[int, bytes]) -> None:
         """From now on only these hashes may be canonical at these heights."""
         writer, _ = self._need_writer()
-        for block_hash in forced.values():
-            check_hash("forced block", block_hash)
+        checked = check_forced(forced)
         with writer.lock, writer.turn:
-            writer.the_decider().forced = dict(forced)
+            writer.the_decider().forced = checked
 
     def sync(self) -> None:
         """Everything committed so far is durable."""
