@@ -14,7 +14,7 @@ import asyncio
 import functools
 import os
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager
 from itertools import islice
 from types import TracebackType
@@ -68,8 +68,16 @@ class _Threads:
         try:
             await asyncio.shield(asyncio.wrap_future(future))
         finally:
-            self._writes.shutdown(wait=False)
-            self._reads.shutdown(wait=False)
+            self.end()
+
+    def submit(self, call: Callable[[], T]) -> Future[T]:
+        """``call`` runs in the writing thread."""
+        return self._writes.submit(call)
+
+    def end(self) -> None:
+        """The threads end once what they were given is done."""
+        self._writes.shutdown(wait=False)
+        self._reads.shutdown(wait=False)
 
 
 class AsyncBlocks:
@@ -288,14 +296,27 @@ async def open_async(
 ) -> AsyncStore:
     """The store at ``url`` for asyncio; see ``holdfast.open``. Recovery runs off the loop."""
     threads = _Threads()
-    store = await threads.write(
-        open_store,
-        url,
-        chain=chain,
-        create=create,
-        read_only=read_only,
-        settings=settings,
-        forced_blocks=forced_blocks,
-        indexes=indexes,
+    opening = threads.submit(
+        functools.partial(
+            open_store,
+            url,
+            chain=chain,
+            create=create,
+            read_only=read_only,
+            settings=settings,
+            forced_blocks=forced_blocks,
+            indexes=indexes,
+        )
     )
+    try:
+        store = await asyncio.wrap_future(opening)
+    except BaseException:
+        opening.add_done_callback(_close_unclaimed)  # the caller is gone: what opens nevertheless is closed again
+        threads.end()
+        raise
     return AsyncStore(store, threads)
+
+
+def _close_unclaimed(opening: Future[Store]) -> None:
+    if not opening.cancelled() and opening.exception() is None:
+        opening.result().close()
