@@ -73,6 +73,11 @@ class SafetyBook:
         self.records[record.identity] = record
         return {SAFETY.prefix + record.identity: encode_safety(record)}
 
+    def check_fence(self, identity: bytes) -> None:
+        """Nothing happens if ``identity`` may have a fence. Raises ``LimitExceeded``."""
+        if identity not in self.fences and len(self.fences) >= SAFETY_IDENTITIES_MAX:
+            raise LimitExceeded("too many identities", limit=SAFETY_IDENTITIES_MAX)
+
     def put_fence(self, identity: bytes, floor: tuple[int, ...]) -> Rows:
         """``identity`` may sign above ``floor``; the rows to publish."""
         self.fences[identity] = floor

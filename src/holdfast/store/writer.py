@@ -268,6 +268,7 @@ class Writer:
         """``identity`` may sign above ``floor``; appended. Takes the lock."""
         data = encode_fence(identity, floor)
         with self.lock, self.turn:
+            self.book.check_fence(identity)
             return self.write_safety([Part(Kind.FENCE, data, True)], lambda: self.book.put_fence(identity, floor))
 
     def save_incarnation(self, fingerprint: bytes) -> int:
