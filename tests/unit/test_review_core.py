@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
 
 import holdfast
+import holdfast.aio
+from holdfast import Store
 from holdfast.config import CONFIG_FILE_NAMES
 from holdfast.errors import (
     CallbackError,
     ClosedError,
+    FencedError,
     IndexFailed,
     InvalidBlock,
     InvalidInputError,
+    LimitExceeded,
     PoisonedError,
     StateError,
 )
+from holdfast.limits import SAFETY_IDENTITIES_MAX
 from holdfast.store.chain import ChainSpec, CustomChain
+from holdfast.store.factory import open_store
 from holdfast.types import AddStatus, Block, BlockInfo
-from tests.unit.store_support import chain_of, make, open_quick, quick
+from tests.unit.store_support import chain_of, hash_of, make, open_quick, quick
 
 
 class Judge(CustomChain):
@@ -277,3 +285,55 @@ def test_an_interrupt_while_closing_frees_the_lock(tmp_path: Path, monkeypatch: 
         store.close()
     with open_quick(tmp_path / "s") as again:
         assert again.tip is not None
+
+
+def test_tickets_that_nobody_waits_for_do_not_fill_the_memory() -> None:
+    with holdfast.open("memory:", settings=quick(overlay_rows_max=100)) as store:
+        store.add(make(None))
+        for number in range(200):
+            store.commit(store.draft(), hash=hash_of(number), wait=False)
+        views = store.statistics()["views"]
+        assert isinstance(views, dict)
+        assert views["overlay_rows"] <= 120
+
+
+def test_no_fence_is_forgotten_at_the_next_open(tmp_path: Path) -> None:
+    with open_quick(tmp_path / "s") as store:
+        for number in range(SAFETY_IDENTITIES_MAX):
+            store.safety.lift_fence(b"%d" % number, (9,))
+        with pytest.raises(LimitExceeded):
+            store.safety.lift_fence(b"one more", (9,))
+    with open_quick(tmp_path / "s") as store:
+        for number in range(SAFETY_IDENTITIES_MAX):
+            with pytest.raises(FencedError):
+                store.safety.save(b"%d" % number, (9,), b"")
+
+
+def test_a_cancelled_open_leaves_no_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, go_on, closed = threading.Event(), threading.Event(), threading.Event()
+    real, close = open_store, Store.close
+
+    def slow(*args: object, **kwargs: object) -> Store:
+        begun.set()
+        assert go_on.wait(10)
+        return real(*args, **kwargs)  # type: ignore[arg-type]
+
+    def noticed(store: Store) -> None:
+        close(store)
+        closed.set()
+
+    monkeypatch.setattr("holdfast.aio.open_store", slow)
+    monkeypatch.setattr(Store, "close", noticed)
+
+    async def cancelled() -> None:
+        task = asyncio.ensure_future(holdfast.aio.open_async(tmp_path / "s", settings=quick(engine="sqlite")))
+        while not begun.is_set():
+            await asyncio.sleep(0.001)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        go_on.set()
+
+    asyncio.run(cancelled())
+    assert closed.wait(10)
+    open_quick(tmp_path / "s").close()

@@ -171,8 +171,11 @@ class Adder:
                 raise ParentMismatch("the store is not empty any more", hash=block.hash, tip=tip.hash)
         elif tip is not None and parent.hash == tip.hash:
             parent = tip
-        elif self._blocks.get(parent.hash) is None:
-            raise ParentUnknown("the parent of the draft is not stored", hash=block.hash, parent=parent.hash)
+        else:
+            stored = self._blocks.get(parent.hash)
+            if stored is None:
+                raise ParentUnknown("the parent of the draft is not stored", hash=block.hash, parent=parent.hash)
+            parent = stored
         if safety is not None:
             writer.book.check(safety)
         self._judge(block, parent, self._stored, validate=True)

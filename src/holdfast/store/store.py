@@ -283,7 +283,7 @@ class Store:
         record = None
         if safety is not None:
             record = SafetyRecord(check_identity(safety[0]), check_position(safety[1]), safety[2])
-        self._backend_writer().views.back_pressure()
+        self._make_room(writer)
         with writer.lock, writer.turn:
             written = adder.commit(block, parent, record)
         if not wait:
@@ -323,7 +323,7 @@ class Store:
         If one is refused, those before it stay stored and are durable.
         """
         writer, adder = self._need_writer()
-        self._backend_writer().views.back_pressure()
+        self._make_room(writer)
         try:
             with writer.lock, writer.turn:
                 return adder.add_many(
@@ -452,6 +452,14 @@ class Store:
         if self._writer is None or self._adder is None:
             raise ReadOnlyError("the store is open read-only", path=self._backend.path)
         return self._writer, self._adder
+
+    def _make_room(self, writer: Writer) -> None:
+        """The overlay is within its bounds, also if it is full of frames whose tickets nobody waited for."""
+        views = writer.views
+        views.back_pressure()
+        if views.full:
+            writer.sync()
+            views.back_pressure()
 
     def _durable(self, writer: Writer, seq: int | None) -> None:
         if self._settings.durability == "sync":

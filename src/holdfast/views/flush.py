@@ -367,6 +367,12 @@ class Flusher:
         overlay = self._overlay
         return overlay.rows > overlay.wake_rows or overlay.size_bytes > overlay.wake_bytes
 
+    @property
+    def full(self) -> bool:
+        """True while the overlay is above its bounds."""
+        overlay, options = self._overlay, self._options
+        return overlay.rows > options.overlay_rows_max or overlay.size_bytes > options.overlay_bytes_max
+
     def useful(self) -> bool:
         """True if a flush could take something out of the overlay now."""
         overlay = self._overlay
@@ -378,12 +384,10 @@ class Flusher:
 
     def back_pressure(self) -> None:
         """The overlay is within its bounds, or no flush can help now. Raises the error of a failed flush."""
-        overlay, options = self._overlay, self._options
         while True:
             if self.failure is not None:
                 raise self.failure.with_traceback(None)
-            full = overlay.rows > options.overlay_rows_max or overlay.size_bytes > options.overlay_bytes_max
-            if not full or not self.useful():
+            if not self.full or not self.useful():
                 return
             if not self.running:
                 self.flush()
@@ -391,8 +395,10 @@ class Flusher:
             with self._done:
                 self._waiting += 1
                 self._wake.set()
-                self._done.wait(_WAIT_SECONDS)
-                self._waiting -= 1
+                try:
+                    self._done.wait(_WAIT_SECONDS)
+                finally:
+                    self._waiting -= 1
 
 
 def _nothing() -> None:

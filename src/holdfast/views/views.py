@@ -180,6 +180,11 @@ class Views:
 
     # -- the flush ----------------------------------------------------------------------------------------------
 
+    @property
+    def full(self) -> bool:
+        """True while the overlay is above its bounds."""
+        return self._flusher.full
+
     def back_pressure(self) -> None:
         """The overlay is within its bounds, or no flush can help now.
 
