@@ -337,3 +337,25 @@ def test_a_cancelled_open_leaves_no_lock(tmp_path: Path, monkeypatch: pytest.Mon
     asyncio.run(cancelled())
     assert closed.wait(10)
     open_quick(tmp_path / "s").close()
+
+
+def test_a_follower_sees_an_index_that_became_ready_after_it_was_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @holdfast.index("heights")
+    def heights(block: Block) -> Iterable[tuple[bytes, bytes]]:
+        yield b"height", str(block.height).encode()
+
+    monkeypatch.setattr("holdfast.store.follower._INDEX_SECONDS", 0.0)
+    blocks = chain_of(None, 6)
+    place = f"sqlite:{tmp_path / 's'}"
+    with holdfast.open(place, settings=quick()) as store:
+        store.add_many(blocks[:3])
+    with (
+        holdfast.open(place, read_only=True, indexes=[heights]) as follower,
+        holdfast.open(place, settings=quick(), indexes=[heights]) as store,
+    ):
+        assert store.wait_for_indexes(10)
+        store.add_many(blocks[3:])
+        follower.refresh()
+        assert follower.index("heights").get(b"height") == [str(number).encode() for number in range(6)]

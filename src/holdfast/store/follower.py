@@ -29,11 +29,12 @@ from ..journal.reader import JournalReader
 from ..types import BlockInfo, RecoveryStats
 from ..views.api import RowReader
 from ..views.flush import load_applied
+from ..views.rows import decode_row
 from ..views.views import Views
 from .backend import Pinned, RowsOf, keep_for_ever
 from .generations import Generations
 from .identity import Identity
-from .indexes import IndexSpec
+from .indexes import IndexSpec, decode_record, record_key
 from .indexing import IndexManager
 from .opening import read_identity, view_options
 from .replay import Replayer
@@ -41,6 +42,7 @@ from .replay import Replayer
 __all__ = ["Follower"]
 
 _POLL_SECONDS = 0.01
+_INDEX_SECONDS = 0.5
 _OPEN_TRIES = 20
 _OPEN_PAUSE_SECONDS = 0.05
 
@@ -77,6 +79,7 @@ class Follower:
         self._settings = settings
         self._lock = threading.RLock()
         self._polled = 0.0
+        self._looked = 0.0
         self._current_file = root / "views" / "CURRENT"
         self._generations = Generations(fs, root)
         self._wanted = engine
@@ -207,7 +210,30 @@ class Follower:
             self._advance(self._session)
             if self._session.views.stats.overlay_rows > self._settings.overlay_rows_max:
                 self._shorten()
+        self._take_new_indexes()
         self._polled = time.monotonic()
+
+    def _take_new_indexes(self) -> None:
+        """Indexes that the writer has brought up to the tip since this session began are read from now on."""
+        session, now = self._session, time.monotonic()
+        live = session.indexes.live
+        missing = [
+            spec for spec in self._specs.values() if spec.name not in live.ready and spec.name not in live.failures
+        ]
+        if not missing or now - self._looked < _INDEX_SECONDS:
+            return
+        self._looked = now
+        session.engine.refresh()
+        for spec in missing:
+            key = record_key(spec.name)
+            stored = session.engine.get(key)
+            if stored is not None:
+                record = decode_record(key, decode_row(key, stored))
+                if record.status == "ready" and record.version == spec.version:
+                    self._session = self._patiently(
+                        lambda: self._session_over(session.engine, session.generation, session.stamp)
+                    )
+                    return
 
     def _shorten(self) -> None:
         """What the writer has flushed meanwhile leaves the overlay."""
