@@ -17,7 +17,9 @@ import errno
 import fcntl
 import os
 import shutil
+import socket
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -211,6 +213,18 @@ class _RealLock:
             os.close(fd)
 
 
+def _holder(fd: int) -> str:
+    """Who holds the lock. A holder writes its name just after it got the lock, so an old name is given 0.1 s to go."""
+    name = ""
+    for _ in range(20):
+        name = os.pread(fd, 256, 0).decode("utf-8", "replace").strip()
+        pid, _, host = name.partition(" ")
+        if pid.isdigit() and (host != socket.gethostname() or os.path.exists(f"/proc/{pid}")):
+            break
+        time.sleep(0.005)
+    return name or "unknown"
+
+
 class RealFileSystem:
     """The file system of the machine."""
 
@@ -295,9 +309,9 @@ class RealFileSystem:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            holder = os.pread(fd, 256, 0).decode("utf-8", "replace").strip()
+            holder = _holder(fd)
             os.close(fd)
-            raise StoreLocked("the store is open in another process", path=path, holder=holder or "unknown") from None
+            raise StoreLocked("the store is open in another process", path=path, holder=holder) from None
         except OSError as error:
             os.close(fd)
             raise translate_os_error(error, path) from error

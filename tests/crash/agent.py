@@ -16,6 +16,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import lmdb  # noqa: F401 - loaded once, before the forks
@@ -24,7 +25,7 @@ import rocksdict  # noqa: F401 - loaded once, before the forks
 from holdfast.engine import lmdb as lmdb_engine  # noqa: F401 - loaded once, before the forks
 from holdfast.engine import rocksdb as rocksdb_engine  # noqa: F401 - loaded once, before the forks
 from holdfast.engine import sqlite as sqlite_engine  # noqa: F401 - loaded once, before the forks
-from holdfast.errors import HoldfastError
+from holdfast.errors import HoldfastError, StoreLocked
 from holdfast.recovery import verify_store
 from holdfast.store.store import Store
 from tests.crash import steps
@@ -111,6 +112,42 @@ def check(child: Child, *, url: str, second: int, late: bool, **_rest: Any) -> N
     child.say(f"f {found}")
 
 
+def rot(child: Child, *, url: str, **_rest: Any) -> None:
+    """Open a damaged store: everything in it is right, or a typed error says that it is not."""
+    steps.quieten()
+    try:
+        store = open_store(url, flush_interval_seconds=3600.0)
+    except HoldfastError as error:
+        child.say(f"e {error.code}")
+        return
+    try:
+        try:
+            check_frontier(store, child.model, ahead=0)
+            check_deep(store, child.model, newest=1000)
+        finally:
+            child.say(f"r {int(store.recovery.views_rebuilt)}")
+            store.close()
+    except HoldfastError as error:
+        child.say(f"l {error.code}")
+        return
+    child.say("x")
+
+
+def race(child: Child, *, url: str, start: float, marks: str, **_rest: Any) -> None:
+    """Open at the moment ``start``; a winner holds the store until ``marks/stop`` and dies; a loser says who has it."""
+    time.sleep(max(0.0, start - time.time()))
+    try:
+        open_store(url)
+    except StoreLocked as error:
+        child.say(f"l {error.context['holder']}")
+        return
+    child.say(f"w {os.getpid()}")
+    Path(marks, str(os.getpid())).touch()
+    while not Path(marks, "stop").exists():
+        time.sleep(0.002)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 def verify(child: Child, *, url: str, level: str, **_rest: Any) -> None:
     """The store at rest has no problem."""
     result = verify_store(url.partition(":")[2], level=level)  # type: ignore[arg-type]
@@ -190,6 +227,8 @@ TASKS: dict[str, Callable[..., None]] = {
     "grow": grow,
     "check": check,
     "verify": verify,
+    "race": race,
+    "rot": rot,
     "template": template,
     "step": step,
     "examine": examine,
@@ -215,11 +254,11 @@ def _in_child(pipe: int, task: str, arguments: dict[str, Any]) -> None:
 def _run(request: dict[str, Any]) -> dict[str, Any]:
     arguments = request["arguments"]
     if "seed" in arguments:
-        seed, acked = arguments["seed"], arguments["acked"]
+        seed, acked, body_max = arguments["seed"], arguments["acked"], arguments.get("body_max", 200_000)
         model = _models.get(seed)
-        if model is None or model.number > acked:
+        if model is None or model.number > acked or model.body_max != body_max:
             _models.clear()
-            model = _models[seed] = Model(seed)
+            model = _models[seed] = Model(seed, body_max=body_max)
         model.advance(acked)
     read_end, write_end = os.pipe()
     started = time.monotonic()

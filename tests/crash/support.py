@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -499,6 +500,39 @@ class Agent:
 
     def __exit__(self, *_details: object) -> None:
         self.close()
+
+
+class Place:
+    """A directory that is put back to how a store was, with its LOCK and journal/ kept: a copy would be fenced."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.images: dict[str, dict[str, bytes]] = {"none": {}}
+
+    def keep(self, name: str) -> None:
+        """The store as it stands is the image ``name``."""
+        self.images[name] = self.files()
+
+    def files(self) -> dict[str, bytes]:
+        """Every file as it is now."""
+        return {str(path.relative_to(self.root)): path.read_bytes() for path in self.root.rglob("*") if path.is_file()}
+
+    def restore(self, name: str) -> None:
+        """The store is the image again."""
+        image = self.images[name]
+        if not image:
+            shutil.rmtree(self.root, ignore_errors=True)
+            return
+        for path in sorted(self.root.rglob("*"), reverse=True):
+            kept = str(path.relative_to(self.root))
+            if path.is_file() and kept != "LOCK":
+                path.unlink()
+            elif path.is_dir() and kept != "journal":
+                path.rmdir()
+        for kept, data in image.items():
+            path = self.root / kept
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
 
 
 def report(title: str, counts: Counter[str], *, at_least: dict[str, int]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import signal
 from collections import Counter
 from collections.abc import Iterator
@@ -11,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.crash.support import ENGINES, Agent, report
+from tests.crash.support import ENGINES, Agent, Place, report
 
 SEED = 77
 OPERATIONS = 60
@@ -50,37 +49,6 @@ SCENARIOS = (
 def agent() -> Iterator[Agent]:
     with Agent() as started:
         yield started
-
-
-class Place:
-    """A directory that is put back to how a store was, with its LOCK and journal/ kept: a copy would be fenced."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.images: dict[str, dict[str, bytes]] = {"none": {}}
-
-    def keep(self, name: str) -> None:
-        """The store as it stands is the image ``name``."""
-        self.images[name] = {
-            str(path.relative_to(self.root)): path.read_bytes() for path in self.root.rglob("*") if path.is_file()
-        }
-
-    def restore(self, name: str) -> None:
-        """The store is the image again."""
-        image = self.images[name]
-        if not image:
-            shutil.rmtree(self.root, ignore_errors=True)
-            return
-        for path in sorted(self.root.rglob("*"), reverse=True):
-            kept = str(path.relative_to(self.root))
-            if path.is_file() and kept != "LOCK":
-                path.unlink()
-            elif path.is_dir() and kept != "journal":
-                path.rmdir()
-        for kept, data in image.items():
-            path = self.root / kept
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(data)
 
 
 def prepared(agent: Agent, engine: str, root: Path) -> Place:
