@@ -16,7 +16,7 @@ __all__ = ["fingerprint"]
 
 
 def fingerprint(root: Path | None, store_id: bytes) -> bytes:
-    """SHA-256 over the inodes of LOCK and journal/, the file system's id and the machine's id."""
+    """SHA-256 over the inodes of LOCK and journal/, the file system's id and, where there is one, the machine's id."""
     digest = hashlib.sha256(b"holdfast incarnation 1" + store_id)
     if root is None:
         return digest.digest()
@@ -26,9 +26,7 @@ def fingerprint(root: Path | None, store_id: bytes) -> bytes:
         digest.update((os.statvfs(root).f_fsid & (2**64 - 1)).to_bytes(8, "big"))
     except OSError as error:
         raise HoldfastError(f"the store's directory cannot be examined: {error}", path=root) from error
-    for source in ("/etc/machine-id", "/proc/sys/kernel/random/boot_id"):
-        path = Path(source)
-        if path.exists():
-            digest.update(path.read_bytes()[:64])
-            break
+    machine = Path("/etc/machine-id")
+    if machine.exists():
+        digest.update(machine.read_bytes()[:64])
     return digest.digest()

@@ -37,6 +37,9 @@ from .writer import Writer
 
 __all__ = ["Store", "StoreSnapshot"]
 
+_BLOCKS_PER_TURN = 1024
+"""Blocks that ``add_many`` writes before it lets others, and the flush, have their turn."""
+
 _open_stores: weakref.WeakSet[Store] = weakref.WeakSet()
 
 
@@ -318,19 +321,25 @@ class Store:
         root_allowed: bool = False,
         wait_for_parent: bool = False,
     ) -> list[AddResult]:
-        """As ``add`` for each in turn, with one sync; runs that extend the tip share frames, which is fast.
+        """As ``add`` for each in turn; runs that extend the tip share frames and syncs, which is fast.
 
-        If one is refused, those before it stay stored and are durable.
+        If one is refused, those before it stay stored and are durable. Other writers may come in between.
         """
         writer, adder = self._need_writer()
-        self._make_room(writer)
-        try:
-            with writer.lock, writer.turn:
-                return adder.add_many(
-                    blocks, validate=validate, root_allowed=root_allowed, wait_for_parent=wait_for_parent
-                )
-        finally:
-            self._durable(writer, None)
+        results: list[AddResult] = []
+        for start in range(0, len(blocks), _BLOCKS_PER_TURN):
+            self._make_room(writer)
+            try:
+                with writer.lock, writer.turn:
+                    results += adder.add_many(
+                        blocks[start : start + _BLOCKS_PER_TURN],
+                        validate=validate,
+                        root_allowed=root_allowed,
+                        wait_for_parent=wait_for_parent,
+                    )
+            finally:
+                self._durable(writer, None)
+        return results
 
     def reorg(self, to: bytes, *, reason: str = "manual reorganisation") -> ReorgInfo | None:
         """The stored block ``to`` is the tip, one atomic frame; ``None`` if it was the tip already."""
