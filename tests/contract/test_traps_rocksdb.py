@@ -338,3 +338,15 @@ def test_texts_become_typed_errors(text: str, kind: str, tmp_path: Path) -> None
     assert type(caught.value).__name__ == kind
     assert text in str(caught.value)
     assert str(tmp_path) in str(caught.value)
+
+
+def test_a_reopened_engine_keeps_its_filter_and_cache(tmp_path: Path) -> None:
+    """Opened without naming the column family, the library forgets the table options of an existing one."""
+    for create in (True, False):
+        engine = RocksDbEngine(tmp_path / "e", create=create)
+        engine.apply(Batch({b"k%d" % number: b"v" for number in range(100)}), sync=True)
+        engine.close()
+        newest = max((tmp_path / "e").glob("OPTIONS-*"), key=lambda path: path.name)
+        tables = newest.read_text().split('[TableOptions/BlockBasedTable "default"]')[1]
+        assert "filter_policy=nullptr" not in tables
+        assert "bloomfilter" in tables

@@ -292,7 +292,8 @@ class RocksDbEngine:
         self._writing = _write_options()
         try:
             with self._translated:
-                self._db = Rdict(str(path), options, access_type=access)
+                # Without naming the column family, the library opens an existing one without its table options.
+                self._db = Rdict(str(path), options, column_families={"default": options}, access_type=access)
         except HoldfastError:
             self._drop_scratch()
             raise

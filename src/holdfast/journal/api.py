@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -42,8 +43,7 @@ class Part(msgspec.Struct, gc=False):
     compress: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class PartInfo:
+class PartInfo(msgspec.Struct, frozen=True, gc=False):
     """A row of the part table, and where the stored bytes begin in the segment file."""
 
     kind: int
@@ -55,8 +55,7 @@ class PartInfo:
     offset: int
 
 
-@dataclass(frozen=True, slots=True)
-class Frame:
+class Frame(msgspec.Struct, frozen=True, gc=False):
     """A frame whose header, digest and part table are verified; part bytes are verified when they are read."""
 
     seq: int
@@ -116,6 +115,9 @@ class FrameSource(Protocol):
 
     def frame(self, seq: int) -> Frame:
         """The verified header of frame ``seq``. Raises ``CorruptionError``; ``NotFoundError`` beyond the end."""
+
+    def frames(self, start_seq: int, stop_seq: int | None = None) -> Iterator[Frame]:
+        """Frames from ``start_seq`` up to and without ``stop_seq`` in order, quicker than one by one."""
 
     def part(self, frame: Frame, index: int) -> bytes:
         """Decoded bytes of part ``index``, hash checked. Raises ``CorruptionError``."""

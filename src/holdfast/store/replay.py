@@ -79,6 +79,7 @@ class Replayer:
                 progress(self.seq, last_seq)
 
     def _apply_through(self, source: FrameSource, last_seq: int) -> None:
-        while self.seq < last_seq:
-            self.apply(source, source.frame(self.seq + 1))
+        if self.seq < last_seq:
+            for frame in source.frames(self.seq + 1, last_seq + 1):
+                self.apply(source, frame)
         self.views.set_visible(self.seq)

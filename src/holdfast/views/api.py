@@ -66,7 +66,7 @@ class Applied:
 class ViewOptions:
     """Bounds of the overlay and pace of the flush."""
 
-    overlay_rows_max: int = 200_000
+    overlay_rows_max: int = 100_000
     overlay_bytes_max: int = 64 * 1024 * 1024
     flush_interval_seconds: float = 5.0
     pinned_bytes_max: int = 64 * 1024 * 1024
