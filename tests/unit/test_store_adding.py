@@ -122,9 +122,9 @@ def test_a_run_shares_frames_and_one_sync() -> None:
     before = seq(store)
     blocks = chain_of(store.tip, 600)
     results = store.add_many(blocks)
-    assert seq(store) - before == 3  # 256 blocks a frame
+    assert seq(store) - before == 5  # 128 blocks a frame
     assert [result.block and result.block.hash for result in results] == [block.hash for block in blocks]
-    assert len({result.block.seq for result in results if result.block}) == 3
+    assert len({result.block.seq for result in results if result.block}) == 5
     assert all(store.blocks.block(store.blocks.load(block.hash)) == block for block in blocks[250:260])
 
 
