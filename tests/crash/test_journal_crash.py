@@ -146,7 +146,7 @@ class SealNotSynced(Journal):
         segment, file = self._segment, self._file
         assert segment is not None
         assert file is not None
-        real, self._sync_file = self._sync_file, lambda _file: None  # type: ignore[method-assign]
+        real, self._sync_file = self._sync_file, lambda file: None  # type: ignore[method-assign]
         try:
             super()._seal()
         finally:

@@ -52,11 +52,12 @@ def texts(journal: Journal, start: int = 1) -> list[bytes]:
 
 @pytest.mark.parametrize("kind", ["memory", "real", "crash"])
 def test_frames_come_back_in_order_over_segments_and_reopening(tmp_path: Path, kind: str) -> None:
-    fs, place = {
-        "memory": (MemoryFileSystem(), DATA),
-        "real": (RealFileSystem(), tmp_path / "store"),
-        "crash": (CrashableFileSystem(), DATA),
-    }[kind]
+    systems: dict[str, FileSystem] = {
+        "memory": MemoryFileSystem(),
+        "real": RealFileSystem(),
+        "crash": CrashableFileSystem(),
+    }
+    fs, place = systems[kind], tmp_path / "store" if kind == "real" else DATA
     fs.make_directory(place)
     journal = make(fs, place)
     expected = [b"base"]

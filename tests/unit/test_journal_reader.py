@@ -132,8 +132,8 @@ def test_another_process_sees_a_frame_within_a_tenth_of_a_second(tmp_path: Path)
     assert len(lines) == count
     delays = []
     for expected, line in enumerate(lines, start=2):
-        seq, text, at = line.split()
-        assert (int(seq), int(text)) == (expected, expected - 2)
+        seen, text, at = line.split()
+        assert (int(seen), int(text)) == (expected, expected - 2)
         assert float(at) > begun_at[expected], "a frame was seen before its sync began"
         delays.append(float(at) - durable_at[expected])
     delays.sort()
