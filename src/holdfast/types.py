@@ -125,8 +125,7 @@ class AddStatus(str, Enum):
     KNOWN = "known"
 
 
-@dataclass(frozen=True, slots=True)
-class AddResult:
+class AddResult(msgspec.Struct, frozen=True):
     """The answer of ``store.add``: what became of the block, and of blocks that waited for it."""
 
     status: AddStatus

@@ -94,16 +94,22 @@ class Decider:
         """True if no other hash is forced at the height."""
         return not self.forced or self.forced.get(block_height, block_hash) == block_hash
 
-    def extend(self, blocks: list[Block], state: ChainState, tip: BlockInfo | None) -> FrameContent:
-        """Content for ``blocks``, each the child of the one before it, on the tip; or the root of an empty store."""
+    def extend(
+        self, blocks: list[Block], state: ChainState, tip: BlockInfo | None, entries: list[BlockEntry] | None = None
+    ) -> FrameContent:
+        """Content for ``blocks``, each the child of the one before it, on the tip; or the root of an empty store.
+
+        ``entries`` are those of the blocks, if the caller has made them already.
+        """
         content = FrameContent()
-        parent: BlockInfo | BlockEntry | None = tip
-        entries = content.blocks
-        for block in blocks:
-            entry = entry_of(block, self.total_work(block, parent))
-            entries.append(entry)
-            content.bodies[block.hash] = block
-            parent = entry
+        if entries is None:
+            entries = []
+            parent: BlockInfo | BlockEntry | None = tip
+            for block in blocks:
+                parent = entry_of(block, self.total_work(block, parent))
+                entries.append(parent)
+        content.blocks = entries
+        content.bodies = {block.hash: block for block in blocks}
         last = entries[-1]
         if tip is None:
             first = entries[0]

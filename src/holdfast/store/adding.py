@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..blocks.content import entry_of
-from ..blocks.entries import entry_info
+from ..blocks.entries import BlockEntry, entry_info
 from ..blocks.reader import BlockReader
 from ..consensus.records import SafetyRecord
 from ..errors import (
@@ -196,10 +196,10 @@ class Adder:
         results: list[AddResult] = []
         position = 0
         while position < len(blocks):
-            run, failure = self._run(blocks, position, validate=validate, root_allowed=root_allowed)
+            run, entries, failure = self._run(blocks, position, validate=validate, root_allowed=root_allowed)
             if run:
                 try:
-                    results.extend(self._write_run(run))
+                    results.extend(self._write_run(run, entries))
                 except IndexFailed:  # one of them did it: those before it are stored all the same
                     if len(run) == 1:
                         raise
@@ -221,11 +221,12 @@ class Adder:
 
     def _run(
         self, blocks: Sequence[Block], position: int, *, validate: bool, root_allowed: bool
-    ) -> tuple[list[Block], HoldfastError | None]:
-        """The longest run from ``position`` that extends the tip and fits into a frame."""
+    ) -> tuple[list[Block], list[BlockEntry], HoldfastError | None]:
+        """The longest run from ``position`` that extends the tip and fits into a frame, and its entries."""
         decider = self._writer.the_decider()
+        entries: list[BlockEntry] = []
         if len(self._waiting):
-            return [], None
+            return [], entries, None
         parent = self._writer.tip
         ancestry = _RunAncestry(self._blocks)
         run: list[Block] = []
@@ -234,7 +235,7 @@ class Adder:
             try:
                 check_block(block)
             except HoldfastError as error:
-                return run, error
+                return run, entries, error
             follows = block.parent == parent.hash if parent is not None else root_allowed or block.parent == ZERO_HASH
             if not follows or not decider.extends(block.height, block.hash):
                 break
@@ -244,16 +245,17 @@ class Adder:
             if block.hash in ancestry.pending or self._blocks.has(block.hash):
                 break
             try:
-                check_block(block)
                 self._judge(block, parent, ancestry, validate=validate)
-                parent = entry_info(entry_of(block, decider.total_work(block, parent)), 0, 0)
+                entry = entry_of(block, decider.total_work(block, parent))
             except HoldfastError as error:
-                return run, error
+                return run, entries, error
+            parent = entry_info(entry, 0, 0)
             ancestry.pending[block.hash] = (parent, block.header)
             run.append(block)
-        return run, None
+            entries.append(entry)
+        return run, entries, None
 
-    def _write_run(self, run: list[Block]) -> list[AddResult]:
+    def _write_run(self, run: list[Block], entries: list[BlockEntry]) -> list[AddResult]:
         writer = self._writer
-        written = writer.write(writer.the_decider().extend(run, writer.state, writer.tip))
+        written = writer.write(writer.the_decider().extend(run, writer.state, writer.tip, entries))
         return [AddResult(AddStatus.EXTENDED, info) for info in written.blocks]
