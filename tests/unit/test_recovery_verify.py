@@ -321,6 +321,24 @@ def test_views_that_are_not_there(path: Path) -> None:
     assert any("no views" in note for note in report.notes)
 
 
+@pytest.mark.parametrize("damage", ["gone", "footer"])
+def test_a_table_of_rocksdb_that_cannot_be_opened_is_found(tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "store"
+    filled(f"rocksdb:{path}")
+    for table in data(path).glob("*.sst"):
+        if damage == "gone":
+            table.unlink()
+        else:
+            raw = bytearray(table.read_bytes())
+            raw[-4] ^= 0x10
+            table.write_bytes(raw)
+    report = verify_store(path, level="quick")
+    found(report, "views", "missing_file" if damage == "gone" else "corruption")
+    assert "holdfast rebuild" in report.problems[0].remedy
+    rebuild_views(path)
+    assert verify_store(path, level="views").ok
+
+
 def _first(path: Path) -> BlockInfo:
     with open_quick(path) as store:
         found = store.blocks.at(3)

@@ -18,6 +18,7 @@ from types import TracebackType
 from .._fs import RealFileSystem, translate_os_error
 from ..errors import (
     ClosedError,
+    CorruptionError,
     HoldfastError,
     InvalidInputError,
     LimitExceeded,
@@ -28,9 +29,25 @@ from ..errors import (
 from ..limits import ENGINE_KEY_BYTES_MAX, ROW_VALUE_BYTES_MAX
 from .api import Batch
 
-__all__ = ["SCAN_ROWS_MAX", "Gate", "check_batch", "check_limit", "clamp_bound", "create_in_staging", "run_probe"]
+__all__ = [
+    "SCAN_ROWS_MAX",
+    "Gate",
+    "check_batch",
+    "check_limit",
+    "clamp_bound",
+    "create_in_staging",
+    "damage_remedy",
+    "run_probe",
+]
 
 SCAN_ROWS_MAX = 100_000
+
+_DAMAGE_REMEDY = "the views are damaged, the journal is the truth: run 'holdfast rebuild'"
+
+
+def damage_remedy(kind: type[HoldfastError]) -> str | None:
+    """What helps when an engine's own files are damaged or gone; ``None`` for errors of another kind."""
+    return _DAMAGE_REMEDY if issubclass(kind, CorruptionError) else None
 
 
 def check_batch(batch: Batch, key_bytes_max: int = ENGINE_KEY_BYTES_MAX) -> None:
@@ -44,7 +61,7 @@ def check_batch(batch: Batch, key_bytes_max: int = ENGINE_KEY_BYTES_MAX) -> None
             raise LimitExceeded("an engine key is too long", found=longest, limit=key_bytes_max)
         if b"" in rows:
             raise InvalidInputError("an engine key is empty")
-        largest = max((len(value) for value in rows.values() if value is not None), default=0)
+        largest = max(map(len, filter(None, rows.values())), default=0)
     except TypeError as exc:
         raise InvalidInputError("a batch holds keys of bytes and values of bytes or None", found=repr(exc)) from exc
     if largest > ROW_VALUE_BYTES_MAX:

@@ -40,7 +40,7 @@ from ..errors import (
     UnsupportedFormat,
 )
 from ..limits import ENGINE_KEY_BYTES_MAX, ROW_VALUE_BYTES_MAX
-from ._shared import Gate, check_batch, check_limit, clamp_bound, create_in_staging, run_probe
+from ._shared import Gate, check_batch, check_limit, clamp_bound, create_in_staging, damage_remedy, run_probe
 from .api import Batch, Capabilities, EngineStats, Page, Reader, Row
 
 __all__ = ["MAP_BYTES_DEFAULT", "LmdbEngine", "probe"]
@@ -93,11 +93,11 @@ class _Translator:
             return translate_os_error(error, self._path)
         for cause, kind in _KINDS:
             if isinstance(error, cause):
-                return kind(f"LMDB: {error}", path=self._path)
+                return kind(f"LMDB: {error}", path=self._path, remedy=damage_remedy(kind))
         text = str(error)
         for part, kind in _TEXTS:
             if part in text.lower():
-                return kind(f"LMDB: {text}", path=self._path)
+                return kind(f"LMDB: {text}", path=self._path, remedy=damage_remedy(kind))
         if isinstance(error, lmdb.DiskError) or "input/output error" in text.lower():
             # LMDB reports a short write, which is how a full tmpfs ends, as an I/O error.
             full = RealFileSystem().free_bytes(self._path) < _FULL_BELOW_BYTES

@@ -40,7 +40,7 @@ from ..errors import (
     StoreLocked,
 )
 from ..limits import ENGINE_KEY_BYTES_MAX, ROW_VALUE_BYTES_MAX
-from ._shared import Gate, check_batch, check_limit, run_probe
+from ._shared import Gate, check_batch, check_limit, damage_remedy, run_probe
 from .api import Batch, Capabilities, EngineStats, Page, Reader, Row
 
 __all__ = ["RocksDbEngine", "probe"]
@@ -83,7 +83,7 @@ class _Translator:
         lowered = text.lower()
         for part, kind in _KINDS:
             if part in lowered:
-                return kind(f"RocksDB: {text}", path=self._path)
+                return kind(f"RocksDB: {text}", path=self._path, remedy=damage_remedy(kind))
         return EngineError(f"RocksDB: {text or type(error).__name__}", path=self._path)
 
     def __enter__(self) -> None:
@@ -260,6 +260,7 @@ class RocksDbEngine:
         checksums=True,
         read_only_processes=True,
         checkpoint=True,
+        wants_sorted=False,
     )
 
     def __init__(

@@ -33,7 +33,7 @@ from ..errors import (
     StoreLocked,
 )
 from ..limits import ENGINE_KEY_BYTES_MAX, ROW_VALUE_BYTES_MAX
-from ._shared import Gate, check_batch, check_limit, create_in_staging
+from ._shared import Gate, check_batch, check_limit, create_in_staging, damage_remedy
 from .api import Batch, Capabilities, EngineStats, Page, Reader, Row
 
 __all__ = ["SqliteEngine", "probe"]
@@ -78,7 +78,7 @@ class _Translator:
         if "closed database" in str(error):
             kind = ClosedError
         name = getattr(error, "sqlite_errorname", type(error).__name__)
-        return kind(f"SQLite: {error}", path=self._path, sqlite=name)
+        return kind(f"SQLite: {error}", path=self._path, sqlite=name, remedy=damage_remedy(kind))
 
     def __enter__(self) -> None:
         """Nothing to prepare."""
