@@ -28,6 +28,7 @@ from .errors import (
     CorruptionError,
     DeviceError,
     HoldfastError,
+    InvalidInputError,
     MissingFile,
     OutOfSpace,
     ReadOnlyError,
@@ -41,6 +42,7 @@ Buffer = bytes | bytearray | memoryview
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _DENIED = {errno.EROFS, errno.EACCES, errno.EPERM}
+_BAD_PATH = {errno.ENAMETOOLONG, errno.ENOTDIR, errno.ELOOP}
 _EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 
 
@@ -56,6 +58,8 @@ def translate_os_error(error: OSError, path: Path | str | None = None) -> Holdfa
         return ResourceExhausted(f"the process ran out of a resource: {text}", path=place)
     if error.errno == errno.ENOENT:
         return MissingFile(f"a file is missing: {text}", path=place)
+    if error.errno in _BAD_PATH:
+        return InvalidInputError(f"the path is not usable: {text}", path=place)
     return DeviceError(f"the device failed: {text}", path=place)
 
 

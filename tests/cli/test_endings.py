@@ -149,6 +149,26 @@ def test_what_is_unknown_is_not_found(pow_store_made: Path) -> None:
         refused(holdfast(*command.split(), "-d", pow_store_made, "--json"), 14, "block_not_found")
 
 
+@pytest.mark.parametrize("command", ["blocks", "orphans"])
+def test_a_limit_without_bounds_is_no_limit(command: str, pow_store_made: Path) -> None:
+    assert holdfast(command, "-d", pow_store_made, "--limit", "9" * 40, "--json").code == 0
+
+
+def test_a_directory_is_not_a_url(pow_store_made: Path, tmp_path: Path) -> None:
+    for url in (f"sqlite:{tmp_path / 'new'}", "memory:"):
+        answer = holdfast("init", "-d", url, "--chain", "pow", "--json")
+        assert (answer.code, answer.error["code"]) == (2, "invalid_input")
+    assert not (tmp_path / "new").exists()
+    assert holdfast("tip", "-d", f"rocksdb:{pow_store_made}").code == 2
+
+
+def test_a_path_that_cannot_be_is_the_callers_mistake(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for place in (tmp_path / ("n" * 300), tmp_path / "file" / "store"):
+        assert holdfast("init", "-d", place, "--chain", "pow").code == 2
+    assert "not a regular file" in holdfast("import", "evm", tmp_path, "-d", tmp_path / "s").err
+
+
 def test_an_error_for_people_names_the_next_step(tmp_path: Path) -> None:
     answer = holdfast("tip", "-d", tmp_path / "none")
     first, second = answer.err.splitlines()
@@ -355,6 +375,15 @@ def test_a_reader_that_leaves_ends_the_command_quietly(pow_store: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_full_device_under_the_output_is_no_bug(pow_store_made: Path) -> None:
+    with open("/dev/full", "w") as full:
+        for limit in ("1", "0"):
+            arguments = [sys.executable, "-m", "holdfast", "blocks", "-d", str(pow_store_made), "--limit", limit]
+            ended = subprocess.run(arguments, stdout=full, stderr=subprocess.PIPE, check=False)
+            assert ended.returncode == 5, ended.stderr
+            assert b"Traceback" not in ended.stderr
+
+
 def test_exit_codes_of_a_real_process(pow_store: Path) -> None:
     assert child("tip", "-d", pow_store, "--json").record["height"] == 45
     with api.open(pow_store, create=False):

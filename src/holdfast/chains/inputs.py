@@ -35,7 +35,8 @@ class InputFile:
     def __init__(self, path: Path | str, *, limit: int = UNPACKED_BYTES_MAX) -> None:
         self.path = Path(path)
         if not self.path.is_file():
-            raise InvalidInputError("there is no such file", path=self.path)
+            text = "this is not a regular file" if self.path.exists() else "there is no such file"
+            raise InvalidInputError(text, path=self.path)
         self._plain: File | None = RealFileSystem().open(self.path, read_only=True)
         self._spool: IO[bytes] | None = None
         self.size = self._plain.size()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from itertools import islice
@@ -59,7 +60,7 @@ def orphans(
     from .session import open_to_read
 
     with open_to_read(data_dir, config) as store:
-        rows = islice(_orphan_rows(store), limit or None)
+        rows = islice(_orphan_rows(store), min(limit, sys.maxsize) or None)
         columns = ["height", "hash", "was_canonical", "reason", "competing_hash"]
         Output(as_json=as_json).rows(columns, rows, empty="no orphans")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from itertools import islice
@@ -178,7 +179,7 @@ def blocks(
         out = Output(as_json=as_json)
         columns = ["height", "hash", "when", "producer", "bytes"]
         shown = ({**row, "when": time_text(_int(row["time"]))} for row in rows) if not as_json else rows
-        count = out.rows(columns, islice(shown, limit or None), empty="no blocks")
+        count = out.rows(columns, islice(shown, min(limit, sys.maxsize) or None), empty="no blocks")
         if limit and count == limit:
             out.note(f"the first {limit}; --limit 0 shows all")
 

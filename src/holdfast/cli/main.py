@@ -8,7 +8,6 @@ Invariants:
 
 from __future__ import annotations
 
-import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -33,7 +32,7 @@ from . import (
     syncing,
     upkeep,
 )
-from .output import PipeClosed, json_asked, print_error
+from .output import PipeClosed, flush_output, forget_stdout, json_asked, print_error
 from .session import show_hashes
 
 __all__ = ["app", "run"]
@@ -63,13 +62,13 @@ class _Program(TyperGroup):
         as_json = json_asked(args)
         try:
             result = super().main(args, prog_name, complete_var, standalone_mode=False, **extra)
-            sys.stdout.flush()
+            flush_output()
             return result if isinstance(result, int) else 0
         except HoldfastError as error:
             print_error(show_hashes(error), as_json=as_json)
             return error.exit_code
         except (PipeClosed, BrokenPipeError):
-            _forget_stdout()
+            forget_stdout()
             return _PIPE_CLOSED
         except (KeyboardInterrupt, typer.Abort):
             print("interrupted", file=sys.stderr)
@@ -105,17 +104,6 @@ def _report_bug(error: Exception, *, as_json: bool) -> int:
         traceback.print_exception(error)
         print_error(InternalError(f"{type(error).__name__}: {error}"), as_json=False)
     return InternalError.exit_code
-
-
-def _forget_stdout() -> None:
-    """The interpreter's last flush goes nowhere instead of failing."""
-    try:
-        number = sys.stdout.fileno()
-    except (OSError, ValueError):
-        return
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, number)
-    os.close(nowhere)
 
 
 app = typer.Typer(

@@ -7,13 +7,37 @@ from typing import Annotated, Literal
 
 import typer
 
+from ..errors import InvalidInputError
+
 __all__ = ["BatchBlocks", "Config", "DataDir", "Durability", "Engine", "EngineName", "Json", "Network", "Seconds"]
 
 EngineName = Literal["rocksdb", "lmdb", "sqlite"]
 
+
+def _directory(path: Path) -> Path:
+    """``path``, which is not a URL: a command line names the engine with ``--engine`` or ``--to``."""
+    from ..store.url import parse_url
+
+    url = parse_url(path)
+    if url.engine is not None:
+        raise InvalidInputError(
+            "--data-dir takes a directory, not a URL",
+            found=path,
+            remedy="give the path alone; a new store takes its engine from --engine",
+        )
+    return path
+
+
 DataDir = Annotated[
     Path,
-    typer.Option("--data-dir", "-d", envvar="HOLDFAST_DATA_DIR", metavar="DIR", help="Directory of the store."),
+    typer.Option(
+        "--data-dir",
+        "-d",
+        envvar="HOLDFAST_DATA_DIR",
+        metavar="DIR",
+        help="Directory of the store.",
+        callback=_directory,
+    ),
 ]
 Config = Annotated[
     Path | None,

@@ -16,9 +16,21 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from itertools import chain, islice
 
+from .._fs import translate_os_error
 from ..errors import HoldfastError
 
-__all__ = ["Output", "PipeClosed", "bytes_text", "clean", "count_text", "json_asked", "print_error", "time_text"]
+__all__ = [
+    "Output",
+    "PipeClosed",
+    "bytes_text",
+    "clean",
+    "count_text",
+    "flush_output",
+    "forget_stdout",
+    "json_asked",
+    "print_error",
+    "time_text",
+]
 
 _ROWS_MEASURED = 100
 
@@ -71,6 +83,31 @@ def _write(text: str) -> None:
         sys.stdout.write(text)
     except BrokenPipeError:
         raise PipeClosed from None
+    except OSError as error:
+        forget_stdout()
+        raise translate_os_error(error, "stdout") from error
+
+
+def forget_stdout() -> None:
+    """The interpreter's last flush goes nowhere instead of failing."""
+    try:
+        number = sys.stdout.fileno()
+    except (OSError, ValueError):
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, number)
+    os.close(nowhere)
+
+
+def flush_output() -> None:
+    """What was printed has left this process; else a typed error, or ``PipeClosed``."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise PipeClosed from None
+    except OSError as error:
+        forget_stdout()
+        raise translate_os_error(error, "stdout") from error
 
 
 class Output:

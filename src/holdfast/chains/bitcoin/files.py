@@ -169,7 +169,11 @@ class BlockFiles:
         size: int = _FRAME.unpack(head)[1]
         if size > self.block_bytes_max:
             raise LimitExceeded(
-                "a block claims to be larger than allowed", found=size, limit=self.block_bytes_max, **where
+                "a block claims to be larger than allowed",
+                found=size,
+                limit=self.block_bytes_max,
+                remedy=InvalidBlock.default_remedy,
+                **where,
             )
         if size < _BLOCK_BYTES_MIN:
             raise InvalidBlock("a block is smaller than its header", found=size, expected=_BLOCK_BYTES_MIN, **where)
