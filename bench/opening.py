@@ -14,7 +14,7 @@ from .measure import Bar, Plan, Result, row
 __all__ = ["run"]
 
 ENGINE = "rocksdb"
-ROWS_MAX = 100_000
+ROWS_MAX = 150_000
 """The default of the setting ``overlay_rows_max``."""
 
 

@@ -114,7 +114,7 @@ class Settings(BaseModel):
     ] = 64 * _MIB
     overlay_rows_max: Annotated[
         int, Field(ge=1, le=100_000_000, description="rows in memory that are not yet in the engine")
-    ] = 100_000
+    ] = 150_000
     flush_interval_seconds: Annotated[
         float, Field(ge=0.01, le=3600, description="longest time before a row moves into the engine, seconds")
     ] = 5.0

@@ -59,7 +59,7 @@ def test_the_published_defaults() -> None:
         "waiting_bytes_max": 64 * 1024 * 1024,
         "fork_choice": "chain",
         "overlay_bytes_max": 64 * 1024 * 1024,
-        "overlay_rows_max": 100_000,
+        "overlay_rows_max": 150_000,
         "flush_interval_seconds": 5.0,
         "pinned_bytes_max": 64 * 1024 * 1024,
         "cache_bytes": 32 * 1024 * 1024,

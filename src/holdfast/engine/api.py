@@ -61,6 +61,8 @@ class Capabilities:
     read_only_processes: bool
     """True if another process may open it read-only while a writer has it open."""
     checkpoint: bool
+    wants_sorted: bool = True
+    """True if a batch is written faster when its keys come in order (LMDB, SQLite: pages are touched once)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -124,6 +124,7 @@ def view_options(settings: Settings) -> ViewOptions:
         overlay_bytes_max=settings.overlay_bytes_max,
         flush_interval_seconds=settings.flush_interval_seconds,
         pinned_bytes_max=settings.pinned_bytes_max,
+        paced=settings.durability == "sync",
     )
 
 

@@ -66,10 +66,13 @@ class Applied:
 class ViewOptions:
     """Bounds of the overlay and pace of the flush."""
 
-    overlay_rows_max: int = 100_000
+    overlay_rows_max: int = 150_000
     overlay_bytes_max: int = 64 * 1024 * 1024
     flush_interval_seconds: float = 5.0
     pinned_bytes_max: int = 64 * 1024 * 1024
+    paced: bool = True
+    """The background flush pauses between slices, so that commits that wait for the device get the interpreter at once.
+    Useless where commits do not wait."""
 
 
 class RowReader(Protocol):

@@ -251,8 +251,14 @@ class Overlay:
         self.epoch += 1
         for keys in slices:
             with self.lock:
+                nodes, discard = self.nodes, self._keys.discard
                 for key in keys:
-                    self._cut(key, to_version)
+                    node = nodes.get(key)
+                    if node is not None and node[0] <= to_version:
+                        del nodes[key]
+                        discard(key)
+                    elif node is not None:
+                        self._cut(key, node, to_version)
             pace()
         with self.lock:
             for published in frames:
@@ -261,14 +267,9 @@ class Overlay:
                 self.rows -= published.rows
                 self.size_bytes -= published.size_bytes
 
-    def _cut(self, key: bytes, to_version: int) -> None:
-        node: Node | None = self.nodes.get(key)
-        if node is None:
-            return
-        if node[0] <= to_version:
-            del self.nodes[key]
-            self._keys.discard(key)
-            return
+    def _cut(self, key: bytes, newest: Node, to_version: int) -> None:
+        """Only the versions above ``to_version`` stay; there are some."""
+        node: Node | None = newest
         newer: list[Node] = []
         while node is not None and node[0] > to_version:
             newer.append(node)
