@@ -61,7 +61,7 @@ def check_batch(batch: Batch, key_bytes_max: int = ENGINE_KEY_BYTES_MAX) -> None
             raise LimitExceeded("an engine key is too long", found=longest, limit=key_bytes_max)
         if b"" in rows:
             raise InvalidInputError("an engine key is empty")
-        largest = max((len(value) for value in rows.values() if value is not None), default=0)
+        largest = max(map(len, filter(None, rows.values())), default=0)
     except TypeError as exc:
         raise InvalidInputError("a batch holds keys of bytes and values of bytes or None", found=repr(exc)) from exc
     if largest > ROW_VALUE_BYTES_MAX:
