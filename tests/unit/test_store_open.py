@@ -458,3 +458,9 @@ def test_a_bad_url_is_refused(url: str) -> None:
 def test_a_store_in_memory_is_not_opened_read_only() -> None:
     with pytest.raises(InvalidInputError):
         holdfast.open("memory:", read_only=True)
+
+
+def test_only_text_and_paths_name_a_store() -> None:
+    for wrong in (5, b"store", None, "a\0b"):
+        with pytest.raises(InvalidInputError):
+            holdfast.open(wrong)  # type: ignore[arg-type]

@@ -23,9 +23,9 @@ class StoreUrl:
 
 def parse_url(url: str | os.PathLike[str]) -> StoreUrl:
     """The place that ``url`` names. Raises ``InvalidInputError``."""
-    text = os.fspath(url)
+    text = os.fspath(url) if isinstance(url, (str, os.PathLike)) else None
     if not isinstance(text, str) or "\0" in text:
-        raise InvalidInputError("a store is named by a path or a URL", found=repr(text))
+        raise InvalidInputError("a store is named by a path or a URL", found=repr(url))
     if text == "memory:":
         return StoreUrl(None, "memory")
     scheme, colon, rest = text.partition(":")
