@@ -332,7 +332,9 @@ class CorruptionError(FormatError):
 
     code = "corruption"
     exit_code = 3
-    default_remedy = "keep the directory as it is, copy it, then run 'holdfast verify --level quick'"
+    default_remedy = (
+        "copy the directory as it is; 'holdfast verify --level views' then says what is damaged and what is not"
+    )
 
 
 class MissingFile(CorruptionError):

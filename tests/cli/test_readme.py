@@ -56,8 +56,8 @@ def test_every_make_target_exists() -> None:
 @pytest.mark.slow
 def test_every_program_runs(tmp_path: Path) -> None:
     programs = blocks("python")
-    assert programs
-    for text in programs:
+    expected = ["2 [", "3\n"]  # the second program adds a block to the store of the first
+    for text, start in zip(programs, expected, strict=True):
         answer = subprocess.run(
             [sys.executable, "-c", text],
             env=child_environment(),
@@ -67,7 +67,7 @@ def test_every_program_runs(tmp_path: Path) -> None:
             timeout=60,
         )
         assert answer.returncode == 0, answer.stderr
-        assert answer.stdout.startswith("2 [")
+        assert answer.stdout.startswith(start)
 
 
 def test_inline_commands_have_options_that_exist() -> None:

@@ -14,6 +14,7 @@ import holdfast
 from holdfast.chains.evm import EvmChain, EvmFiles, genesis_block
 from holdfast.chains.evm.codec import encode_list, keccak256
 from holdfast.chains.importing import ImportReport, import_files
+from holdfast.errors import ConflictError
 from holdfast.types import ZERO_HASH, BlockStatus
 from tests.import_makers import SAMPLES, evm_header
 
@@ -115,3 +116,15 @@ def test_bare_blocks_and_rpc_answers_are_read_too(tmp_path: Path) -> None:
         assert run(store, path).added == 4
         assert store.tip is not None
         assert store.blocks.extra(store.tip) is None
+
+
+def test_a_base_that_the_first_block_contradicts_is_refused(tmp_path: Path) -> None:
+    late = [line for line in lines() if json.loads(line)["branch"] == "main"][100:110]
+    height = int(json.loads(late[0])["block"]["number"], 16)
+    path = tmp_path / "late.jsonl"
+    path.write_text("\n".join(late) + "\n")
+    with holdfast.open("memory:", chain=EvmChain(31337)) as store:
+        with pytest.raises(ConflictError, match="another height than the stated base"):
+            run(store, path, base_height=height + 1)
+        assert store.tip is None
+        assert run(store, path, base_height=height).added == 10

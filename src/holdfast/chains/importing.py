@@ -290,6 +290,14 @@ class _Import:
         if parent is not None:
             return parent + 1
         if block.hash == self.root:
+            if block.height >= 0 and block.height != self.base_height:
+                raise ConflictError(
+                    "the first block says that it has another height than the stated base",
+                    hash=block.hash,
+                    found=block.height,
+                    expected=self.base_height,
+                    remedy="state the height that the block has, or none",
+                )
             return self.base_height
         if block.parent == ZERO_HASH:
             if not self.empty and self.store.blocks.get(block.hash) is None:

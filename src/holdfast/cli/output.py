@@ -137,9 +137,14 @@ class Output:
 
     def _json_rows(self, rows: Iterable[Mapping[str, object]]) -> int:
         count = 0
-        for row in rows:
-            _write(("[\n" if count == 0 else ",\n") + json.dumps(row, default=str))
-            count += 1
+        try:
+            for row in rows:
+                _write(("[\n" if count == 0 else ",\n") + json.dumps(row, default=str))
+                count += 1
+        except HoldfastError:
+            if count:
+                _write("\n]\n")  # what was printed stays one JSON value; the error follows on stderr
+            raise
         _write("\n]\n" if count else "[]\n")
         return count
 
