@@ -73,7 +73,7 @@ check: lint types ## format, lint, types, fast tests and the rules of the house
 	$(PY) -m pytest -q -n $(JOBS) --dist loadfile -m "not slow and not crash and not live"
 
 crash: $(STAMP) ## the crash tier with full counts (CRASH_ROUNDS=1000)
-	HOLDFAST_CRASH_ROUNDS=$(CRASH_ROUNDS) $(PY) -m pytest -n $(JOBS) -m crash --timeout=0 $(SLOWEST)
+	HOLDFAST_CRASH_ROUNDS=$(CRASH_ROUNDS) $(PY) -m pytest -n $(JOBS) -m crash --timeout=0 -o faulthandler_timeout=0 $(SLOWEST)
 
 crash-quick: $(STAMP) ## the crash tier with the counts of CI (CRASH_ROUNDS_QUICK=50)
 	HOLDFAST_CRASH_ROUNDS=$(CRASH_ROUNDS_QUICK) $(PY) -m pytest -n $(JOBS) -m crash $(SLOWEST)
