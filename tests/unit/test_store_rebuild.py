@@ -127,3 +127,9 @@ def test_indexes_come_back_and_a_failure_leaves_the_old_views(tmp_path: Path) ->
 def test_a_store_in_memory_has_nothing_to_rebuild() -> None:
     with holdfast.open("memory:") as store, pytest.raises(InvalidInputError, match="no views on disk"):
         store.rebuild()
+
+
+def test_a_store_on_disk_needs_an_engine_on_disk(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInputError, match="needs an engine on disk"):
+        holdfast.open(tmp_path / "s", settings=Settings(engine="memory"))
+    assert not (tmp_path / "s").exists()

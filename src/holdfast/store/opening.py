@@ -29,6 +29,7 @@ from ..errors import (
     CorruptionError,
     EngineMismatch,
     ForeignStore,
+    InvalidInputError,
     MissingFile,
     RecoveryTimeout,
     StoreNotFound,
@@ -210,6 +211,8 @@ def open_for_writing(plan: OpenPlan) -> Opened:
     """The store, recovered: journal tail judged, a begun flush finished, frames replayed. Holds LOCK afterwards."""
     started = time.monotonic()
     fs, root = plan.fs, plan.root
+    if fs.persistent and (plan.engine or plan.settings.engine) == "memory":
+        raise InvalidInputError("a store on disk needs an engine on disk; 'memory:' is a store in memory", path=root)
     state = _state_of(fs, root)
     if state != "store" and not plan.create:
         raise StoreNotFound("there is no store here", path=root)
