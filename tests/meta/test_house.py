@@ -27,7 +27,7 @@ FILE_CALLS = {
 }
 PATH_METHODS = {"unlink", "rename", "rmdir"}
 MAY_TOUCH_FILES = ("_fs", "testing")
-EXCEPTIONS = {("engine._shared", "shutil.rmtree")}
+EXCEPTIONS: set[tuple[str, str]] = set()
 """A staging directory of an engine, left by a crash: derived data that was never part of the store."""
 
 

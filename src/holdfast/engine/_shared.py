@@ -7,7 +7,6 @@ Invariants:
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
 import threading
@@ -15,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
-from .._fs import RealFileSystem, translate_os_error
+from .._fs import RealFileSystem
 from ..errors import (
     ClosedError,
     CorruptionError,
@@ -151,12 +150,8 @@ def create_in_staging(path: Path, make: Callable[[Path], None]) -> None:
     if files.names(path):
         raise MissingFile("the engine's main file is missing, but its directory is not empty", path=path)
     staging = path.with_name(path.name + ".new")
-    try:
-        if staging.exists():
-            shutil.rmtree(staging)
-        staging.mkdir(mode=0o700)
-    except OSError as exc:
-        raise translate_os_error(exc, staging) from exc
+    files.remove_tree(staging)
+    files.make_directory(staging)
     make(staging)
     for name in files.names(staging):
         file = files.open(staging / name)

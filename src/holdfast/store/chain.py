@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
+from ..errors import InvalidInputError
 from ..types import Block, BlockInfo
 
 __all__ = ["Ancestry", "Chain", "ChainSpec", "CustomChain", "ForkChoiceName"]
@@ -77,7 +78,7 @@ class CustomChain:
     def decode(
         self, header: bytes, body: bytes | None, *, parent: BlockInfo | None, extra: bytes | None = None
     ) -> Block:
-        raise NotImplementedError("a custom chain hands decoded blocks to the store")
+        raise InvalidInputError("a custom chain hands decoded blocks to the store; it cannot decode them")
 
     def validate(self, block: Block, parent: BlockInfo | None, ancestry: Ancestry) -> None:
         """Accept: the owner of a custom chain has judged the block already."""
