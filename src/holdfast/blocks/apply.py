@@ -134,7 +134,7 @@ def _switch(
         if state.has_tip:
             raise CorruptionError("a second root in the journal", hash=canonical.tip[1], height=canonical.tip[0])
     elif fork[1] != state.tip_hash:
-        left = list(_walk(state.tip_height, state.tip_hash, fork, reader, {}))
+        left = list(_walk(state.tip_height, state.tip_hash, fork, reader))
         restored: Rows = {}
         for height, block_hash in left:
             undo = undo_of(height, block_hash)
@@ -240,16 +240,13 @@ def _extend(prepared: Prepared, canonical: CanonicalEntry, indexes: ChainIndexes
     )
 
 
-def _walk(
-    height: int, block_hash: bytes, fork: tuple[int, bytes], reader: RowReader, fresh: dict[bytes, BlockEntry]
-) -> Iterable[tuple[int, bytes]]:
+def _walk(height: int, block_hash: bytes, fork: tuple[int, bytes], reader: RowReader) -> Iterable[tuple[int, bytes]]:
     """(height, hash) from a block down to, not including, the fork point."""
     while block_hash != fork[1]:
         if height <= fork[0]:
             raise CorruptionError("the tip does not descend from the fork point", hash=block_hash, fork=fork[1])
         yield height, block_hash
-        entry = fresh.get(block_hash) or _load(block_hash, reader)
-        height, block_hash = height - 1, entry.parent
+        height, block_hash = height - 1, _load(block_hash, reader).parent
 
 
 def _load(block_hash: bytes, reader: RowReader) -> BlockInfo:

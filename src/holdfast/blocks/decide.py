@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from ..errors import BlockNotFound, FinalityError, InvalidInputError, LimitExceeded, ReorgTooDeep
-from ..limits import HASH_BYTES, HEIGHT_MAX, REASON_BYTES_MAX, WORK_MAX
+from ..limits import HEIGHT_MAX, REASON_BYTES_MAX, WORK_MAX
 from ..types import Block, BlockInfo
 from ..views.api import RowReader
 from .content import FrameContent, entry_of
@@ -262,10 +262,3 @@ class Decider:
             info = self.load(info.parent)
         orphans.reverse()
         return CanonicalEntry((fork.height, fork.hash), tip, self.new_floor(state, tip[0]), tuple(orphans))
-
-
-def check_hash(name: str, value: bytes) -> bytes:
-    """``value`` if it is 32 bytes. Raises ``InvalidInputError``."""
-    if not isinstance(value, bytes) or len(value) != HASH_BYTES:
-        raise InvalidInputError(f"{name} must be {HASH_BYTES} bytes", found=value)
-    return value

@@ -22,7 +22,6 @@ from .records import (
     canonical_key,
     decode_block_record,
     decode_orphan_record,
-    hash_of_height_key,
     height_key,
     orphan_key,
     producer_prefix,
@@ -278,14 +277,6 @@ class BlockReader:
             "finalized_height": state.finalized if state.finalized >= 0 else None,
             "reorg_floor": state.floor if state.has_tip else None,
         }
-
-    def heights_key_range(self) -> tuple[int, int] | None:
-        """Lowest and highest height of any stored block, or ``None``."""
-        low = self._rows.scan(height_key(0), height_key(2**64 - 1, b"\xff" * 33), limit=1).rows
-        high = self._rows.scan(height_key(0), height_key(2**64 - 1, b"\xff" * 33), reverse=True, limit=1).rows
-        if not low or not high:
-            return None
-        return hash_of_height_key(low[0][0])[0], hash_of_height_key(high[0][0])[0]
 
     def _keys(self, start: bytes, stop: bytes, *, reverse: bool = False) -> Iterator[tuple[bytes, bytes]]:
         while True:

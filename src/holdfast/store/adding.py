@@ -66,11 +66,6 @@ class Adder:
         self._waiting = waiting
         self._stored = _RunAncestry(blocks)
 
-    @property
-    def chain(self) -> Chain:
-        """The chain that judges blocks."""
-        return self._chain
-
     def add(self, block: Block, *, validate: bool, root_allowed: bool, wait_for_parent: bool) -> AddResult:
         """The block is stored where the fork choice puts it, with every block that waited for it."""
         result = self._add_one(block, validate=validate, root_allowed=root_allowed, wait_for_parent=wait_for_parent)

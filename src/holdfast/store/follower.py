@@ -97,7 +97,6 @@ class Follower:
             self._reader.close()
             raise
         self.rows = RowsOf(self._visible_rows)
-        self.latest_rows = self.rows
         state = self._session.replayer.state
         self.stats = RecoveryStats(
             clean=self._reader.mark.clean,

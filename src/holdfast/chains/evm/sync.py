@@ -25,8 +25,8 @@ from ...errors import (
     InvalidInputError,
     RemoteError,
 )
-from ...types import AddResult, AddStatus, Block, BlockInfo, ReorgInfo
-from ..importing import Candidate
+from ...types import AddStatus, Block, BlockInfo, ReorgInfo
+from ..importing import BlockReader, BlockStore, Candidate
 from .chain import EvmChain
 from .decoding import block_from_json
 from .header import data_field, quantity_field
@@ -42,10 +42,7 @@ _SEARCH_STEP = 16
 _NAP_SECONDS = 0.05
 
 
-class _Blocks(Protocol):
-    def get(self, block_hash: bytes, /) -> BlockInfo | None:
-        """The stored block."""
-
+class _Blocks(BlockReader, Protocol):
     def hash_at(self, height: int, /) -> bytes | None:
         """Hash of the canonical block."""
 
@@ -63,16 +60,12 @@ class _Spec(Protocol):
         """Which chain of the kind."""
 
 
-class FollowedStore(Protocol):
-    """What following needs of a store."""
+class FollowedStore(BlockStore, Protocol):
+    """What following needs of a store, beyond what an import does."""
 
     @property
     def spec(self) -> _Spec:
         """The chain of the store."""
-
-    @property
-    def tip(self) -> BlockInfo | None:
-        """The canonical tip."""
 
     @property
     def finalized(self) -> int | None:
@@ -81,11 +74,6 @@ class FollowedStore(Protocol):
     @property
     def blocks(self) -> _Blocks:
         """The stored blocks."""
-
-    def add_many(
-        self, blocks: Sequence[Block], *, validate: bool = True, root_allowed: bool = False
-    ) -> list[AddResult]:
-        """Add blocks in order."""
 
     def reorg(self, to: bytes, *, reason: str = ...) -> ReorgInfo | None:
         """Make a stored block the tip."""
