@@ -46,13 +46,16 @@ __all__ = [
     "PersistenceError",
     "PoisonedError",
     "PrunedError",
+    "ProofInvalid",
     "ReadOnlyError",
     "RecoveryTimeout",
     "RemoteError",
     "ReorgTooDeep",
     "ResourceExhausted",
+    "RootMismatch",
     "SafetyError",
     "SafetyStateMissing",
+    "SnapshotInvalid",
     "StateError",
     "StoreExists",
     "StoreLocked",
@@ -205,6 +208,13 @@ class StoreExists(ConflictError):
     default_remedy = "open it, or choose an empty directory"
 
 
+class RootMismatch(ConflictError):
+    """The state root that a block claims is not the one that its changes give; nothing was changed."""
+
+    code = "root_mismatch"
+    default_remedy = "the block is invalid, or it was executed by other rules; do not build on it"
+
+
 class IndexFailed(ConflictError):
     """A user index function raised, or gave bad or too many rows; the commit was refused and nothing changed."""
 
@@ -270,6 +280,22 @@ class InvalidInputError(HoldfastError, ValueError):
     code = "invalid_input"
     exit_code = 2
     default_remedy = "correct the value named above"
+
+
+class ProofInvalid(HoldfastError, ValueError):
+    """A proof does not prove what it should: it is malformed, of another root, or of something else."""
+
+    code = "proof_invalid"
+    exit_code = 10
+    default_remedy = "do not trust the claim; ask another node for a proof against a root that you know"
+
+
+class SnapshotInvalid(HoldfastError, ValueError):
+    """A snapshot, or the chunk named, is damaged, incomplete or of another chain; nothing of it was stored."""
+
+    code = "snapshot_invalid"
+    exit_code = 10
+    default_remedy = "fetch the chunk or file named above again from another source, then run the same command again"
 
 
 class InvalidBlock(HoldfastError, ValueError):

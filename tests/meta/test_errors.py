@@ -25,6 +25,7 @@ HoldfastError holdfast 1
     EngineMismatch engine_mismatch 16
     ForeignStore foreign_store 16
     StoreExists store_exists 16
+    RootMismatch root_mismatch 16
     IndexFailed index_failed 16
     CallbackError callback_failed 16
   SafetyError safety 11
@@ -34,6 +35,8 @@ HoldfastError holdfast 1
     SafetyStateMissing safety_missing 11
     FencedError fenced 11
   InvalidInputError invalid_input 2
+  ProofInvalid proof_invalid 10
+  SnapshotInvalid snapshot_invalid 10
   InvalidBlock invalid_block 10
   LimitExceeded limit_exceeded 10
   RemoteError remote 17 retry

@@ -12,16 +12,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 __all__ = [
+    "BLOBS",
     "BLOCKS",
     "CANONICAL",
+    "DOCUMENTS",
     "FENCES",
     "HEIGHTS",
+    "HISTORY",
     "INDEX_FIRST",
     "INDEX_LAST",
     "META",
     "ORPHANS",
+    "PREIMAGES",
     "PRODUCERS",
     "SAFETY",
+    "STATE",
     "TABLES",
     "TIMES",
     "UNDO",
@@ -55,15 +60,36 @@ HEIGHTS = _table(0x0102, "heights")
 TIMES = _table(0x0103, "times")
 PRODUCERS = _table(0x0104, "producers")
 ORPHANS = _table(0x0105, "orphans")
+DOCUMENTS = _table(0x0107, "documents")
 SAFETY = _table(0x0108, "safety")
 FENCES = _table(0x0109, "fences")
+BLOBS = _table(0x010A, "blobs")
 CANONICAL = _table(0x8001, "canonical")
+STATE = _table(0x8002, "state")
+PREIMAGES = _table(0x8003, "preimages")
 UNDO = _table(0xF001, "undo")
+HISTORY = _table(0xF002, "history")
 
 INDEX_FIRST = 0x9000
 INDEX_LAST = 0x9FFF
 
-TABLES = (META, BLOCKS, HEIGHTS, TIMES, PRODUCERS, ORPHANS, SAFETY, FENCES, CANONICAL, UNDO)
+TABLES = (
+    META,
+    BLOCKS,
+    HEIGHTS,
+    TIMES,
+    PRODUCERS,
+    ORPHANS,
+    DOCUMENTS,
+    SAFETY,
+    FENCES,
+    BLOBS,
+    CANONICAL,
+    STATE,
+    PREIMAGES,
+    UNDO,
+    HISTORY,
+)
 
 
 def index_table(number: int) -> Table:

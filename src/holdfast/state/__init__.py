@@ -1,0 +1,1 @@
+"""The versioned state: what contracts read and write, its history, its roots and its proofs."""
