@@ -45,8 +45,8 @@ __all__ = [
     "ParentUnknown",
     "PersistenceError",
     "PoisonedError",
-    "PrunedError",
     "ProofInvalid",
+    "PrunedError",
     "ReadOnlyError",
     "RecoveryTimeout",
     "RemoteError",
@@ -282,22 +282,6 @@ class InvalidInputError(HoldfastError, ValueError):
     default_remedy = "correct the value named above"
 
 
-class ProofInvalid(HoldfastError, ValueError):
-    """A proof does not prove what it should: it is malformed, of another root, or of something else."""
-
-    code = "proof_invalid"
-    exit_code = 10
-    default_remedy = "do not trust the claim; ask another node for a proof against a root that you know"
-
-
-class SnapshotInvalid(HoldfastError, ValueError):
-    """A snapshot, or the chunk named, is damaged, incomplete or of another chain; nothing of it was stored."""
-
-    code = "snapshot_invalid"
-    exit_code = 10
-    default_remedy = "fetch the chunk or file named above again from another source, then run the same command again"
-
-
 class InvalidBlock(HoldfastError, ValueError):
     """A block breaks the rules of its chain; it was not stored."""
 
@@ -312,6 +296,22 @@ class LimitExceeded(HoldfastError, ValueError):
     code = "limit_exceeded"
     exit_code = 10
     default_remedy = "send less at once, or raise the limit named above if it is a setting"
+
+
+class ProofInvalid(HoldfastError, ValueError):
+    """A proof does not prove what it should: it is malformed, of another root, or of something else."""
+
+    code = "proof_invalid"
+    exit_code = 10
+    default_remedy = "do not trust the claim; ask another node for a proof against a root that you know"
+
+
+class SnapshotInvalid(HoldfastError, ValueError):
+    """A snapshot, or the chunk named, is damaged, incomplete or of another chain; nothing of it was stored."""
+
+    code = "snapshot_invalid"
+    exit_code = 10
+    default_remedy = "fetch the chunk or file named above again from another source, then run the same command again"
 
 
 class RemoteError(HoldfastError):

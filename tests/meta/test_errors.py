@@ -35,10 +35,10 @@ HoldfastError holdfast 1
     SafetyStateMissing safety_missing 11
     FencedError fenced 11
   InvalidInputError invalid_input 2
-  ProofInvalid proof_invalid 10
-  SnapshotInvalid snapshot_invalid 10
   InvalidBlock invalid_block 10
   LimitExceeded limit_exceeded 10
+  ProofInvalid proof_invalid 10
+  SnapshotInvalid snapshot_invalid 10
   RemoteError remote 17 retry
     AnswerTooLarge remote_answer_too_large 17 retry
   FormatError format 9

@@ -14,7 +14,7 @@ Invariants:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -69,7 +69,7 @@ class Subtree(NamedTuple):
 
     prefix: bytes
     depth: int
-    count: int
+    leaves: int
     hash: bytes
     siblings: list[bytes]
 
@@ -145,8 +145,14 @@ class Backend(Protocol):
         Raises ``ValueError`` if they are not in strict order or do not share the bits.
         """
 
-    def encode_changes(self, changes: Mapping[bytes, bytes | None]) -> bytes:
-        """The bytes of a ``changes`` part (docs/FORMAT.md, section 5.2.5): keys in order."""
+    def encode_changes(self, changes: Mapping[bytes, bytes | None], inserted: Collection[bytes]) -> bytes:
+        """The bytes of a ``changes`` part (docs/FORMAT.md, section 5.2.5): keys in order.
 
-    def decode_changes(self, data: bytes) -> dict[bytes, bytes | None]:
-        """The changes in these bytes, in order of the keys. Raises ``ValueError`` for anything but exact bytes."""
+        ``inserted``: the keys among them that were absent before.
+        """
+
+    def decode_changes(self, data: bytes) -> tuple[dict[bytes, bytes | None], list[bytes]]:
+        """The changes in these bytes, in order of the keys, and the inserted keys.
+
+        Raises ``ValueError`` for anything but what ``encode_changes`` gives.
+        """
