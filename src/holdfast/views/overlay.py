@@ -111,6 +111,11 @@ class Overlay:
         self.frames: deque[Published] = deque()
         self._pending: deque[Published] = deque()
 
+    @property
+    def pending(self) -> bool:
+        """True while a published frame is not visible. The caller holds the lock."""
+        return bool(self._pending)
+
     # -- the writer ---------------------------------------------------------------------------------------------
 
     def publish(self, frame: FrameLayers) -> None:
@@ -158,10 +163,11 @@ class Overlay:
                 self.visible_version = published.version
                 self.visible_seq = published.frame.seq
 
-    def drop_invisible(self) -> None:
-        """Frames that are not visible were never published."""
+    def drop_invisible(self, announce: Callable[[int], None]) -> None:
+        """Frames that are not visible were never published. ``announce`` gets the last version that stays, before."""
         with self.lock:
             visible = self.visible_version
+            announce(visible)
             while self._pending:
                 published = self._pending.pop()
                 assert self.frames[-1] is published

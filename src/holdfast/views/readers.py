@@ -30,11 +30,12 @@ _CHUNK = 256
 class PinnedReader:
     """Rows as of the moment it was made, until it is released; a context manager. Any thread may use it.
 
-    Every call raises ``ViewExpired`` once a flush had to keep more than the allowed bytes for it, ``ClosedError``
-    after its release.
+    Every call raises ``ViewExpired`` once a flush had to keep more than the allowed bytes for it, or once frames that
+    it sees were dropped before they were durable; ``ClosedError`` after its release.
     """
 
     __slots__ = (
+        "_dropped",
         "_engine",
         "_expired",
         "_frozen",
@@ -56,6 +57,7 @@ class PinnedReader:
         self._frozen: Rows = {}
         self._frozen_bytes = 0
         self._keys = SortedKeys()
+        self._dropped = False
         self._expired = False
         self._released = False
         self.version = version
@@ -79,6 +81,10 @@ class PinnedReader:
                 self._frozen = {}
                 self._keys = SortedKeys()
 
+    def close(self) -> None:
+        """The same as ``release``."""
+        self.release()
+
     # -- reading ------------------------------------------------------------------------------------------------
 
     def get(self, key: bytes) -> bytes | None:
@@ -86,9 +92,11 @@ class PinnedReader:
         self.check()
         value = self._overlay.get(key, self.version)
         if value is not MISSING:
+            if self._dropped:
+                self.check()
             return value
         stored = self._engine.get(key)
-        if self._expired or self._frozen or self._released:
+        if self._expired or self._frozen or self._released or self._dropped:
             with self._lock:
                 self.check()
                 frozen = self._frozen.get(key, MISSING)
@@ -118,6 +126,8 @@ class PinnedReader:
                         found[position] = frozen[key]
                     else:
                         found[position] = None if stored is None else decode_row(key, stored)
+        if self._dropped:
+            self.check()
         return found  # type: ignore[return-value]  # no MISSING is left
 
     def floor(self, key: bytes, low: bytes) -> tuple[bytes, bytes] | None:
@@ -128,14 +138,24 @@ class PinnedReader:
     def scan(self, start: bytes, stop: bytes, *, reverse: bool = False, limit: int = 1000) -> Page:
         """One page of rows with ``start <= key < stop``; ``Page.resume`` as in the engine contract."""
         self.check()
-        return read_page(self._engine, self._overlay, self.version, self, start, stop, reverse=reverse, limit=limit)
+        page = read_page(self._engine, self._overlay, self.version, self, start, stop, reverse=reverse, limit=limit)
+        if self._dropped:
+            self.check()
+        return page
 
     def check(self) -> None:
         """Nothing happens while the reader can answer."""
         if self._released:
             raise ClosedError("the reader was released")
+        if self._dropped:
+            raise ViewExpired("frames that the reader sees were dropped, because they could not be made durable")
         if self._expired:
             raise ViewExpired("the reader held back more memory than allowed", limit=self._pins.bytes_max)
+
+    def drop(self) -> None:
+        """Frames that the reader sees are going to be dropped: it answers no more. Before the first row goes."""
+        with self._lock:
+            self._dropped = True
 
     # -- the flush ----------------------------------------------------------------------------------------------
 
@@ -189,15 +209,28 @@ class Pins:
         self.refused = False
         """True while a begun flush is to be finished: the engine is between two versions."""
 
-    def open(self, engine: Reader | None = None) -> PinnedReader:
-        """A reader of what is visible now; ``engine`` is a snapshot to read instead of the live one."""
+    def open(self, engine: Reader | None = None, *, latest: bool = False) -> PinnedReader:
+        """A reader of what is visible now; ``engine`` is a snapshot to read instead of the live one.
+
+        With ``latest``, a reader of everything that is published now.
+        """
         if self.refused:
             raise StateError("a flush that was interrupted must be finished before rows are read at one version")
         overlay = self._overlay
         with overlay.lock:
-            pin = PinnedReader(self, engine or self._engine, overlay, overlay.visible_version, overlay.visible_seq)
+            version, seq = overlay.visible_version, overlay.visible_seq
+            if latest:
+                version = overlay.version if overlay.pending else version
+                seq = overlay.frames[-1].frame.seq if overlay.frames else seq
+            pin = PinnedReader(self, engine or self._engine, overlay, version, seq)
             self.active.add(pin)
         return pin
+
+    def drop_above(self, version: int) -> None:
+        """Readers that see more than ``version`` answer no more. The caller holds the overlay's lock."""
+        for pin in self.active:
+            if pin.version > version:
+                pin.drop()
 
     def remove(self, pin: PinnedReader) -> None:
         """``pin`` is not active."""

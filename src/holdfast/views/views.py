@@ -112,8 +112,8 @@ class Views:
     # -- the writer ---------------------------------------------------------------------------------------------
 
     def drop_invisible(self) -> None:
-        """Frames above the visible ones are forgotten, as if never published."""
-        self._overlay.drop_invisible()
+        """Frames above the visible ones are forgotten, as if never published; readers that see them expire."""
+        self._overlay.drop_invisible(self._pins.drop_above)
 
     def latest(self) -> RowReader:
         """Rows with everything that is published, durable or not. For the writer only."""
@@ -170,6 +170,13 @@ class Views:
         engine another process flushes into, gives a ``snapshot`` of the engine that lives at least as long.
         """
         return self._pins.open(snapshot)
+
+    def pin_latest(self) -> PinnedReader:
+        """A reader of everything that is published now, durable or not, until it is released; use it in a ``with``.
+
+        It raises ``ViewExpired`` as ``pin`` does, and also once ``drop_invisible`` took a frame that it sees.
+        """
+        return self._pins.open(latest=True)
 
     def caught_up(self) -> None:
         """For a follower, which cannot finish another process's flush: its rows are all in the overlay by now."""
