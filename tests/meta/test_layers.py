@@ -23,6 +23,7 @@ FLOORS = {
     "views": 20,
     "blocks": 30,
     "consensus": 30,
+    "spaces": 30,
     "state": 25,
     "store": 40,
     "aio": 50,

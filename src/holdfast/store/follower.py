@@ -207,7 +207,7 @@ class Follower:
             self._replace(self._patiently(self._open_session))
         if self._reader.poll() != self._session.replayer.seq:
             self._advance(self._session)
-            if self._session.views.stats.overlay_rows > self._settings.overlay_rows_max:
+            if self._session.views.full:
                 self._shorten()
         self._take_new_indexes()
         self._polled = time.monotonic()

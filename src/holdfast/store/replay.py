@@ -11,18 +11,28 @@ from collections.abc import Callable
 from functools import partial
 
 from ..blocks.apply import ChainIndexes, prepare
-from ..blocks.content import decode_frame
+from ..blocks.content import decode_frame, read_execution
 from ..blocks.state import EMPTY, ChainState, decode_state, encode_state
 from ..consensus.safety import SAFETY_KINDS, SafetyBook
-from ..errors import UnsupportedFormat
+from ..errors import CorruptionError, UnsupportedFormat
 from ..journal.api import Frame, FrameSource, Kind
+from ..state.rows import Execution
+from ..types import BlockInfo
+from ..spaces.rows import document_rows
 from ..views.api import FrameLayers, Layer
 from ..views.views import Views
 
-__all__ = ["Replayer"]
+__all__ = ["Replayer", "execution_of"]
 
 _KNOWN = frozenset(value for name, value in vars(Kind).items() if not name.startswith("_"))
 _BLOCK_KINDS = frozenset((Kind.BLOCK, Kind.CANONICAL, Kind.FINALIZED))
+
+
+def execution_of(source: FrameSource, info: BlockInfo) -> Execution:
+    """What a stored block did to the state, from the journal; it says that it was executed."""
+    if info.executed is None:
+        raise CorruptionError("a block that was not executed has no changes", hash=info.hash, height=info.height)
+    return read_execution(source, source.frame(info.seq), info.executed, info.hash)
 
 
 class Replayer:
@@ -48,8 +58,13 @@ class Replayer:
                     )
         content = decode_frame(source, frame) if kinds & _BLOCK_KINDS else None
         rows = self.book.apply(source, frame) if kinds & SAFETY_KINDS else {}
+        if Kind.DOCUMENTS in kinds:
+            rows.update(document_rows(source, frame))
         if content is not None:
-            prepared = prepare(content, self.state, self.views.latest(), self.views.undo_of, self.indexes)
+            views = self.views
+            prepared = prepare(
+                content, self.state, views.latest(), views.undo_of, partial(execution_of, source), self.indexes
+            )
             layers = prepared.finish(frame.seq, frame.time_us)
             if rows:
                 layers.layers.append(Layer(rows))
@@ -72,14 +87,17 @@ class Replayer:
             self._apply_through(source, target)
             views.flush(target)
         while self.seq < last_seq:
-            self._apply_through(source, min(self.seq + 512, last_seq))
+            self._apply_through(source, min(self.seq + 512, last_seq), bounded=flush)
             if flush:
                 views.back_pressure()
             if progress is not None:
                 progress(self.seq, last_seq)
 
-    def _apply_through(self, source: FrameSource, last_seq: int) -> None:
+    def _apply_through(self, source: FrameSource, last_seq: int, *, bounded: bool = False) -> None:
+        """Frames up to ``last_seq`` are published and visible; ``bounded`` stops earlier once the overlay is full."""
         if self.seq < last_seq:
             for frame in source.frames(self.seq + 1, last_seq + 1):
                 self.apply(source, frame)
+                if bounded and self.views.full:
+                    break
         self.views.set_visible(self.seq)

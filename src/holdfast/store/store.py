@@ -23,11 +23,14 @@ from ..blocks.state import ChainState
 from ..config import Settings
 from ..consensus.records import SafetyRecord, check_identity, check_position
 from ..errors import ClosedError, InvalidInputError, ReadOnlyError
+from ..journal.api import Part
 from ..types import ZERO_HASH, AddResult, Block, BlockInfo, RecoveryStats, ReorgInfo
+from ..views.api import RowReader, Rows
 from .adding import Adder
 from .backend import Backend, WriterBackend
 from .chain import Chain, ChainSpec
 from .checks import check_block, check_forced, check_hash
+from .documents import Documents, list_spaces
 from .draft import Draft
 from .indexes import IndexReader, IndexStatus
 from .safety import Safety
@@ -54,10 +57,27 @@ os.register_at_fork(after_in_child=_after_fork_in_child)
 class StoreSnapshot:
     """The store as of one moment. Keep it short: later flushes keep old rows for it, up to a limit."""
 
-    def __init__(self, blocks: BlockReader, tip: BlockInfo | None, state: ChainState) -> None:
+    def __init__(self, blocks: BlockReader, tip: BlockInfo | None, state: ChainState, rows: RowReader) -> None:
+        self._rows = rows
         self.blocks = blocks
         self.tip = tip
         self.finalized = state.finalized if state.finalized >= 0 else None
+
+    def documents(self, name: str) -> Documents:
+        """The space of documents of this name as of this moment; it cannot be written to."""
+        return Documents(name, self._rows, _nothing, _refuse_write)
+
+    def document_spaces(self) -> list[str]:
+        """Names of the spaces that held a document."""
+        return list_spaces(self._rows)
+
+
+def _nothing() -> None:
+    """The rows of a snapshot say for themselves whether they can be read."""
+
+
+def _refuse_write(_parts: list[Part], _rows: Rows) -> None:
+    raise ReadOnlyError("a snapshot cannot be written to", remedy="write to 'store.documents(name)'")
 
 
 class Store:
@@ -167,7 +187,7 @@ class Store:
                 epoch_origin=self.spec.epoch_origin,
                 waiting=list,
             )
-            yield StoreSnapshot(reader, tip, state)
+            yield StoreSnapshot(reader, tip, state, rows)
 
     def statistics(self) -> dict[str, object]:
         """Counters of the chain, the journal, the views and the engine."""
@@ -198,6 +218,23 @@ class Store:
         """Registered indexes that are not ready are built in the background; ``open`` calls this."""
         writer, _ = self._need_writer()
         self._backend.indexes.start(writer, self._latest)
+
+    # -- documents ------------------------------------------------------------------------------------------------
+
+    def documents(self, name: str) -> Documents:
+        """The space of documents of this name, 1 to 64 bytes of text; one that holds nothing need not be made."""
+        return Documents(name, self._check().rows, self._check, self._write_documents)
+
+    def document_spaces(self) -> list[str]:
+        """Names of the spaces that hold a document."""
+        return list_spaces(self._check().rows)
+
+    def _write_documents(self, parts: list[Part], rows: Rows) -> None:
+        """``parts`` are one durable frame that sets ``rows``; nothing happens if there are none."""
+        writer, _ = self._need_writer()
+        if parts:
+            self._make_room(writer)
+            self._durable(writer, writer.save_documents(parts, rows))
 
     # -- building -------------------------------------------------------------------------------------------------
 

@@ -30,14 +30,17 @@ from ..blocks.records import block_key, decode_block_record
 from ..blocks.state import ChainState, encode_state
 from ..consensus.records import SafetyRecord, encode_fence, encode_safety
 from ..consensus.safety import SafetyBook
-from ..errors import CorruptionError, HoldfastError, InternalError, PoisonedError, StateError
+from ..errors import CorruptionError, HoldfastError, InternalError, PoisonedError, Recovery, StateError
 from ..journal.api import Kind, Part, TipMark
 from ..journal.journal import Journal
+from ..merkle.api import Tree
+from ..state.rows import tree_changes
 from ..types import ZERO_HASH, BlockInfo, ReorgInfo
 from ..views.api import FrameLayers, Layer, RowReader, Rows
 from ..views.views import Views
+from .replay import execution_of
 
-__all__ = ["Writer", "Written"]
+__all__ = ["Mark", "Writer", "Written"]
 
 
 class Written(msgspec.Struct, frozen=True):
@@ -49,10 +52,13 @@ class Written(msgspec.Struct, frozen=True):
     blocks: tuple[BlockInfo, ...]
 
 
-class _Mark(msgspec.Struct, frozen=True, gc=False):
+class Mark(msgspec.Struct, frozen=True, gc=False):
+    """The store after a frame: state of the chain, tip, and the tree over the state at the tip."""
+
     seq: int
     state: ChainState
     tip: BlockInfo | None
+    tree: Tree
 
 
 class _Turn:
@@ -87,6 +93,8 @@ class Writer:
         views: Views,
         state: ChainState,
         book: SafetyBook,
+        tree: Tree,
+        tree_bytes_max: int,
         buffered: bool,
         compress: bool,
     ) -> None:
@@ -100,13 +108,16 @@ class Writer:
         self._buffered = buffered
         self._compress = compress
         self._failure: BaseException | None = None
-        self._marks: deque[_Mark] = deque()
+        self._marks: deque[Mark] = deque()
         self._marks_lock = threading.Lock()
         self._durable_seq = journal.durable_seq
         self.decider: Decider | None = None
         self.state = state
         self.tip = self._load_tip(state)
-        self.visible = _Mark(journal.appended_seq, state, self.tip)
+        self.tree = tree
+        self._tree_bytes_max = tree_bytes_max
+        self._execution_of = partial(execution_of, journal)
+        self.visible = Mark(journal.appended_seq, state, self.tip, tree)
 
     def configure(
         self, fork_choice: ForkChoice, *, max_reorg_depth: int, max_orphans: int, forced: Mapping[int, bytes]
@@ -123,7 +134,7 @@ class Writer:
                 "the tip has no row",
                 hash=state.tip_hash,
                 height=state.tip_height,
-                remedy="run 'holdfast rebuild': the views are made anew from the journal",
+                recovery=Recovery.REBUILD,
             )
         return decode_block_record(state.tip_hash, row)
 
@@ -162,16 +173,22 @@ class Writer:
 
     # -- appending (lock held) --------------------------------------------------------------------------------
 
-    def write(self, content: FrameContent, safety: SafetyRecord | None = None) -> Written:
-        """``content`` is one frame of the journal and visible to later writes; not durable yet."""
+    def write(self, content: FrameContent, safety: SafetyRecord | None = None, tree: Tree | None = None) -> Written:
+        """``content`` is one frame of the journal and visible to later writes; not durable yet.
+
+        Args:
+            tree: the tree after the frame, if the caller has it because its block extends the tip.
+        """
         self.check()
         views = self.views
-        prepared = prepare(content, self.state, self._latest, views.undo_of, self.indexes)
+        prepared = prepare(content, self.state, self._latest, views.undo_of, self._execution_of, self.indexes)
+        state = prepared.state
+        if state.stateful:
+            tree = self._tree_after(prepared, tree)
         parts = content.parts(compress=self._compress)
         if safety is not None:
             parts.append(Part(Kind.SAFETY, encode_safety(safety), True))
-        state = prepared.state
-        tip_mark = TipMark(state.tip_height, state.tip_hash, ZERO_HASH) if state.tip_height >= 0 else None
+        tip_mark = TipMark(state.tip_height, state.tip_hash, state.state_root) if state.tip_height >= 0 else None
         time_us = time.time_ns() // 1000
         hit("store.write.before_append")
         before = self.journal.appended_seq
@@ -182,10 +199,38 @@ class Writer:
             if safety is not None:
                 layers.layers.append(Layer(self.book.put(safety)))
             views.publish(layers)
+            if tree is not None:
+                self.tree = tree
             return self._published(prepared, seq, time_us)
         except BaseException as error:
             self._interrupted(before, error)
             raise
+
+    def _tree_after(self, prepared: Prepared, known: Tree | None) -> Tree | None:
+        """The tree once ``prepared`` is there, its root checked. ``None``: as it is."""
+        if not prepared.chain_layers:
+            return None
+        tree = known
+        if tree is None:
+            changes = tree_changes(layer.chain_rows for layer in prepared.chain_layers)
+            tree = self.tree.update(changes).tree if changes else self.tree
+        expected = prepared.state.state_root
+        if tree.root != expected and not (expected == ZERO_HASH and tree.count == 0):
+            raise RootMismatch(
+                "the state does not have the root that the block claims",
+                hash=prepared.state.tip_hash,
+                height=prepared.state.tip_height,
+                expected=expected,
+                found=tree.root,
+            )
+        if tree.size_bytes() > self._tree_bytes_max:
+            raise LimitExceeded(
+                "the tree over the state does not fit into memory any more",
+                found=tree.size_bytes(),
+                limit=self._tree_bytes_max,
+                setting="tree_bytes_max",
+            )
+        return tree
 
     def _interrupted(self, before: int, error: BaseException) -> None:
         """Poisoned, if a frame was appended (the journal stood at ``before``) and is not published whole."""
@@ -219,7 +264,7 @@ class Writer:
 
     def _mark(self, seq: int) -> None:
         """Frame ``seq`` is appended: visible at once if it is durable or if durability is not waited for."""
-        mark = _Mark(seq, self.state, self.tip)
+        mark = Mark(seq, self.state, self.tip, self.tree)
         with self._marks_lock:
             if self._buffered or seq <= self._durable_seq:
                 self.views.set_visible(seq)
@@ -239,8 +284,8 @@ class Writer:
             if newest is not None:
                 self.visible = newest
 
-    def write_safety(self, parts: list[Part], rows: Callable[[], Rows]) -> int:
-        """Safety parts in a frame of their own; the lock is held. Seq of the frame."""
+    def write_rows(self, parts: list[Part], rows: Callable[[], Rows]) -> int:
+        """Parts that concern no block in a frame of their own, and their log rows; the lock is held. Its seq."""
         self.check()
         time_us = time.time_ns() // 1000
         state = self.state
@@ -254,6 +299,11 @@ class Writer:
             raise
         return seq
 
+    def save_documents(self, parts: list[Part], rows: Rows) -> int:
+        """The batch of documents is appended and published as ``rows``; seq of its frame. Takes the lock."""
+        with self.lock, self.turn:
+            return self.write_rows(parts, lambda: rows)
+
     # -- safety -----------------------------------------------------------------------------------------------
 
     def save_safety(self, record: SafetyRecord) -> int | None:
@@ -262,19 +312,19 @@ class Writer:
         with self.lock, self.turn:
             if not self.book.check(record):
                 return None
-            return self.write_safety([Part(Kind.SAFETY, data, True)], lambda: self.book.put(record))
+            return self.write_rows([Part(Kind.SAFETY, data, True)], lambda: self.book.put(record))
 
     def save_fence(self, identity: bytes, floor: tuple[int, ...]) -> int:
         """``identity`` may sign above ``floor``; appended. Takes the lock."""
         data = encode_fence(identity, floor)
         with self.lock, self.turn:
             self.book.check_fence(identity)
-            return self.write_safety([Part(Kind.FENCE, data, True)], lambda: self.book.put_fence(identity, floor))
+            return self.write_rows([Part(Kind.FENCE, data, True)], lambda: self.book.put_fence(identity, floor))
 
     def save_incarnation(self, fingerprint: bytes) -> int:
         """The store is used from another place than before: fenced from now on; appended. Takes the lock."""
         with self.lock, self.turn:
-            return self.write_safety(
+            return self.write_rows(
                 [Part(Kind.INCARNATION, fingerprint, True)],
                 lambda: self.book.put_incarnation(fingerprint, first=False),
             )
@@ -296,5 +346,5 @@ class Writer:
                 self._failure = self.journal.poisoned
                 self._marks.clear()
                 self.views.drop_invisible()
-                self.state, self.tip = self.visible.state, self.visible.tip
+                self.state, self.tip, self.tree = self.visible.state, self.visible.tip, self.visible.tree
                 self.book.reload(self.views.reader())

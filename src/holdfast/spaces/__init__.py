@@ -1,0 +1,1 @@
+"""Document spaces: the entry that a batch is in the journal, and the rows that it becomes."""
