@@ -127,7 +127,8 @@ class Settings(BaseModel):
         Field(ge=1, le=limits.INDEX_ROWS_PER_BLOCK_MAX, description="rows that one index may give for one block"),
     ] = limits.INDEX_ROWS_PER_BLOCK_MAX
     log_level: Annotated[
-        Literal["debug", "info", "warning", "error", "critical"], Field(description="least level that is logged")
+        Literal["debug", "info", "warning", "error", "critical"],
+        Field(description="least level that the commands log to stderr, once it is set; programs configure logging"),
     ] = "warning"
 
 

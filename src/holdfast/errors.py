@@ -4,12 +4,15 @@ Invariants:
     * ``code`` is append-only: a code once published keeps its meaning for ever.
     * ``exit_code`` belongs to a category and is never reused for another one.
     * A message says what was found, what was expected and, in ``remedy``, the next safe thing to do.
+    * ``recovery`` says which kind of step that is, for programs; ``holdfast.recovery.recover`` takes it where no person
+      is needed. ``retryable`` is true exactly where it is ``retry``.
 
 ``docs/OPERATIONS.md`` lists every code with its remedy; a test keeps both equal.
 """
 
 from __future__ import annotations
 
+from enum import Enum
 from typing import ClassVar
 
 __all__ = [
@@ -48,6 +51,7 @@ __all__ = [
     "ProofInvalid",
     "PrunedError",
     "ReadOnlyError",
+    "Recovery",
     "RecoveryTimeout",
     "RemoteError",
     "ReorgTooDeep",
@@ -66,6 +70,32 @@ __all__ = [
 ]
 
 
+class Recovery(str, Enum):
+    """What leads on from an error. ``docs/OPERATIONS.md`` describes each; ``holdfast.recovery.recover`` executes it."""
+
+    RETRY = "retry"
+    """The same call again, later: what stood in the way may be gone."""
+    REPLAY = "replay"
+    """The store is closed and opened again: the journal is replayed."""
+    REBUILD = "rebuild"
+    """The views are made anew from the journal."""
+    REFETCH = "refetch"
+    """The block, file, chunk or proof is fetched again, from another source where there is one."""
+    LAST_GOOD = "last_good"
+    """The refused call changed nothing: go on from the state as it is, for example on the present tip."""
+    MANUAL = "manual"
+    """A person must decide; every step that a program could take by itself might lose something."""
+    FAIL = "fail"
+    """Give up: the request itself is wrong, and stays wrong."""
+
+
+_REMEDIES = {
+    Recovery.REPLAY: "close the store and open it again: it recovers to the last durable commit",
+    Recovery.REBUILD: "the views are damaged, the journal is the truth: run 'holdfast rebuild'",
+}
+"""What helps where one error needs another strategy than the rest of its class."""
+
+
 def _show(value: object) -> str:
     if isinstance(value, (bytes, bytearray, memoryview)):
         raw = bytes(value)
@@ -74,29 +104,50 @@ def _show(value: object) -> str:
 
 
 class HoldfastError(Exception):
-    """Base of every error of this package; ``context`` names the place, ``remedy`` the next safe step."""
+    """Base of every error of this package; ``context`` names the place, ``remedy`` the next safe step.
+
+    ``recovery`` is that step for programs. It belongs to the class; an error may have another one than its class, and
+    then also another remedy.
+    """
 
     code: ClassVar[str] = "holdfast"
     exit_code: ClassVar[int] = 1
-    retryable: ClassVar[bool] = False
+    recovery: Recovery = Recovery.MANUAL
+    retryable: bool = False
     default_remedy: ClassVar[str] = "run 'holdfast verify' on the store and read the message above"
 
-    def __init__(self, message: str, *, remedy: str | None = None, **context: object) -> None:
+    def __init__(
+        self, message: str, *, remedy: str | None = None, recovery: Recovery | None = None, **context: object
+    ) -> None:
         super().__init__(message)
         self.message = message
         self.context = context
         self.remedy = remedy if remedy is not None else self.default_remedy
+        if recovery is not None and recovery is not self.recovery:
+            self.needs(recovery)
+            if remedy is None:
+                self.remedy = _REMEDIES.get(recovery, self.default_remedy)
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        cls.retryable = cls.recovery is Recovery.RETRY
+
+    def needs(self, recovery: Recovery) -> None:
+        """This one error needs another strategy than its class; the remedy stays as it is."""
+        self.recovery = recovery
+        self.retryable = recovery is Recovery.RETRY
 
     def __str__(self) -> str:
         place = ", ".join(f"{name}={_show(value)}" for name, value in self.context.items() if value is not None)
         return f"{self.message} ({place})" if place else self.message
 
     def as_dict(self) -> dict[str, object]:
-        """The error as plain JSON values: code, exit_code, retryable, message, context, remedy."""
+        """The error as plain JSON values: code, exit_code, retryable, recovery, message, context, remedy."""
         return {
             "code": self.code,
             "exit_code": self.exit_code,
             "retryable": self.retryable,
+            "recovery": self.recovery.value,
             "message": self.message,
             "context": {name: _plain(value) for name, value in self.context.items() if value is not None},
             "remedy": self.remedy,
@@ -119,6 +170,7 @@ class NotFoundError(HoldfastError, KeyError):
 
     code = "not_found"
     exit_code = 14
+    recovery = Recovery.FAIL
     default_remedy = "check the name, hash or height; 'holdfast tip' and 'holdfast tips' show what the store holds"
 
 
@@ -140,6 +192,7 @@ class PrunedError(HoldfastError):
 
     code = "pruned"
     exit_code = 15
+    recovery = Recovery.FAIL
     default_remedy = "ask for a height at or above 'least_readable', or widen the retention policy"
 
 
@@ -148,7 +201,7 @@ class IndexBehind(HoldfastError):
 
     code = "index_behind"
     exit_code = 15
-    retryable = True
+    recovery = Recovery.RETRY
     default_remedy = "open the store with the index function registered and wait for 'holdfast indexes' to say 'ready'"
 
 
@@ -157,7 +210,7 @@ class ViewExpired(HoldfastError):
 
     code = "view_expired"
     exit_code = 15
-    retryable = True
+    recovery = Recovery.RETRY
     default_remedy = "open a new reader; keep readers short or raise 'pinned_bytes_max'"
 
 
@@ -169,6 +222,7 @@ class ConflictError(HoldfastError):
 
     code = "conflict"
     exit_code = 16
+    recovery = Recovery.LAST_GOOD
     default_remedy = "read the current tip and build on it"
 
 
@@ -176,14 +230,13 @@ class ParentMismatch(ConflictError):
     """A draft was built on a block that is no longer the one the call needs."""
 
     code = "parent_mismatch"
-    retryable = True
 
 
 class ParentUnknown(ConflictError):
     """The block's parent is not stored, so the block cannot be connected."""
 
     code = "parent_unknown"
-    retryable = True
+    recovery = Recovery.REFETCH
     default_remedy = "add the parent first, or import the file that holds it; state a base to start above genesis"
 
 
@@ -191,6 +244,7 @@ class EngineMismatch(ConflictError):
     """The store's views were made with another engine than the one asked for."""
 
     code = "engine_mismatch"
+    recovery = Recovery.FAIL
     default_remedy = "open it with the engine it was made with, or run 'holdfast convert --data-dir DIR --to ENGINE'"
 
 
@@ -198,6 +252,7 @@ class ForeignStore(ConflictError):
     """The directory holds another chain, or files that are not a Holdfast store."""
 
     code = "foreign_store"
+    recovery = Recovery.FAIL
     default_remedy = "choose an empty directory; nothing in this one was touched"
 
 
@@ -205,6 +260,7 @@ class StoreExists(ConflictError):
     """A store is already there, and the call was asked to create one."""
 
     code = "store_exists"
+    recovery = Recovery.FAIL
     default_remedy = "open it, or choose an empty directory"
 
 
@@ -236,6 +292,7 @@ class SafetyError(HoldfastError):
 
     code = "safety"
     exit_code = 11
+    recovery = Recovery.MANUAL
     default_remedy = "do not retry; find out why this was asked for"
 
 
@@ -279,6 +336,7 @@ class InvalidInputError(HoldfastError, ValueError):
 
     code = "invalid_input"
     exit_code = 2
+    recovery = Recovery.FAIL
     default_remedy = "correct the value named above"
 
 
@@ -287,6 +345,7 @@ class InvalidBlock(HoldfastError, ValueError):
 
     code = "invalid_block"
     exit_code = 10
+    recovery = Recovery.REFETCH
     default_remedy = "the block or the file it came from is bad; fetch it again from another source"
 
 
@@ -295,6 +354,7 @@ class LimitExceeded(HoldfastError, ValueError):
 
     code = "limit_exceeded"
     exit_code = 10
+    recovery = Recovery.FAIL
     default_remedy = "send less at once, or raise the limit named above if it is a setting"
 
 
@@ -303,6 +363,7 @@ class ProofInvalid(HoldfastError, ValueError):
 
     code = "proof_invalid"
     exit_code = 10
+    recovery = Recovery.REFETCH
     default_remedy = "do not trust the claim; ask another node for a proof against a root that you know"
 
 
@@ -311,6 +372,7 @@ class SnapshotInvalid(HoldfastError, ValueError):
 
     code = "snapshot_invalid"
     exit_code = 10
+    recovery = Recovery.REFETCH
     default_remedy = "fetch the chunk or file named above again from another source, then run the same command again"
 
 
@@ -319,7 +381,7 @@ class RemoteError(HoldfastError):
 
     code = "remote"
     exit_code = 17
-    retryable = True
+    recovery = Recovery.RETRY
     default_remedy = "check the address and that the node is up, then run the same command again: it resumes"
 
 
@@ -327,6 +389,7 @@ class AnswerTooLarge(RemoteError):
     """A remote node's answer is larger than allowed; asking for less at once may help."""
 
     code = "remote_answer_too_large"
+    recovery = Recovery.REFETCH
     default_remedy = "ask for fewer blocks at once; the command does so by itself where it can"
 
 
@@ -338,6 +401,7 @@ class FormatError(HoldfastError):
 
     code = "format"
     exit_code = 9
+    recovery = Recovery.MANUAL
 
 
 class UnsupportedFormat(FormatError):
@@ -358,6 +422,7 @@ class CorruptionError(FormatError):
 
     code = "corruption"
     exit_code = 3
+    recovery = Recovery.MANUAL
     default_remedy = (
         "copy the directory as it is; 'holdfast verify --level views' then says what is damaged and what is not"
     )
@@ -386,6 +451,7 @@ class EngineError(HoldfastError):
 
     code = "engine"
     exit_code = 6
+    recovery = Recovery.REPLAY
     default_remedy = "look at the system log for disk errors, then reopen the store"
 
 
@@ -394,7 +460,7 @@ class OutOfSpace(EngineError):
 
     code = "out_of_space"
     exit_code = 5
-    retryable = True
+    recovery = Recovery.RETRY
     default_remedy = "free some space and reopen the store; nothing acknowledged was lost"
 
 
@@ -416,7 +482,7 @@ class ResourceExhausted(EngineError):
 
     code = "resources"
     exit_code = 13
-    retryable = True
+    recovery = Recovery.RETRY
     default_remedy = "raise the limit of the process (ulimit) or lower the cache settings"
 
 
@@ -425,6 +491,7 @@ class RecoveryTimeout(EngineError):
 
     code = "recovery_timeout"
     exit_code = 12
+    recovery = Recovery.REBUILD
     default_remedy = "run 'holdfast rebuild --data-dir DIR': the views are made anew from the journal"
 
 
@@ -436,6 +503,7 @@ class StateError(HoldfastError):
 
     code = "state"
     exit_code = 18
+    recovery = Recovery.REPLAY
     default_remedy = "open the store again"
 
 
@@ -450,6 +518,7 @@ class ReadOnlyError(StateError):
 
     code = "read_only"
     exit_code = 8
+    recovery = Recovery.MANUAL
     default_remedy = "open it for writing, or give the process permission to write to the directory"
 
 
@@ -458,7 +527,7 @@ class StoreLocked(StateError):
 
     code = "locked"
     exit_code = 7
-    retryable = True
+    recovery = Recovery.RETRY
     default_remedy = "stop the process named above, or open the store read-only"
 
 
@@ -470,7 +539,7 @@ class MiningError(HoldfastError):
 
     code = "mining"
     exit_code = 19
-    retryable = True
+    recovery = Recovery.RETRY
     default_remedy = "lower the difficulty or allow more attempts, then try again"
 
 
@@ -485,6 +554,7 @@ class PersistenceError(HoldfastError):
 
     code = "persistence"
     exit_code = 6
+    recovery = Recovery.REPLAY
     default_remedy = "see the cause; reopen the store and mine again"
 
 
@@ -493,6 +563,7 @@ class InternalError(HoldfastError):
 
     code = "internal"
     exit_code = 70
+    recovery = Recovery.MANUAL
     default_remedy = "please report this with the whole message"
 
 

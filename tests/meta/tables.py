@@ -31,10 +31,10 @@ def _table(head: list[str], rows: Iterable[list[str]]) -> str:
 
 def error_table() -> str:
     rows = (
-        [f"`{kind.code}`", str(kind.exit_code), "yes" if kind.retryable else "", meaning(kind), kind.default_remedy]
+        [f"`{kind.code}`", str(kind.exit_code), kind.recovery.value, meaning(kind), kind.default_remedy]
         for kind in errors()
     )
-    return _table(["code", "exit", "retry", "meaning", "what to do"], rows)
+    return _table(["code", "exit", "recovery", "meaning", "what to do"], rows)
 
 
 def setting_table() -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from ..errors import BlockNotFound, CorruptionError, InvalidInputError
+from ..errors import BlockNotFound, CorruptionError, InvalidInputError, Recovery
 from ..journal.api import FrameSource, Kind
 from ..limits import HEIGHT_MAX, PRODUCER_BYTES_MAX
 from ..types import ZERO_HASH, Block, BlockInfo, BlockStatus, OrphanInfo, TipInfo
@@ -83,7 +83,9 @@ class BlockReader:
             return None
         info = self.get(block_hash)
         if info is None:
-            raise CorruptionError("a canonical block has no row", height=height, hash=block_hash)
+            raise CorruptionError(
+                "a canonical block has no row", height=height, hash=block_hash, recovery=Recovery.REBUILD
+            )
         return info
 
     def is_canonical(self, info: BlockInfo) -> bool:
@@ -306,6 +308,10 @@ def _attached(journal: FrameSource, info: BlockInfo, kind: int) -> bytes | None:
     frame = journal.frame(info.seq)
     if index >= len(frame.parts) or frame.parts[index].kind != kind or frame.parts[info.part].kind != Kind.BLOCK:
         raise CorruptionError(
-            "a block's row points to another part of the journal", hash=info.hash, seq=info.seq, part=info.part
+            "a block's row points to another part of the journal",
+            hash=info.hash,
+            seq=info.seq,
+            part=info.part,
+            recovery=Recovery.REBUILD,
         )
     return journal.part(frame, index)

@@ -191,9 +191,9 @@ def _plain(value: object) -> str:
 
 
 def print_error(error: HoldfastError, *, as_json: bool) -> None:
-    """The error on stderr: one JSON object, or a sentence with its code and the next step."""
+    """The error on stderr: one JSON object, or a sentence with its code, its strategy of recovery and the next step."""
     if as_json:
         text = json.dumps(error.as_dict())
     else:
-        text = f"error: {clean(error)} [{error.code}]\nnext: {clean(error.remedy)}"
+        text = f"error: {clean(error)} [{error.code}, recovery: {error.recovery.value}]\nnext: {clean(error.remedy)}"
     print(text, file=sys.stderr, flush=True)

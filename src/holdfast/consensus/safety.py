@@ -8,7 +8,15 @@ Invariants:
 
 from __future__ import annotations
 
-from ..errors import CorruptionError, EquivocationError, FencedError, LimitExceeded, SafetyError, SafetyStateMissing
+from ..errors import (
+    CorruptionError,
+    EquivocationError,
+    FencedError,
+    LimitExceeded,
+    Recovery,
+    SafetyError,
+    SafetyStateMissing,
+)
 from ..journal.api import Frame, FrameSource, Kind, Part
 from ..limits import SAFETY_IDENTITIES_MAX
 from ..views.api import RowReader, Rows
@@ -114,7 +122,12 @@ class SafetyBook:
         incarnation = reader.get(_INCARNATION)
         if incarnation is not None:
             if len(incarnation) != 33:
-                raise CorruptionError("the incarnation row has a wrong length", found=len(incarnation), expected=33)
+                raise CorruptionError(
+                    "the incarnation row has a wrong length",
+                    found=len(incarnation),
+                    expected=33,
+                    recovery=Recovery.REBUILD,
+                )
             self.fenced, self.incarnation = bool(incarnation[0]), incarnation[1:]
         safety = reader.scan(SAFETY.prefix, SAFETY.end, limit=SAFETY_IDENTITIES_MAX + 1).rows
         fences = reader.scan(FENCES.prefix, FENCES.end, limit=SAFETY_IDENTITIES_MAX + 1).rows

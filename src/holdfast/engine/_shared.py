@@ -23,6 +23,7 @@ from ..errors import (
     LimitExceeded,
     MissingFile,
     PoisonedError,
+    Recovery,
     RecoveryTimeout,
 )
 from ..limits import ENGINE_KEY_BYTES_MAX, ROW_VALUE_BYTES_MAX
@@ -35,18 +36,16 @@ __all__ = [
     "check_limit",
     "clamp_bound",
     "create_in_staging",
-    "damage_remedy",
+    "damage_recovery",
     "run_probe",
 ]
 
 SCAN_ROWS_MAX = 100_000
 
-_DAMAGE_REMEDY = "the views are damaged, the journal is the truth: run 'holdfast rebuild'"
 
-
-def damage_remedy(kind: type[HoldfastError]) -> str | None:
+def damage_recovery(kind: type[HoldfastError]) -> Recovery | None:
     """What helps when an engine's own files are damaged or gone; ``None`` for errors of another kind."""
-    return _DAMAGE_REMEDY if issubclass(kind, CorruptionError) else None
+    return Recovery.REBUILD if issubclass(kind, CorruptionError) else None
 
 
 def check_batch(batch: Batch, key_bytes_max: int = ENGINE_KEY_BYTES_MAX) -> None:
@@ -148,7 +147,9 @@ def create_in_staging(path: Path, make: Callable[[Path], None]) -> None:
     """
     files = RealFileSystem()
     if files.names(path):
-        raise MissingFile("the engine's main file is missing, but its directory is not empty", path=path)
+        raise MissingFile(
+            "the engine's main file is missing, but its directory is not empty", path=path, recovery=Recovery.REBUILD
+        )
     staging = path.with_name(path.name + ".new")
     files.remove_tree(staging)
     files.make_directory(staging)

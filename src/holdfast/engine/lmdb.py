@@ -34,13 +34,14 @@ from ..errors import (
     MissingFile,
     OutOfSpace,
     ReadOnlyError,
+    Recovery,
     ResourceExhausted,
     StoreExists,
     StoreLocked,
     UnsupportedFormat,
 )
 from ..limits import ENGINE_KEY_BYTES_MAX, ROW_VALUE_BYTES_MAX
-from ._shared import Gate, check_batch, check_limit, clamp_bound, create_in_staging, damage_remedy, run_probe
+from ._shared import Gate, check_batch, check_limit, clamp_bound, create_in_staging, damage_recovery, run_probe
 from .api import Batch, Capabilities, EngineStats, Page, Reader, Row
 
 __all__ = ["MAP_BYTES_DEFAULT", "LmdbEngine", "probe"]
@@ -93,11 +94,11 @@ class _Translator:
             return translate_os_error(error, self._path)
         for cause, kind in _KINDS:
             if isinstance(error, cause):
-                return kind(f"LMDB: {error}", path=self._path, remedy=damage_remedy(kind))
+                return kind(f"LMDB: {error}", path=self._path, recovery=damage_recovery(kind))
         text = str(error)
         for part, kind in _TEXTS:
             if part in text.lower():
-                return kind(f"LMDB: {text}", path=self._path, remedy=damage_remedy(kind))
+                return kind(f"LMDB: {text}", path=self._path, recovery=damage_recovery(kind))
         if isinstance(error, lmdb.DiskError) or "input/output error" in text.lower():
             # LMDB reports a short write, which is how a full tmpfs ends, as an I/O error.
             full = RealFileSystem().free_bytes(self._path) < _FULL_BELOW_BYTES
@@ -222,7 +223,7 @@ def _check_file(path: Path) -> bool:
     """True if the file is as long as its newest meta page says; ``CorruptionError`` if there is no good meta page."""
     file = path / _FILE
     if not file.exists():
-        raise MissingFile("there is no LMDB engine here", path=file)
+        raise MissingFile("there is no LMDB engine here", path=file, recovery=Recovery.REBUILD)
     try:
         size = file.stat().st_size
         with file.open("rb") as handle:
@@ -238,14 +239,18 @@ def _check_file(path: Path) -> bool:
 def _decode_meta(file: Path, raw: bytes) -> tuple[int, int, int]:
     """Page size, last page and transaction of a meta page."""
     if len(raw) < _META.size:
-        raise CorruptionError("the LMDB file ends inside a meta page", path=file, found=len(raw))
+        raise CorruptionError(
+            "the LMDB file ends inside a meta page", path=file, found=len(raw), recovery=Recovery.REBUILD
+        )
     magic, version, page_bytes, last_page, transaction = _META.unpack(raw)
     if magic != _MAGIC:
-        raise CorruptionError("not an LMDB file, or a damaged meta page", path=file, found=hex(magic))
+        raise CorruptionError(
+            "not an LMDB file, or a damaged meta page", path=file, found=hex(magic), recovery=Recovery.REBUILD
+        )
     if version != 1:
         raise UnsupportedFormat("the file was not written by LMDB 0.9", path=file, found=version, expected=1)
     if page_bytes < 512 or page_bytes > 65536 or page_bytes & (page_bytes - 1):
-        raise CorruptionError("damaged LMDB meta page", path=file, page_bytes=page_bytes)
+        raise CorruptionError("damaged LMDB meta page", path=file, page_bytes=page_bytes, recovery=Recovery.REBUILD)
     return page_bytes, last_page, transaction
 
 
@@ -271,7 +276,11 @@ def _run_probe(path: Path, deadline_seconds: float, extent: str, map_bytes: int)
     status, output, tail = run_probe("LMDB", path, _PROBE, deadline_seconds, extent, str(map_bytes))
     if status != 0:
         raise CorruptionError(
-            "LMDB cannot read its file, or died of it", path=path, status=status, output=output or tail
+            "LMDB cannot read its file, or died of it",
+            path=path,
+            status=status,
+            output=output or tail,
+            recovery=Recovery.REBUILD,
         )
 
 

@@ -35,12 +35,13 @@ from ..errors import (
     MissingFile,
     OutOfSpace,
     ReadOnlyError,
+    Recovery,
     ResourceExhausted,
     StoreExists,
     StoreLocked,
 )
 from ..limits import ENGINE_KEY_BYTES_MAX, ROW_VALUE_BYTES_MAX
-from ._shared import Gate, check_batch, check_limit, damage_remedy, run_probe
+from ._shared import Gate, check_batch, check_limit, damage_recovery, run_probe
 from .api import Batch, Capabilities, EngineStats, Page, Reader, Row
 
 __all__ = ["RocksDbEngine", "probe"]
@@ -83,7 +84,7 @@ class _Translator:
         lowered = text.lower()
         for part, kind in _KINDS:
             if part in lowered:
-                return kind(f"RocksDB: {text}", path=self._path, remedy=damage_remedy(kind))
+                return kind(f"RocksDB: {text}", path=self._path, recovery=damage_recovery(kind))
         return EngineError(f"RocksDB: {text or type(error).__name__}", path=self._path)
 
     def __enter__(self) -> None:
@@ -281,9 +282,13 @@ class RocksDbEngine:
         self._scratch: tempfile.TemporaryDirectory[str] | None = None
         fresh = not (path / "CURRENT").exists()
         if fresh and (read_only or not create):
-            raise MissingFile("there is no RocksDB engine here", path=path / "CURRENT")
+            raise MissingFile("there is no RocksDB engine here", path=path / "CURRENT", recovery=Recovery.REBUILD)
         if fresh and path.is_dir() and any(path.glob("*.sst")):
-            raise MissingFile("RocksDB tables without their CURRENT file; a new engine would delete them", path=path)
+            raise MissingFile(
+                "RocksDB tables without their CURRENT file; a new engine would delete them",
+                path=path,
+                recovery=Recovery.REBUILD,
+            )
         options = _options(create=create and fresh, cache_bytes=cache_bytes, write_buffer_bytes=write_buffer_bytes)
         access = AccessType.read_write()
         if read_only:
@@ -472,10 +477,12 @@ def probe(path: Path, deadline_seconds: float = 20.0) -> None:
         RecoveryTimeout: not open within ``deadline_seconds``; the child was killed.
     """
     if not (path / "CURRENT").exists():
-        raise MissingFile("there is no RocksDB engine here", path=path / "CURRENT")
+        raise MissingFile("there is no RocksDB engine here", path=path / "CURRENT", recovery=Recovery.REBUILD)
     status, output, tail = run_probe("RocksDB", path, _PROBE, deadline_seconds)
     if status == 0:
         return
     if status == 3 and output:
         raise _Translator(path).typed(EngineError(output))
-    raise CorruptionError("the process that probed RocksDB died", path=path, status=status, output=tail)
+    raise CorruptionError(
+        "the process that probed RocksDB died", path=path, status=status, output=tail, recovery=Recovery.REBUILD
+    )

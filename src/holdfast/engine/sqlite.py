@@ -28,12 +28,13 @@ from ..errors import (
     MissingFile,
     OutOfSpace,
     ReadOnlyError,
+    Recovery,
     ResourceExhausted,
     StoreExists,
     StoreLocked,
 )
 from ..limits import ENGINE_KEY_BYTES_MAX, ROW_VALUE_BYTES_MAX
-from ._shared import Gate, check_batch, check_limit, create_in_staging, damage_remedy
+from ._shared import Gate, check_batch, check_limit, create_in_staging, damage_recovery
 from .api import Batch, Capabilities, EngineStats, Page, Reader, Row
 
 __all__ = ["SqliteEngine", "probe"]
@@ -78,7 +79,7 @@ class _Translator:
         if "closed database" in str(error):
             kind = ClosedError
         name = getattr(error, "sqlite_errorname", type(error).__name__)
-        return kind(f"SQLite: {error}", path=self._path, sqlite=name, remedy=damage_remedy(kind))
+        return kind(f"SQLite: {error}", path=self._path, sqlite=name, recovery=damage_recovery(kind))
 
     def __enter__(self) -> None:
         """Nothing to prepare."""
@@ -193,7 +194,7 @@ def _header(file: Path) -> bytes:
     finally:
         handle.close()
     if len(raw) < 100 or not raw.startswith(_MAGIC):
-        raise CorruptionError("not an SQLite file", path=file, found=raw[:16])
+        raise CorruptionError("not an SQLite file", path=file, found=raw[:16], recovery=Recovery.REBUILD)
     return raw
 
 
@@ -232,7 +233,7 @@ def probe(path: Path) -> None:
     """
     file = path / _FILE
     if not file.exists():
-        raise MissingFile("there is no SQLite engine here", path=file)
+        raise MissingFile("there is no SQLite engine here", path=file, recovery=Recovery.REBUILD)
     _header(file)
     with _Translator(file), contextlib.closing(_connect(file, mode="ro", cache_bytes=MIB)) as connection:
         _scan(connection, b"", None, reverse=False, limit=1)
@@ -275,7 +276,7 @@ class SqliteEngine:
         self._writer: sqlite3.Connection | None = None
         if not self._file.exists():
             if read_only or not create:
-                raise MissingFile("there is no SQLite engine here", path=self._file)
+                raise MissingFile("there is no SQLite engine here", path=self._file, recovery=Recovery.REBUILD)
             create_in_staging(path, self._make)
         _header(self._file)
         with self._translated:

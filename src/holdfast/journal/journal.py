@@ -20,7 +20,7 @@ from typing import Final
 
 from .. import _failpoints
 from .._fs import File, FileSystem, translate_os_error
-from ..errors import ClosedError, ForeignStore, HoldfastError, InvalidInputError, PoisonedError
+from ..errors import ClosedError, ForeignStore, HoldfastError, InvalidInputError, PoisonedError, Recovery
 from ..limits import SEGMENT_BYTES_FIRST, SEGMENT_BYTES_MAX
 from .api import DurableMark, JournalRecovery, Part, TipMark
 from .codec import FRAME_HEAD, FRAME_HEAD_BYTES, FRAME_MAGIC, PartsEncoding, encode_frame, encode_parts
@@ -407,7 +407,10 @@ class Journal(FrameReads):
         """The error to raise for ``error``; nothing is written from now on."""
         if self._poison is None:
             self._poison = error
-        return translate_os_error(error, path) if isinstance(error, OSError) else error
+        typed = translate_os_error(error, path) if isinstance(error, OSError) else error
+        if isinstance(typed, HoldfastError) and typed.retryable:
+            typed.needs(Recovery.REPLAY)  # the same call would find the journal poisoned
+        return typed
 
     def _poisoned_error(self) -> PoisonedError:
         return PoisonedError(

@@ -18,7 +18,7 @@ from ..blocks.records import HEIGHT, block_key, decode_block_record
 from ..blocks.state import ChainState
 from ..consensus.records import decode_fence, decode_safety
 from ..engine.api import Engine
-from ..errors import CorruptionError, HoldfastError, NotFoundError, UnsupportedFormat
+from ..errors import CorruptionError, HoldfastError, NotFoundError, Recovery, UnsupportedFormat
 from ..journal.api import Frame, FrameSource, Kind
 from ..views.rows import decode_row
 from ..views.tables import BLOCKS, CANONICAL, ORPHANS, Table
@@ -27,7 +27,6 @@ __all__ = ["Counter", "Frames", "check_block_links", "check_canonical", "check_t
 
 _KNOWN_KINDS = frozenset(value for name, value in vars(Kind).items() if not name.startswith("_"))
 _REMEMBERED_BLOCKS_MAX = 200_000
-_REMEDY = "run 'holdfast rebuild': the views are made anew from the journal"
 
 
 class Frames(FrameSource, Protocol):
@@ -207,7 +206,10 @@ def check_tip(engine: Engine, state: ChainState) -> None:
     stored, row = engine.get_many([key, block_key(state.tip_hash)])
     if stored is None or decode_row(key, stored) != state.tip_hash or row is None:
         raise CorruptionError(
-            "the rows of the tip are missing or wrong", height=state.tip_height, hash=state.tip_hash, remedy=_REMEDY
+            "the rows of the tip are missing or wrong",
+            height=state.tip_height,
+            hash=state.tip_hash,
+            recovery=Recovery.REBUILD,
         )
     decode_block_record(state.tip_hash, decode_row(block_key(state.tip_hash), row))
 
@@ -218,7 +220,7 @@ def check_canonical(engine: Engine, state: ChainState, tally: Counter) -> None:
     total = state.tip_height - state.root_height + 1 if state.has_tip else 0
 
     def bad(message: str, **context: object) -> None:
-        tally.problem(CorruptionError(message, table=CANONICAL.name, remedy=_REMEDY, **context))
+        tally.problem(CorruptionError(message, table=CANONICAL.name, remedy=None, recovery=Recovery.REBUILD, **context))
 
     for key, block_hash in _table(engine, CANONICAL):
         height = int.from_bytes(key, "big")
@@ -247,6 +249,6 @@ def check_canonical(engine: Engine, state: ChainState, tally: Counter) -> None:
                     table=table.name,
                     found=found,
                     expected=count,
-                    remedy=_REMEDY,
+                    recovery=Recovery.REBUILD,
                 )
             )

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ..errors import HoldfastError
+from ..errors import HoldfastError, Recovery
 
 __all__ = ["PROBLEMS_MAX", "Check", "Level", "Problem", "RebuildReport", "VerifyReport"]
 
@@ -30,6 +30,8 @@ class Problem:
     message: str
     place: Mapping[str, object]
     remedy: str
+    recovery: str = Recovery.MANUAL.value
+    """What leads on, as ``HoldfastError.recovery``."""
 
     @classmethod
     def of(cls, check: str, error: HoldfastError) -> Problem:
@@ -37,7 +39,7 @@ class Problem:
         plain = error.as_dict()
         place = plain["context"]
         assert isinstance(place, dict)
-        return cls(check, error.code, error.exit_code, error.message, place, error.remedy)
+        return cls(check, error.code, error.exit_code, error.message, place, error.remedy, error.recovery.value)
 
     def as_dict(self) -> dict[str, object]:
         """As JSON values."""
@@ -47,6 +49,7 @@ class Problem:
             "message": self.message,
             "place": dict(self.place),
             "remedy": self.remedy,
+            "recovery": self.recovery,
         }
 
 

@@ -17,7 +17,7 @@ from ..consensus.safety import SafetyBook
 from ..engine.api import Engine
 from ..engine.memory import MemoryEngine
 from ..engine.open import open_engine
-from ..errors import CorruptionError
+from ..errors import CorruptionError, Recovery
 from ..store.replay import Replayer
 from ..views.api import Applied, Rows
 from ..views.rows import CHECKSUM_BYTES, FLUSHING_KEY, decode_row, table_name
@@ -32,7 +32,6 @@ _MEMORY_BYTES_MAX = 32 * 1024 * 1024
 _MEMORY_BLOCKS_MAX = 25_000
 _PENDING_MAX = 1_000_000
 _INDEX_RECORDS = (META.prefix + b"index/", META.prefix + b"index-next")
-_REMEDY = "run 'holdfast rebuild': the views are made anew from the journal"
 
 
 @contextlib.contextmanager
@@ -137,7 +136,9 @@ def _compare(
 
 
 def _problem(message: str, key: bytes, **context: object) -> CorruptionError:
-    return CorruptionError(message, table=table_name(key), key=key[2:], remedy=_REMEDY, **context)
+    return CorruptionError(
+        message, table=table_name(key), key=key[2:], remedy=None, recovery=Recovery.REBUILD, **context
+    )
 
 
 def _checksum(key: bytes, stored: bytes) -> CorruptionError | None:

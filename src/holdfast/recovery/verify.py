@@ -32,6 +32,7 @@ from ..errors import (
     HoldfastError,
     InvalidInputError,
     ReadOnlyError,
+    Recovery,
 )
 from ..journal.api import DurableMark, Kind
 from ..journal.recovery import JOURNAL_DIRECTORY
@@ -202,6 +203,7 @@ def _verify(fs: FileSystem, root: Path, level: Level, run: Verification) -> None
                 CorruptionError(
                     "a slot of the watermark is damaged",
                     path=root / "watermark",
+                    recovery=Recovery.REPLAY,
                     remedy="open the store and close it: the slot is written anew",
                 )
             )
@@ -342,7 +344,7 @@ def _check_applied(applied: Applied | None, journal: RestingJournal) -> ChainSta
         raise CorruptionError(
             "the views belong to another history of the journal",
             seq=applied.seq,
-            remedy="run 'holdfast rebuild': the views are made anew from the journal",
+            recovery=Recovery.REBUILD,
         )
     return decode_state(applied.state)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from .._fs import FileSystem
 from ..engine.open import engine_names
-from ..errors import CorruptionError
+from ..errors import CorruptionError, Recovery
 
 __all__ = ["Generations"]
 
@@ -31,7 +31,9 @@ class Generations:
             return None
         text = self._fs.read_bytes(path, limit=64).decode("ascii", "replace").strip()
         if not text.isdigit() or int(text) < 1:
-            raise CorruptionError("views/CURRENT does not name a generation", path=path, found=text)
+            raise CorruptionError(
+                "views/CURRENT does not name a generation", path=path, found=text, recovery=Recovery.REBUILD
+            )
         return int(text)
 
     def engine_name(self, number: int) -> str:
@@ -39,7 +41,9 @@ class Generations:
         path = self._views / str(number) / "engine"
         text = self._fs.read_bytes(path, limit=64).decode("ascii", "replace").strip()
         if text not in engine_names():
-            raise CorruptionError("the engine of the views is unknown", path=path, found=text)
+            raise CorruptionError(
+                "the engine of the views is unknown", path=path, found=text, recovery=Recovery.REBUILD
+            )
         return text
 
     def newest_engine(self) -> str | None:

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from ..errors import CorruptionError, IndexBehind, IndexFailed, InvalidInputError, LimitExceeded
+from ..errors import CorruptionError, IndexBehind, IndexFailed, InvalidInputError, LimitExceeded, Recovery
 from ..limits import INDEX_KEY_BYTES_MAX, INDEX_NAME_BYTES_MAX, INDEX_VALUE_BYTES_MAX
 from ..types import ZERO_HASH, Block
 from ..views.api import RowReader, Rows
@@ -120,7 +120,9 @@ def encode_record(record: IndexRecord) -> bytes:
 def decode_record(key: bytes, row: bytes) -> IndexRecord:
     """The record in this row."""
     if len(row) != _RECORD.size or row[6] >= len(_STATUS) or row[7] > 1:
-        raise CorruptionError("an index record is malformed", key=key, found=len(row), expected=_RECORD.size)
+        raise CorruptionError(
+            "an index record is malformed", key=key, found=len(row), expected=_RECORD.size, recovery=Recovery.REBUILD
+        )
     version, table, status, has_built, height, block_hash = _RECORD.unpack(row)
     name = key[len(RECORDS) :].decode("utf-8", "replace")
     return IndexRecord(name, version, table, _STATUS[status], (height, block_hash) if has_built else None)
@@ -170,7 +172,7 @@ def rows_of(spec: IndexSpec, table: Table, block: Block, *, rows_max: int) -> Ro
 def _split(key: bytes) -> tuple[bytes, int]:
     """User key and height of an engine key."""
     if len(key) < 2 + 1 + 2 + _TAIL.size or key[-_TAIL.size - 2 : -_TAIL.size] != _END_OF_KEY:
-        raise CorruptionError("a key of an index is malformed", key=key)
+        raise CorruptionError("a key of an index is malformed", key=key, recovery=Recovery.REBUILD)
     height, _ = _TAIL.unpack(key[-_TAIL.size :])
     return key[2 : -_TAIL.size - 2].replace(b"\x00\xff", b"\x00"), height
 

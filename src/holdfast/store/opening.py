@@ -31,6 +31,7 @@ from ..errors import (
     ForeignStore,
     InvalidInputError,
     MissingFile,
+    Recovery,
     RecoveryTimeout,
     StoreNotFound,
 )
@@ -435,4 +436,6 @@ def _check_applied(views: Views, journal: Journal, recovery: JournalRecovery) ->
             "the views hold commits that the journal has lost", applied_seq=newest, journal_seq=recovery.last_seq
         )
     if applied.seq >= journal.first_seq and journal.frame(applied.seq).digest != applied.digest:
-        raise CorruptionError("the views belong to another history of the journal", seq=applied.seq)
+        raise CorruptionError(
+            "the views belong to another history of the journal", seq=applied.seq, recovery=Recovery.REBUILD
+        )

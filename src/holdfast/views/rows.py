@@ -13,7 +13,7 @@ from __future__ import annotations
 import struct
 from zlib import crc32
 
-from ..errors import CorruptionError
+from ..errors import CorruptionError, Recovery
 from ..limits import HASH_BYTES
 from .api import Applied
 from .tables import INDEX_FIRST, INDEX_LAST, META, TABLES
@@ -62,7 +62,7 @@ def decode_row(key: bytes, stored: bytes) -> bytes:
     if stored[:CHECKSUM_BYTES] != crc32(value, crc32(key)).to_bytes(CHECKSUM_BYTES, "big"):
         raise CorruptionError(
             "a row of the views has a bad checksum",
-            remedy="the views are damaged, the journal is the truth: run 'holdfast rebuild'",
+            recovery=Recovery.REBUILD,
             table=table_name(key),
             key=key,
             expected=stored[:CHECKSUM_BYTES],
@@ -80,11 +80,22 @@ def encode_applied(applied: Applied) -> bytes:
 def decode_applied(value: bytes, flushing: int | None) -> Applied:
     """The record in the row ``applied``, with the target of a begun flush."""
     if len(value) < _APPLIED.size:
-        raise CorruptionError("the row 'applied' is too short", table=META.name, key=APPLIED_KEY, found=len(value))
+        raise CorruptionError(
+            "the row 'applied' is too short",
+            recovery=Recovery.REBUILD,
+            table=META.name,
+            key=APPLIED_KEY,
+            found=len(value),
+        )
     layout, seq, digest, undo_floor = _APPLIED.unpack_from(value)
     if layout != _LAYOUT:
         raise CorruptionError(
-            "the row 'applied' has an unknown layout", table=META.name, key=APPLIED_KEY, expected=_LAYOUT, found=layout
+            "the row 'applied' has an unknown layout",
+            recovery=Recovery.REBUILD,
+            table=META.name,
+            key=APPLIED_KEY,
+            expected=_LAYOUT,
+            found=layout,
         )
     return Applied(seq, digest, value[_APPLIED.size :], undo_floor, flushing)
 
@@ -99,6 +110,7 @@ def decode_flushing(value: bytes) -> int:
     if len(value) != _FLUSHING.size:
         raise CorruptionError(
             "the row 'flushing' has a wrong length",
+            recovery=Recovery.REBUILD,
             table=META.name,
             key=FLUSHING_KEY,
             expected=_FLUSHING.size,

@@ -15,7 +15,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Iterator
 
-from ..errors import CorruptionError
+from ..errors import CorruptionError, Recovery
 from ..limits import ENGINE_KEY_BYTES_MAX, HASH_BYTES, TABLE_ID_BYTES
 from .api import Rows
 from .rows import decode_row
@@ -40,7 +40,6 @@ _KEY_LENGTH = struct.Struct(">H")
 _VALUE_LENGTH = struct.Struct(">I")
 _ABSENT = b"\x00"
 _PRESENT = 1
-_REMEDY = "the views are damaged, the journal is the truth: run 'holdfast rebuild'"
 
 
 def undo_key(height: int, block_hash: bytes, part: int = 0) -> bytes:
@@ -94,7 +93,7 @@ def encode_undo(height: int, block_hash: bytes, rows: Rows) -> dict[bytes, bytes
 
 
 def _bad(what: str, key: bytes, **context: int) -> CorruptionError:
-    return CorruptionError(what, remedy=_REMEDY, table=UNDO.name, key=key, **context)
+    return CorruptionError(what, remedy=None, recovery=Recovery.REBUILD, table=UNDO.name, key=key, **context)
 
 
 def decode_undo(key: bytes, value: bytes, into: Rows, after: bytes = b"") -> tuple[bool, bytes]:

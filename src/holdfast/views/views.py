@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ..engine.api import Engine, Reader
-from ..errors import CorruptionError
+from ..errors import CorruptionError, Recovery
 from .api import Applied, FrameLayers, RowReader, Rows, ViewOptions
 from .flush import Flusher, load_applied
 from .overlay import MISSING, Overlay
@@ -98,7 +98,12 @@ class Views:
         """
         applied = load_applied(engine)
         if applied is None and engine.scan(META.prefix, UNDO.prefix, limit=1).rows:
-            raise CorruptionError("the engine holds rows and no record of a flush", table=META.name, key=APPLIED_KEY)
+            raise CorruptionError(
+                "the engine holds rows and no record of a flush",
+                recovery=Recovery.REBUILD,
+                table=META.name,
+                key=APPLIED_KEY,
+            )
         return cls(engine, options if options is not None else ViewOptions(), frame_digest, applied, make_durable)
 
     @property
@@ -134,7 +139,7 @@ class Views:
                     return undo  # no flush has begun to replace these rows
         raise CorruptionError(
             "the undo of a block is not there",
-            remedy="run 'holdfast rebuild': the views are made anew from the journal",
+            recovery=Recovery.REBUILD,
             table=UNDO.name,
             height=height,
             hash=block_hash,
