@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import struct
 
-from ..errors import CorruptionError
+from ..errors import CorruptionError, Recovery
 from ..types import ZERO_HASH, BlockInfo, OrphanInfo
 from ..views.tables import BLOCKS, CANONICAL, HEIGHTS, ORPHANS, PRODUCERS, TIMES
 from .entries import BlockEntry
@@ -63,7 +63,9 @@ def height_key(height: int, block_hash: bytes = b"") -> bytes:
 def hash_of_height_key(key: bytes) -> tuple[int, bytes]:
     """Height and hash of a key in ``heights``."""
     if len(key) != 42:
-        raise CorruptionError("a key of table heights has a wrong length", key=key, expected=42)
+        raise CorruptionError(
+            "a key of table heights has a wrong length", key=key, expected=42, recovery=Recovery.REBUILD
+        )
     height, block_hash = _HEIGHT_HASH.unpack_from(key, 2)
     return height, block_hash
 
@@ -115,10 +117,14 @@ def encode_block_record(entry: BlockEntry, seq: int, seen_us: int) -> bytes:
     )
 
 
+def _bad(what: str, block_hash: bytes, found: int) -> CorruptionError:
+    return CorruptionError(what, hash=block_hash, found=found, recovery=Recovery.REBUILD)
+
+
 def decode_block_record(block_hash: bytes, data: bytes) -> BlockInfo:
     """The block that this row describes."""
     if len(data) < _RECORD.size or len(data) != _RECORD.size + data[_RECORD.size - 1]:
-        raise CorruptionError("a row of table blocks has a wrong length", hash=block_hash, found=len(data))
+        raise _bad("a row of table blocks has a wrong length", block_hash, len(data))
     seq, part, seen, height, time, parent, work, total, header, body, extra, _ = _RECORD.unpack_from(data)
     return BlockInfo(
         hash=block_hash,
@@ -156,15 +162,15 @@ def encode_orphan_record(info: OrphanInfo) -> bytes:
 def decode_orphan_record(block_hash: bytes, data: bytes) -> OrphanInfo:
     """The orphan that this row describes."""
     if len(data) < _ORPHAN.size:
-        raise CorruptionError("a row of table orphans is too short", hash=block_hash, found=len(data))
+        raise _bad("a row of table orphans is too short", block_hash, len(data))
     height, seen, orphaned, competing, was_canonical, length = _ORPHAN.unpack_from(data)
     raw = data[_ORPHAN.size :]
     if len(raw) != length or was_canonical > 1:
-        raise CorruptionError("a row of table orphans has a wrong length", hash=block_hash, found=len(data))
+        raise _bad("a row of table orphans has a wrong length", block_hash, len(data))
     try:
         reason = raw.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise CorruptionError("an orphan's reason is not UTF-8", hash=block_hash) from error
+        raise _bad("an orphan's reason is not UTF-8", block_hash, len(data)) from error
     return OrphanInfo(
         hash=block_hash,
         height=height,

@@ -23,7 +23,7 @@ from ..config import Settings
 from ..consensus.safety import SafetyBook
 from ..engine.api import Engine, Reader
 from ..engine.open import open_engine
-from ..errors import CorruptionError, EngineMismatch, MissingFile
+from ..errors import CorruptionError, EngineMismatch, MissingFile, Recovery
 from ..journal.api import FrameSource
 from ..journal.reader import JournalReader
 from ..types import BlockInfo, RecoveryStats
@@ -45,6 +45,7 @@ _POLL_SECONDS = 0.01
 _INDEX_SECONDS = 0.5
 _OPEN_TRIES = 20
 _OPEN_PAUSE_SECONDS = 0.05
+_NO_VIEWS = "open it for writing once: the views are made from the journal"
 
 
 class _Session:
@@ -127,7 +128,8 @@ class Follower:
             raise MissingFile(
                 "the store has no views yet",
                 path=self._current_file,
-                remedy="open it for writing once: the views are made from the journal",
+                recovery=Recovery.REPLAY,
+                remedy=_NO_VIEWS,
             ) from None
         return status.st_ino, status.st_mtime_ns
 
@@ -135,7 +137,9 @@ class Follower:
         stamp = self._stamp()
         number = self._generations.current()
         if number is None:
-            raise MissingFile("the store has no views yet", path=self._current_file)
+            raise MissingFile(
+                "the store has no views yet", path=self._current_file, recovery=Recovery.REPLAY, remedy=_NO_VIEWS
+            )
         name = self._generations.engine_name(number)
         if self._wanted is not None and self._wanted != name:
             raise EngineMismatch("the store was made with another engine", found=name, asked=self._wanted)
@@ -168,7 +172,9 @@ class Follower:
         applied = views.applied
         known = applied is not None and 0 < applied.seq <= self._reader.durable_seq
         if applied is not None and known and self._reader.frame(applied.seq).digest != applied.digest:
-            raise CorruptionError("the views belong to another history of the journal", seq=applied.seq)
+            raise CorruptionError(
+                "the views belong to another history of the journal", seq=applied.seq, recovery=Recovery.REBUILD
+            )
         self._advance(session)
         self.book.records, self.book.fences = book.records, book.fences
         self.book.incarnation, self.book.fenced = book.incarnation, book.fenced
@@ -185,7 +191,9 @@ class Follower:
         if state.has_tip and (session.tip is None or session.tip.hash != state.tip_hash):
             row = session.views.latest().get(block_key(state.tip_hash))
             if row is None:
-                raise CorruptionError("the tip has no row", hash=state.tip_hash, height=state.tip_height)
+                raise CorruptionError(
+                    "the tip has no row", hash=state.tip_hash, height=state.tip_height, recovery=Recovery.REBUILD
+                )
             session.tip = decode_block_record(state.tip_hash, row)
 
     # -- moving ---------------------------------------------------------------------------------------------------
