@@ -18,10 +18,12 @@ import fcntl
 import os
 import shutil
 import socket
+import stat
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import TracebackType
 from typing import TYPE_CHECKING, Protocol
 
 from .errors import (
@@ -36,7 +38,16 @@ from .errors import (
     StoreLocked,
 )
 
-__all__ = ["File", "FileLock", "FileSystem", "MemoryFileSystem", "RealFileSystem", "translate_os_error"]
+__all__ = [
+    "File",
+    "FileLock",
+    "FileSystem",
+    "MemoryFileSystem",
+    "NewFile",
+    "RealFileSystem",
+    "open_foreign",
+    "translate_os_error",
+]
 
 Buffer = bytes | bytearray | memoryview
 
@@ -441,6 +452,67 @@ class MemoryFileSystem:
 
     def free_bytes(self, path: Path) -> int:
         return 2**40
+
+
+class NewFile:
+    """A file that is written piece by piece beside its place and takes it in one atomic step.
+
+    A context manager: left without ``publish``, nothing of it stays, and what was at the path is still there.
+    """
+
+    def __init__(self, fs: FileSystem, path: Path) -> None:
+        self._fs = fs
+        self._path = path
+        self._temporary = path.with_name(path.name + ".tmp")
+        self._end = 0
+        self._published = False
+        fs.remove(self._temporary)
+        self._file = fs.open(self._temporary, create=True)
+
+    def write(self, data: Buffer) -> None:
+        """``data`` stands behind what was written before (not yet durable)."""
+        self._file.pwrite(data, self._end)
+        self._end += len(data)
+
+    def sync(self) -> None:
+        """What was written is durable, still under its temporary name."""
+        self._file.sync()
+
+    def publish(self) -> None:
+        """The file is at its path, its name durable. Call ``sync`` first; nothing may be written afterwards."""
+        self._fs.rename(self._temporary, self._path)
+        self._published = True
+        self._fs.sync_directory(self._path.parent)
+
+    def __enter__(self) -> NewFile:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+        if self._published:
+            return
+        if error is None:
+            self._fs.remove(self._temporary)
+            return
+        with contextlib.suppress(HoldfastError):  # the first error is the one to tell
+            self._fs.remove(self._temporary)
+
+
+def open_foreign(fs: FileSystem, path: Path) -> File:
+    """A file that somebody else made, open for reading: never a link, a pipe or a device.
+
+    Raises ``InvalidInputError`` for anything but a regular file, ``MissingFile`` if there is none. Never waits.
+    """
+    if not isinstance(fs, RealFileSystem):
+        return fs.open(path, read_only=True)
+    with _translated(path):
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        if stat.S_ISREG(os.fstat(fd).st_mode):
+            return RealFile(path, fd)
+        os.close(fd)
+    raise InvalidInputError("this is not a regular file", path=path)
 
 
 if TYPE_CHECKING:
