@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from enum import Enum
 from typing import NewType
 
@@ -163,3 +163,29 @@ class RecoveryStats:
     finalized_height: int | None = None
     seconds: float = 0.0
     notes: tuple[str, ...] = field(default=())
+    state_root: bytes | None = None
+    """Root of the state after the tip, 32 bytes; ``None`` in a store that holds no state."""
+    tree: str = ""
+    """How the tree over the state came to be: ``image``, ``caught_up`` or ``rebuilt``; empty without one."""
+    tree_keys: int = 0
+    """Keys in that tree."""
+
+    @property
+    def eventful(self) -> bool:
+        """True if anything was cut off, finished or made anew: an operator should know."""
+        return bool(
+            self.discarded
+            or self.damaged_watermark_slots
+            or self.views_rebuilt
+            or self.finished_flush
+            or self.tree == "rebuilt"
+            or self.notes
+        )
+
+    def as_dict(self) -> dict[str, object]:
+        """As JSON values; hashes in hex."""
+        values = asdict(self)
+        values["discarded"] = [asdict(cut) for cut in self.discarded]
+        values["notes"] = list(self.notes)
+        values["state_root"] = self.state_root.hex() if self.state_root is not None else None
+        return values
