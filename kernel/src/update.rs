@@ -1,0 +1,286 @@
+//! A batch of changes makes the next version: disjoint subtrees are rebuilt by several threads, then the top is joined.
+
+use crate::hash::{bit, sha256, Hash, Hasher, Leaf};
+use crate::threads;
+use crate::tree::{Child, Node, BUCKET_MAX};
+
+/// Fewer changes than these are not worth a thread.
+const THREADED_MIN: usize = 256;
+/// Subtrees below this depth are never split among threads.
+const SPLIT_DEPTH: usize = 6;
+/// Keys and values that a thread hashes at a time.
+const HASHED_AT_ONCE: usize = 512;
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// The key had this value, or is removed and was absent.
+    Nothing,
+    Inserted,
+    Updated,
+    Removed,
+}
+
+/// A leaf to put (`hash` is its hash) or to remove, and what became of it.
+#[derive(Clone, Copy)]
+pub struct Change {
+    pub key: Hash,
+    pub hash: Hash,
+    pub remove: bool,
+    pub outcome: Outcome,
+    /// The caller's number of the change.
+    pub number: u32,
+}
+
+impl Change {
+    pub fn put(key: Hash, hash: Hash, number: u32) -> Self {
+        Change {
+            key,
+            hash,
+            remove: false,
+            outcome: Outcome::Nothing,
+            number,
+        }
+    }
+
+    pub fn remove(key: Hash, number: u32) -> Self {
+        Change {
+            remove: true,
+            ..Change::put(key, [0; 32], number)
+        }
+    }
+}
+
+/// What a thread works with.
+struct Worker {
+    hasher: Hasher,
+    leaves: Vec<Leaf>,
+}
+
+impl Worker {
+    fn new(hasher: &Hasher) -> Self {
+        Worker {
+            hasher: hasher.clone(),
+            leaves: Vec::new(),
+        }
+    }
+
+    /// The node with the changes applied, or `None` if they change nothing.
+    fn apply(&mut self, node: &Node, changes: &mut [Change], depth: usize) -> Option<Child> {
+        if changes.is_empty() {
+            return None;
+        }
+        let inner = match node {
+            Node::Empty => return self.splice(&[], changes, depth),
+            Node::Bucket(leaves) => return self.splice(leaves, changes, depth),
+            Node::Inner(inner) => inner,
+        };
+        let (lower, upper) = halves(changes, depth);
+        let left = self.apply(&inner.left.node, lower, depth + 1);
+        let right = self.apply(&inner.right.node, upper, depth + 1);
+        rejoin(&mut self.hasher, &inner.left, &inner.right, left, right, depth)
+    }
+
+    /// The node of the old leaves with the changes merged in.
+    fn splice(&mut self, old: &[Leaf], changes: &mut [Change], depth: usize) -> Option<Child> {
+        self.leaves.clear();
+        let dirty = merge_leaves(old, changes, &mut self.leaves);
+        dirty.then(|| Child::build(&mut self.hasher, &self.leaves, depth))
+    }
+}
+
+/// The old leaves with the changes merged in stand in `out`; false if they are what they were.
+fn merge_leaves(old: &[Leaf], changes: &mut [Change], out: &mut Vec<Leaf>) -> bool {
+    let mut dirty = false;
+    let mut at = 0;
+    for change in changes {
+        while at < old.len() && old[at].key < change.key {
+            out.push(old[at]);
+            at += 1;
+        }
+        let present = old.get(at).filter(|leaf| leaf.key == change.key);
+        change.outcome = match (present, change.remove) {
+            (None, true) => Outcome::Nothing,
+            (None, false) => Outcome::Inserted,
+            (Some(_), true) => Outcome::Removed,
+            (Some(leaf), false) if leaf.hash == change.hash => Outcome::Nothing,
+            (Some(_), false) => Outcome::Updated,
+        };
+        dirty |= change.outcome != Outcome::Nothing;
+        at += usize::from(present.is_some());
+        if !change.remove {
+            out.push(Leaf {
+                key: change.key,
+                hash: change.hash,
+            });
+        }
+    }
+    out.extend_from_slice(&old[at..]);
+    dirty
+}
+
+fn halves(changes: &mut [Change], depth: usize) -> (&mut [Change], &mut [Change]) {
+    let middle = changes.partition_point(|change| !bit(&change.key, depth));
+    changes.split_at_mut(middle)
+}
+
+fn rejoin(
+    hasher: &mut Hasher,
+    old_left: &Child,
+    old_right: &Child,
+    left: Option<Child>,
+    right: Option<Child>,
+    depth: usize,
+) -> Option<Child> {
+    if left.is_none() && right.is_none() {
+        return None;
+    }
+    let left = left.unwrap_or_else(|| old_left.clone());
+    let right = right.unwrap_or_else(|| old_right.clone());
+    Some(Child::join(hasher, left, right, depth))
+}
+
+/// A subtree, its changes, and its depth.
+type Task<'a> = (&'a Node, &'a mut [Change], usize);
+
+/// The subtrees that have changes, from the left to the right.
+fn plan<'a>(node: &'a Node, changes: &'a mut [Change], depth: usize, tasks: &mut Vec<Task<'a>>) {
+    if changes.is_empty() {
+        return;
+    }
+    match node {
+        Node::Inner(inner) if depth < SPLIT_DEPTH => {
+            let (lower, upper) = halves(changes, depth);
+            plan(&inner.left.node, lower, depth + 1, tasks);
+            plan(&inner.right.node, upper, depth + 1, tasks);
+        }
+        _ => tasks.push((node, changes, depth)),
+    }
+}
+
+/// The node whose subtrees, as planned from the same changes, became `done`.
+fn merge(
+    hasher: &mut Hasher,
+    node: &Node,
+    changes: &mut [Change],
+    depth: usize,
+    done: &mut impl Iterator<Item = Option<Child>>,
+) -> Option<Child> {
+    if changes.is_empty() {
+        return None;
+    }
+    match node {
+        Node::Inner(inner) if depth < SPLIT_DEPTH => {
+            let (lower, upper) = halves(changes, depth);
+            let left = merge(hasher, &inner.left.node, lower, depth + 1, done);
+            let right = merge(hasher, &inner.right.node, upper, depth + 1, done);
+            rejoin(hasher, &inner.left, &inner.right, left, right, depth)
+        }
+        _ => done.next().expect("as many results as tasks"),
+    }
+}
+
+/// The version with the changes applied, which are in strict order of their key; each gets its outcome.
+pub fn apply(hasher: &Hasher, root: &Child, changes: &mut [Change]) -> Child {
+    let threads = threads::count();
+    let new = if threads == 1 || changes.len() < THREADED_MIN {
+        Worker::new(hasher).apply(&root.node, changes, 0)
+    } else if !matches!(root.node, Node::Inner(_)) {
+        let (mut old, mut leaves) = (Vec::new(), Vec::with_capacity(BUCKET_MAX + changes.len()));
+        root.node.collect(&mut old);
+        merge_leaves(&old, changes, &mut leaves).then(|| build(hasher, &leaves))
+    } else {
+        let mut tasks = Vec::with_capacity(1 << SPLIT_DEPTH);
+        plan(&root.node, changes, 0, &mut tasks);
+        let start = || Worker::new(hasher);
+        let done = threads::run(threads, tasks, start, |worker, (node, part, depth)| {
+            worker.apply(node, part, depth)
+        });
+        merge(&mut hasher.clone(), &root.node, changes, 0, &mut done.into_iter())
+    };
+    new.unwrap_or_else(|| root.clone())
+}
+
+/// The tree of these leaves, which are in strict order.
+pub fn build(hasher: &Hasher, leaves: &[Leaf]) -> Child {
+    let threads = threads::count();
+    if threads == 1 || leaves.len() < THREADED_MIN {
+        return Child::build(&mut hasher.clone(), leaves, 0);
+    }
+    let mut parts = Vec::with_capacity(1 << SPLIT_DEPTH);
+    let mut rest = leaves;
+    for prefix in 0..1 << SPLIT_DEPTH {
+        let (part, others) = rest.split_at(rest.partition_point(|leaf| leaf.key[0] >> (8 - SPLIT_DEPTH) == prefix));
+        parts.push(part);
+        rest = others;
+    }
+    let start = || hasher.clone();
+    let mut level = threads::run(threads, parts, start, |hasher, part| {
+        Child::build(hasher, part, SPLIT_DEPTH)
+    });
+    let mut hasher = hasher.clone();
+    for depth in (0..SPLIT_DEPTH).rev() {
+        let mut pairs = level.into_iter();
+        let mut above = Vec::with_capacity(1 << depth);
+        while let (Some(left), Some(right)) = (pairs.next(), pairs.next()) {
+            above.push(Child::join(&mut hasher, left, right, depth));
+        }
+        level = above;
+    }
+    level.pop().expect("one node is left")
+}
+
+/// `node(leaves, depth)`, see `Hasher::node`, by several threads if there are many leaves.
+pub fn node_hash(hasher: &Hasher, leaves: &[Leaf], depth: usize) -> Hash {
+    if leaves.len() < THREADED_MIN {
+        return hasher.clone().node(leaves, depth);
+    }
+    let (left, right) = leaves.split_at(leaves.partition_point(|leaf| !bit(&leaf.key, depth)));
+    let start = || hasher.clone();
+    let sides = threads::run(threads::count(), vec![left, right], start, |hasher, side| {
+        hasher.node(side, depth + 1)
+    });
+    hasher.clone().inner(&sides[0], &sides[1])
+}
+
+/// A key and its new value, `None` to remove it.
+pub type Row<'a> = (&'a [u8], Option<&'a [u8]>);
+
+/// The changes of these rows, hashed by several threads, in order of the key hash.
+pub fn hashed(hasher: &Hasher, rows: &[Row]) -> Vec<Change> {
+    let mut changes = vec![Change::remove([0; 32], 0); rows.len()];
+    let tasks = changes.chunks_mut(HASHED_AT_ONCE).zip(rows.chunks(HASHED_AT_ONCE));
+    let tasks: Vec<_> = tasks.enumerate().collect();
+    let threads = if rows.len() < THREADED_MIN { 1 } else { threads::count() };
+    let start = || hasher.clone();
+    threads::run(threads, tasks, start, |hasher, (chunk, (changes, rows))| {
+        let numbers = (chunk * HASHED_AT_ONCE) as u32..;
+        for ((change, (key, value)), number) in changes.iter_mut().zip(rows).zip(numbers) {
+            let key = sha256(key);
+            *change = match value {
+                Some(value) => Change::put(key, hasher.leaf(&key, &sha256(value)), number),
+                None => Change::remove(key, number),
+            };
+        }
+    });
+    sorted(changes)
+}
+
+/// The changes in order of the key hash; those of one key hash stay neighbours.
+pub fn sorted(changes: Vec<Change>) -> Vec<Change> {
+    let numbers = 0u32..;
+    let mut order: Vec<(u64, u32)> = changes
+        .iter()
+        .zip(numbers)
+        .map(|(change, at)| (head(&change.key), at))
+        .collect();
+    order.sort_unstable_by(|a, b| {
+        let tie = || changes[a.1 as usize].key.cmp(&changes[b.1 as usize].key);
+        a.0.cmp(&b.0).then_with(tie)
+    });
+    order.into_iter().map(|(_, at)| changes[at as usize]).collect()
+}
+
+/// The first 64 bits of a path as a number.
+fn head(path: &Hash) -> u64 {
+    u64::from_be_bytes(*path.first_chunk().expect("a path has 32 bytes"))
+}
