@@ -15,6 +15,7 @@ FLOORS = {
     "types": 1,
     "_failpoints": 1,
     "_fs": 2,
+    "events": 2,
     "config": 2,
     # the truth, and the map under the views
     "journal": 10,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TextIO
 
@@ -109,7 +109,7 @@ def _report(store: Store, report: ImportReport, out: Output) -> None:
     note = getattr(store.chain, "note", "")
     values["notes"] = [*report.notes, *([note] if note else [])]
     if out.as_json:
-        values["recovery"] = asdict(store.recovery)
+        values["recovery"] = store.recovery.as_dict()
     out.record(values)
     if report.stopped:
         out.note(

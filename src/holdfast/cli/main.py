@@ -32,6 +32,7 @@ from . import (
     syncing,
     upkeep,
 )
+from .logs import logs_of_a_command
 from .output import PipeClosed, flush_output, forget_stdout, json_asked, print_error
 from .session import show_hashes
 
@@ -61,7 +62,8 @@ class _Program(TyperGroup):
     def _run(self, args: list[str], prog_name: str | None, complete_var: str | None, extra: dict[str, Any]) -> int:
         as_json = json_asked(args)
         try:
-            result = super().main(args, prog_name, complete_var, standalone_mode=False, **extra)
+            with logs_of_a_command(as_json=as_json):
+                result = super().main(args, prog_name, complete_var, standalone_mode=False, **extra)
             flush_output()
             return result if isinstance(result, int) else 0
         except HoldfastError as error:

@@ -2,7 +2,7 @@
 
 Invariants:
     * stdout carries only the answer; with ``--json`` it is exactly one JSON value, and an error is exactly one JSON
-      object on stderr.
+      object on stderr, below the log events, if any were asked for.
     * Text that came from a chain never reaches a terminal raw: what is not printable is escaped.
     * A reader that went away (SIGPIPE) ends the command quietly after the store is closed.
 """

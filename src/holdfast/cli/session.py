@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import CorruptionError, ForeignStore, HoldfastError, ReadOnlyError, StoreLocked, StoreNotFound
 from ..limits import HASH_BYTES
+from .logs import log_as_asked
 from .progress import Progress
 
 if TYPE_CHECKING:
@@ -45,10 +46,12 @@ def show_hashes(error: HoldfastError) -> HoldfastError:
 
 
 def load(data_dir: Path, config: Path | None, overrides: Mapping[str, object] | None = None) -> Settings:
-    """The settings in force for the store in ``data_dir``."""
+    """The settings in force for the store in ``data_dir``; log events appear as they ask."""
     from ..config import load_settings
 
-    return load_settings(data_dir, config=config, overrides=overrides).settings
+    loaded = load_settings(data_dir, config=config, overrides=overrides)
+    log_as_asked(loaded)
+    return loaded.settings
 
 
 def find_identity(data_dir: Path) -> Identity | None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-
 import typer
 
 from .options import Config, DataDir, Json
@@ -32,7 +30,6 @@ def stats(data_dir: DataDir, config: Config = None, as_json: Json = False) -> No
                 "read_only": store.read_only,
             },
             **store.statistics(),
-            "recovery": asdict(store.recovery),
             "process": {"memory_bytes": memory_bytes()},
         }
         Output(as_json=as_json).record(values)

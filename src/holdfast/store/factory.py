@@ -13,6 +13,7 @@ from ..config import Settings
 from ..consensus.safety import SafetyBook
 from ..engine.api import Engine
 from ..errors import InternalError, InvalidInputError
+from ..events import store_opened
 from ..journal.api import Part
 from ..journal.journal import Journal
 from ..limits import INDEXES_MAX
@@ -77,11 +78,14 @@ def open_store(
         try:
             if chain is not None:
                 check_spec(follower.identity, chain.spec, root)
-            return Store(follower, chain or CustomChain(follower.identity.spec), settings, str(url))
+            store = Store(follower, chain or CustomChain(follower.identity.spec), settings, str(url))
         except BaseException:
             follower.close()
             raise
-    return _open_writer(place.engine, fs, root, path, chain, create, settings, forced, specs, progress, str(url))
+    else:
+        store = _open_writer(place.engine, fs, root, path, chain, create, settings, forced, specs, progress, str(url))
+    store_opened(store.recovery, url=str(url), engine=store.engine, read_only=read_only)
+    return store
 
 
 def _open_writer(

@@ -190,12 +190,13 @@ class Store:
             yield StoreSnapshot(reader, tip, state, rows)
 
     def statistics(self) -> dict[str, object]:
-        """Counters of the chain, the journal, the views and the engine."""
+        """Counters of the chain, the journal, the views and the engine, and what recovery found, as JSON values."""
         self._check()
         return {
             "chain": self.blocks.statistics()
             | {"waiting": len(self._waiting), "waiting_dropped": self._waiting.dropped},
             **self._backend.statistics(),
+            "recovery": self.recovery.as_dict(),
         }
 
     # -- indexes --------------------------------------------------------------------------------------------------
