@@ -12,9 +12,10 @@ from typing import Literal, Protocol
 from ..errors import InvalidInputError
 from ..types import Block, BlockInfo
 
-__all__ = ["Ancestry", "Chain", "ChainSpec", "CustomChain", "ForkChoiceName"]
+__all__ = ["Ancestry", "Chain", "ChainSpec", "CustomChain", "ForkChoiceName", "SchemeName"]
 
 ForkChoiceName = Literal["heaviest", "longest", "manual"]
+SchemeName = Literal["jmt-sha256", "ics23-smt"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +23,8 @@ class ChainSpec:
     """The immutable facts of a chain, kept in ``holdfast.toml`` (docs/FORMAT.md, section 3).
 
     ``epoch_length`` is in blocks, 0 = no epochs; epoch e holds heights ``epoch_origin + e * epoch_length`` up to, not
-    including, the next epoch's first. Heights below ``epoch_origin`` belong to no epoch.
+    including, the next epoch's first. Heights below ``epoch_origin`` belong to no epoch. ``scheme`` names the rules of
+    the tree over the state (docs/FORMAT.md, section 8).
     """
 
     name: str
@@ -30,6 +32,7 @@ class ChainSpec:
     fork_choice: ForkChoiceName = "heaviest"
     epoch_length: int = 0
     epoch_origin: int = 0
+    scheme: SchemeName = "jmt-sha256"
     parameters: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -64,6 +67,21 @@ class Chain(Protocol):
 
     def validate(self, block: Block, parent: BlockInfo | None, ancestry: Ancestry) -> None:
         """Nothing happens if ``block`` is valid on ``parent``; else ``InvalidBlock``. Forks are not its business."""
+
+
+class ExecutingChain(Chain, Protocol):
+    """A chain whose blocks change the state: one function for blocks that are built, received and replayed."""
+
+    def execute(self, block: Block, parent: BlockInfo | None, state: MutableState) -> bytes | None:
+        """The changes of ``block`` are in ``state``, which was the state of ``parent``; what to store as its ``extra``.
+
+        ``None`` leaves the block's own ``extra``. A function of the bytes of the block and of the state: no clock, no
+        chance, nothing of this machine. Raises ``InvalidBlock`` if the block breaks a rule that only its execution
+        shows, and whatever the state raises; ``state`` must be thrown away then.
+        """
+
+    def state_root(self, block: Block) -> bytes | None:
+        """The root (32 bytes) that the block claims for the state after it, or ``None`` if it claims none."""
 
 
 class CustomChain:
