@@ -96,6 +96,9 @@ class Settings(BaseModel):
     max_reorg_depth: Annotated[
         int, Field(ge=0, le=1_000_000, description="deepest reorganisation; without finality deeper blocks are final")
     ] = 256
+    proof_window_blocks: Annotated[
+        int, Field(ge=0, le=10_000, description="blocks below the reorg floor whose old state can still be proven")
+    ] = 256
     max_orphans: Annotated[
         int, Field(ge=0, le=100_000_000, description="orphaned blocks that the store keeps track of")
     ] = 10_000
@@ -121,6 +124,9 @@ class Settings(BaseModel):
     pinned_bytes_max: Annotated[
         int, Field(ge=64 * _KIB, le=64 * _GIB, description="memory that pinned readers may hold, bytes")
     ] = 64 * _MIB
+    tree_bytes_max: Annotated[
+        int, Field(ge=_MIB, le=1024 * _GIB, description="memory for the tree over the state, bytes")
+    ] = 4 * _GIB
     cache_bytes: Annotated[int, Field(ge=0, le=1024 * _GIB, description="block cache of the engine, bytes")] = 32 * _MIB
     index_rows_per_block_max: Annotated[
         int,

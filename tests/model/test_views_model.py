@@ -38,13 +38,15 @@ values = st.one_of(st.none(), st.binary(max_size=3))
 chain_rows = st.dictionaries(st.sampled_from(CHAIN_KEYS), values, max_size=6)
 log_rows = st.dictionaries(st.sampled_from(LOG_KEYS), values, max_size=4)
 blocks = st.lists(st.tuples(chain_rows, log_rows), min_size=1, max_size=4)
+windows = st.sampled_from([0, 0, 2, 5, 10_000])
 any_key = st.sampled_from((*CHAIN_KEYS, *LOG_KEYS))
 
 
 class ViewsMachine(RuleBasedStateMachine):
-    @initialize(pinned=st.sampled_from([10**6, 10**6, 900]))
-    def open(self, pinned: int) -> None:
+    @initialize(pinned=st.sampled_from([10**6, 10**6, 900]), window=windows)
+    def open(self, pinned: int, window: int) -> None:
         self.pinned = pinned
+        self.window = window
         self.chain = ToyChain()
         self.engine = RecordingEngine()
         self.views = self._open()
@@ -52,7 +54,7 @@ class ViewsMachine(RuleBasedStateMachine):
         self.pins: list[tuple[PinnedReader, State]] = []
 
     def _open(self) -> Views:
-        return open_views(self.engine, pinned_bytes_max=self.pinned)
+        return open_views(self.engine, pinned_bytes_max=self.pinned, undo_window=self.window)
 
     def _publish(self, *, durable: bool) -> None:
         if durable and self.chain.seq % 2:  # a group commit may be ahead of the writer
@@ -108,12 +110,17 @@ class ViewsMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def flush(self, data: st.DataObject) -> None:
         to_seq = data.draw(st.one_of(st.none(), st.integers(0, self.visible)), label="to_seq")
+        before = self.views.undo_floor
+        useful = self.views.stats.applied_seq < self.visible
         self.engine.meanwhile = self._everything_holds
         self.views.flush(to_seq)
         self.engine.meanwhile = lambda: None
         if to_seq is None and self.visible:
             assert self.views.applied is not None
             assert self.views.applied.seq == self.visible
+            if useful:
+                assert self.views.undo_floor == max(before, self.chain.moments[self.visible].floor - self.window)
+            assert self.views.applied.undo_floor == self.views.undo_floor
             low, high = UNDO.prefix, UNDO.prefix + (self.views.applied.undo_floor + 1).to_bytes(8, "big")
             assert self.engine.scan(low, high).rows == []
 
@@ -180,15 +187,17 @@ class ViewsMachine(RuleBasedStateMachine):
         self.chain.cut(self.visible)
 
     @precondition(lambda self: self.engine.batches)
-    @rule(data=st.data())
-    def crash(self, data: st.DataObject) -> None:
+    @rule(data=st.data(), window=windows)
+    def crash(self, data: st.DataObject, window: int) -> None:
+        self.window = window
         self._reopen(data.draw(st.integers(0, len(self.engine.batches)), label="batches that survive"))
 
     @precondition(lambda self: self.views.stats.overlay_frames)
-    @rule(data=st.data())
-    def crash_in_a_flush(self, data: st.DataObject) -> None:
+    @rule(data=st.data(), window=windows)
+    def crash_in_a_flush(self, data: st.DataObject, window: int) -> None:
         before = len(self.engine.batches)
         self.views.flush(data.draw(st.one_of(st.none(), st.integers(0, self.visible)), label="to_seq"))
+        self.window = window
         self._reopen(data.draw(st.integers(before, len(self.engine.batches)), label="batches that survive"))
 
     def _reopen(self, count: int) -> None:

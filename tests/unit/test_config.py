@@ -54,6 +54,7 @@ def test_the_published_defaults() -> None:
         "compression": "none",
         "compression_bytes_min": 256,
         "max_reorg_depth": 256,
+        "proof_window_blocks": 256,
         "max_orphans": 10_000,
         "waiting_blocks_max": 1_000,
         "waiting_bytes_max": 64 * 1024 * 1024,

@@ -414,7 +414,7 @@ def test_another_history_and_an_interrupted_flush(path: Path) -> None:
     other = Applied(applied.seq, bytes(32), applied.state, applied.undo_floor, None)
     change(path, lambda _: {APPLIED_KEY: encode_applied(other)})
     found(verify_store(path, level="views"), "views")
-    change(path, lambda _: {APPLIED_KEY: encode_applied(applied), FLUSHING_KEY: encode_flushing(applied.seq + 1)})
+    change(path, lambda _: {APPLIED_KEY: encode_applied(applied), FLUSHING_KEY: encode_flushing(applied.seq + 1, None)})
     found(verify_store(path, level="quick"), "views", "commit_loss")
 
 
@@ -437,7 +437,7 @@ def test_a_flush_that_was_interrupted_is_no_damage(tmp_path: Path) -> None:
     assert applied is not None
     changed = [key for key, row in rows.items() if engine.get(key) != row and key != APPLIED_KEY]
     batch: dict[bytes, bytes | None] = {key: rows[key] for key in changed[::2]}
-    batch[FLUSHING_KEY] = encode_row(FLUSHING_KEY, encode_flushing(7))
+    batch[FLUSHING_KEY] = encode_row(FLUSHING_KEY, encode_flushing(7, None))
     engine.apply(Batch(batch), sync=True)
     engine.close()
     report = verify_store(tmp_path / "copy", level="views")

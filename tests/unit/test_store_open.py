@@ -343,7 +343,7 @@ def change_meta(path: Path, *, applied: Applied | None = None, flushing: int | N
     if applied is not None:
         rows[APPLIED_KEY] = encode_row(APPLIED_KEY, encode_applied(applied))
     if flushing is not None:
-        rows[FLUSHING_KEY] = encode_row(FLUSHING_KEY, encode_flushing(flushing))
+        rows[FLUSHING_KEY] = encode_row(FLUSHING_KEY, encode_flushing(flushing, None))
     engine.apply(Batch(rows), sync=True)
     engine.close()
 

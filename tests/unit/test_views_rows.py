@@ -70,7 +70,8 @@ def test_golden_bytes() -> None:
     assert encode_row(bytes.fromhex("8001") + bytes(7) + b"\x01", b"\xaa").hex() == "dcbc94faaa"
     applied = Applied(5, b"\x11" * 32, b"\xfe", 3, None)
     assert encode_applied(applied).hex() == "0001" + "0000000000000005" + "11" * 32 + "0000000000000003" + "fe"
-    assert encode_flushing(7).hex() == "0000000000000007"
+    assert encode_flushing(7, 3).hex() == "0000000000000007" + "0000000000000003"
+    assert encode_flushing(7, None).hex() == "0000000000000007"
     assert APPLIED_KEY.hex() == "00016170706c696564"
     assert FLUSHING_KEY.hex() == "0001666c757368696e67"
     rows: Rows = {b"\x80\x01b": None, b"\x80\x01a": b"\xbb\xcc"}
@@ -82,10 +83,11 @@ def test_golden_bytes() -> None:
 
 
 @given(st.integers(0, 2**64 - 1), st.binary(max_size=9), st.one_of(st.none(), st.integers(0, 2**64 - 1)))
-def test_the_applied_record_comes_back(seq: int, state: bytes, flushing: int | None) -> None:
-    applied = Applied(seq, b"\x01" * 32, state, seq, flushing)
-    assert decode_applied(encode_applied(applied), flushing) == applied
-    assert decode_flushing(encode_flushing(seq)) == seq
+def test_the_applied_record_comes_back(seq: int, state: bytes, floor: int | None) -> None:
+    assert decode_flushing(encode_flushing(seq, floor)) == (seq, floor)
+    assert decode_applied(encode_applied(Applied(seq, b"\x01" * 32, state, seq, None)), (9, floor)) == Applied(
+        seq, b"\x01" * 32, state, seq, 9, floor
+    )
 
 
 @given(st.binary(max_size=60))

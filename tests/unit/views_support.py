@@ -195,7 +195,7 @@ def digest_of(seq: int) -> bytes:
     return hashlib.sha256(b"frame %d" % seq).digest()
 
 
-def open_views(engine: MemoryEngine, **options: int | float) -> Views:
+def open_views(engine: MemoryEngine, **options: float) -> Views:
     """Views over ``engine`` for the toy journal."""
     return Views.open(engine, options=ViewOptions(**options), frame_digest=digest_of)  # type: ignore[arg-type]
 
@@ -262,10 +262,10 @@ def read_all(reader: RowReader, *, reverse: bool = False, limit: int = 3) -> Sta
 
 
 def check_undo(views: Views, chain: ToyChain) -> None:
-    """Every canonical block above the floor can be undone."""
-    now = chain.now
-    for block in now.chain:
-        if block.height > now.floor:
+    """Every canonical block above the floors can be undone."""
+    assert views.undo_floor <= chain.now.floor
+    for block in chain.now.chain:
+        if block.height > views.undo_floor:
             assert views.undo_of(block.height, block.hash) == chain.undo[block.hash]
 
 

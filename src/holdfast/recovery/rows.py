@@ -12,14 +12,14 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from ..blocks.state import decode_state
+from ..blocks.state import EMPTY, decode_state
 from ..consensus.safety import SafetyBook
 from ..engine.api import Engine
 from ..engine.memory import MemoryEngine
 from ..engine.open import open_engine
 from ..errors import CorruptionError, Recovery
 from ..store.replay import Replayer
-from ..views.api import Applied, Rows
+from ..views.api import Applied, Rows, ViewOptions
 from ..views.rows import CHECKSUM_BYTES, FLUSHING_KEY, decode_row, table_name
 from ..views.tables import INDEX_FIRST, INDEX_LAST, META, UNDO
 from ..views.undo import decode_undo
@@ -75,9 +75,12 @@ def compare_views(
         else:
             tally.problem(problem)
 
-    blocks = decode_state(applied.state).blocks if applied is not None and target else 0
+    state = decode_state(applied.state) if applied is not None and target else EMPTY
+    blocks = state.blocks
+    window = max(0, state.floor - applied.undo_floor) if applied is not None else 0
     with _fresh_engine(engine, name, blocks) as fresh:
-        views = Views.open(fresh, frame_digest=lambda seq: source.frame(seq).digest)
+        options = ViewOptions(undo_window=window)
+        views = Views.open(fresh, options=options, frame_digest=lambda seq: source.frame(seq).digest)
         try:
             replayer = Replayer(views, SafetyBook())
             _replay(replayer, source, target, tally)

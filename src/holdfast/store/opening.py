@@ -46,6 +46,7 @@ from .fingerprint import fingerprint
 from .generations import Generations
 from .identity import IDENTITY_BYTES_MAX, IDENTITY_NAME, Identity, decode_identity, encode_identity
 from .replay import Replayer
+from .tree import OpenedTree, open_tree
 
 __all__ = [
     "MEMORY_ROOT",
@@ -96,6 +97,7 @@ class Opened:
     replayer: Replayer
     stats: RecoveryStats
     plan: OpenPlan
+    tree: OpenedTree
 
     def abandon(self) -> None:
         """Everything is released and nothing more is written: the store could not be put together."""
@@ -127,6 +129,7 @@ def view_options(settings: Settings) -> ViewOptions:
         flush_interval_seconds=settings.flush_interval_seconds,
         pinned_bytes_max=settings.pinned_bytes_max,
         paced=settings.durability == "sync",
+        undo_window=settings.proof_window_blocks,
     )
 
 
@@ -187,7 +190,7 @@ def check_spec(identity: Identity, spec: ChainSpec | None, root: Path) -> None:
     if spec is None:
         return
     stored = identity.spec
-    for name in ("name", "id", "epoch_length", "epoch_origin"):
+    for name in ("name", "id", "epoch_length", "epoch_origin", "scheme"):
         if getattr(stored, name) != getattr(spec, name):
             raise ForeignStore(
                 "the store belongs to another chain",
@@ -342,6 +345,16 @@ def _open_views(
         if generations is not None and number is not None and fresh:
             views.flush()
             generations.switch(number)
+        tree = open_tree(
+            plan.fs,
+            plan.root,
+            identity,
+            journal,
+            recovery.last_seq,
+            views.latest(),
+            replayer.state,
+            progress=plan.progress,
+        )
     except BaseException:
         views.close(flush=False)
         engine.close()
@@ -358,9 +371,12 @@ def _open_views(
         last_seq=recovery.last_seq,
         tip_height=replayer.state.tip_height if replayer.state.has_tip else None,
         finalized_height=replayer.state.finalized if replayer.state.finalized >= 0 else None,
-        notes=tuple(notes),
+        notes=(*notes, *tree.notes),
+        state_root=replayer.state.state_root if replayer.state.stateful else None,
+        tree=tree.how,
+        tree_keys=tree.tree.count,
     )
-    return Opened(identity, lock, journal, generations, number, name, engine, views, replayer, stats, plan)
+    return Opened(identity, lock, journal, generations, number, name, engine, views, replayer, stats, plan, tree)
 
 
 def _current(generations: Generations, asked: str | None, default: str, notes: list[str]) -> tuple[int | None, str]:

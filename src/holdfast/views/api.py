@@ -52,7 +52,9 @@ class FrameLayers(msgspec.Struct):
 class Applied:
     """The record of the last complete flush: frame ``seq`` with ``digest`` and everything before it is in the engine.
 
-    ``flushing`` is the target of a flush that has begun and not ended, or ``None``.
+    ``undo_floor``: blocks above it, up to that frame, have undo in the engine.
+    ``flushing`` is the target of a flush that has begun and not ended, or ``None``; ``flushing_floor`` is the undo
+    floor of that flush, ``None`` if it was begun without one (then the floor of its last frame).
     """
 
     seq: int
@@ -60,6 +62,7 @@ class Applied:
     state: bytes
     undo_floor: int
     flushing: int | None
+    flushing_floor: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +76,8 @@ class ViewOptions:
     paced: bool = True
     """The background flush pauses between slices, so that commits that wait for the device get the interpreter at once.
     Useless where commits do not wait."""
+    undo_window: int = 0
+    """Undo is kept for so many blocks more than may still be undone, for proofs at old heights."""
 
 
 class RowReader(Protocol):

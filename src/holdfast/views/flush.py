@@ -28,7 +28,7 @@ from .._failpoints import hit
 from ..engine.api import Batch, Engine
 from ..errors import EngineError, HoldfastError, StateError
 from ..limits import HASH_BYTES
-from .api import Applied, Rows, ViewOptions
+from .api import Applied, FrameLayers, Rows, ViewOptions
 from .overlay import MISSING, Overlay, Published
 from .readers import PinnedReader, Pins
 from .rows import (
@@ -64,7 +64,7 @@ def load_applied(engine: Engine) -> Applied | None:
     flushing = None if begun is None else decode_flushing(decode_row(FLUSHING_KEY, begun))
     if stored is not None:
         return decode_applied(decode_row(APPLIED_KEY, stored), flushing)
-    return None if flushing is None else Applied(0, bytes(HASH_BYTES), b"", 0, flushing)
+    return None if flushing is None else Applied(0, bytes(HASH_BYTES), b"", 0, *flushing)
 
 
 def in_order(keys: list[bytes]) -> Iterator[bytes]:
@@ -162,6 +162,8 @@ class Flusher:
         self.applied = applied
         self.finishing = None if applied is None else applied.flushing
         """Target of an interrupted flush that must be finished before anything else is flushed."""
+        self.undo_floor = 0 if applied is None else max(applied.undo_floor, applied.flushing_floor or 0)
+        """Blocks at or below it may have no undo any more. Rises before the first undo goes."""
         self.rows_version = 0
         """The engine may hold rows up to this version, replacing older ones."""
         self.failure: HoldfastError | None = None
@@ -230,12 +232,13 @@ class Flusher:
         last = frames[-1].frame
         if self._make_durable is not None:
             self._make_durable(last.seq)
+        self.undo_floor = floor = self._floor(last.undo_floor)
         hit("views.flush.before_undo")
         if self.finishing is None:
-            rows = self._write_undo(frames, pace)
+            rows = self._write_undo(frames, floor, pace)
             hit("views.flush.after_undo")
             key = FLUSHING_KEY
-            self._engine.apply(Batch({key: encode_row(key, encode_flushing(last.seq))}), sync=False)
+            self._engine.apply(Batch({key: encode_row(key, encode_flushing(last.seq, floor))}), sync=False)
         else:
             rows = _merged(frames, pace)
         hit("views.flush.after_flushing")
@@ -249,27 +252,33 @@ class Flusher:
             self._engine.apply(Batch(_encoded(part, rows)), sync=False)
             hit("views.flush.mid_rows")
             pace()
-        self._finish(frames[-1])
+        self._finish(last, floor)
         self._overlay.drop(frames, parts, pace)
         self.flushes += 1
         self.rows_flushed += len(keys)
         self.seconds += time.monotonic() - begun
 
-    def _finish(self, published: Published) -> None:
-        frame = published.frame
-        applied = Applied(frame.seq, self._frame_digest(frame.seq), frame.state(), frame.undo_floor, None)
+    def _floor(self, frame_floor: int) -> int:
+        """The undo floor of a flush that ends with a frame of this floor; that of the begun one is not ours to say."""
+        if self.finishing is not None:
+            assert self.applied is not None
+            begun = self.applied.flushing_floor
+            return max(self.undo_floor, frame_floor if begun is None else begun)
+        return max(self.undo_floor, frame_floor - self._options.undo_window)
+
+    def _finish(self, frame: FrameLayers, floor: int) -> None:
+        applied = Applied(frame.seq, self._frame_digest(frame.seq), frame.state(), floor, None)
         rows: Rows = {APPLIED_KEY: encode_row(APPLIED_KEY, encode_applied(applied)), FLUSHING_KEY: None}
         hit("views.flush.before_applied")
-        self._engine.apply(Batch(rows, [undo_range_to(frame.undo_floor)]), sync=True)
+        self._engine.apply(Batch(rows, [undo_range_to(floor)]), sync=True)
         self.applied = applied
         self.finishing = None
         self._pins.refused = False
         hit("views.flush.after_applied")
 
-    def _write_undo(self, frames: list[Published], pace: Callable[[], None]) -> Rows:
+    def _write_undo(self, frames: list[Published], floor: int, pace: Callable[[], None]) -> Rows:
         """The undo rows of ``frames`` are in the engine; their rows, each key with its newest value."""
         writer = _UndoWriter(self._engine, pace)
-        floor = frames[-1].frame.undo_floor
         merged: Rows = {}
         count = 0
         for published in frames:

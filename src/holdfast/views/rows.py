@@ -37,7 +37,8 @@ FLUSHING_KEY = META.prefix + b"flushing"
 
 _LAYOUT = 1
 _APPLIED = struct.Struct(">HQ32sQ")
-_FLUSHING = struct.Struct(">Q")
+_FLUSHING = struct.Struct(">QQ")
+_FLUSHING_OLD = struct.Struct(">Q")
 assert _APPLIED.size == 2 + 8 + HASH_BYTES + 8
 
 _NAMES = {table.number: table.name for table in TABLES}
@@ -77,8 +78,8 @@ def encode_applied(applied: Applied) -> bytes:
     return _APPLIED.pack(_LAYOUT, applied.seq, applied.digest, applied.undo_floor) + applied.state
 
 
-def decode_applied(value: bytes, flushing: int | None) -> Applied:
-    """The record in the row ``applied``, with the target of a begun flush."""
+def decode_applied(value: bytes, flushing: tuple[int, int | None] | None) -> Applied:
+    """The record in the row ``applied``, with the target and floor of a begun flush."""
     if len(value) < _APPLIED.size:
         raise CorruptionError(
             "the row 'applied' is too short",
@@ -97,16 +98,18 @@ def decode_applied(value: bytes, flushing: int | None) -> Applied:
             expected=_LAYOUT,
             found=layout,
         )
-    return Applied(seq, digest, value[_APPLIED.size :], undo_floor, flushing)
+    return Applied(seq, digest, value[_APPLIED.size :], undo_floor, *(flushing or (None, None)))
 
 
-def encode_flushing(to_seq: int) -> bytes:
-    """The value of the row ``flushing``."""
-    return _FLUSHING.pack(to_seq)
+def encode_flushing(to_seq: int, floor: int | None) -> bytes:
+    """The value of the row ``flushing``; in its old form without a floor."""
+    return _FLUSHING_OLD.pack(to_seq) if floor is None else _FLUSHING.pack(to_seq, floor)
 
 
-def decode_flushing(value: bytes) -> int:
-    """The target of a begun flush."""
+def decode_flushing(value: bytes) -> tuple[int, int | None]:
+    """The target of a begun flush and its undo floor; the floor is ``None`` in the old form of the row."""
+    if len(value) == _FLUSHING_OLD.size:
+        return int.from_bytes(value, "big"), None
     if len(value) != _FLUSHING.size:
         raise CorruptionError(
             "the row 'flushing' has a wrong length",
@@ -116,5 +119,5 @@ def decode_flushing(value: bytes) -> int:
             expected=_FLUSHING.size,
             found=len(value),
         )
-    (to_seq,) = _FLUSHING.unpack(value)
-    return int(to_seq)
+    to_seq, floor = _FLUSHING.unpack(value)
+    return int(to_seq), int(floor)

@@ -15,7 +15,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ..engine.api import Engine, Reader
-from ..errors import CorruptionError, Recovery
+from ..errors import CorruptionError, PrunedError, Recovery
+from ..limits import HASH_BYTES
 from .api import Applied, FrameLayers, RowReader, Rows, ViewOptions
 from .flush import Flusher, load_applied
 from .overlay import MISSING, Overlay
@@ -25,6 +26,8 @@ from .tables import META, UNDO
 from .undo import read_undo
 
 __all__ = ["ViewStats", "Views"]
+
+_NOTHING = Applied(0, bytes(HASH_BYTES), b"", 0, None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,8 +127,21 @@ class Views:
         """Rows with everything that is published, durable or not. For the writer only."""
         return self._latest
 
+    @property
+    def undo_floor(self) -> int:
+        """Canonical blocks above this height have undo (``undo_of``). It only rises, and before the first undo goes.
+
+        A follower's is of its opening; the writing process may have gone further.
+        """
+        return self._flusher.undo_floor
+
     def undo_of(self, height: int, block_hash: bytes) -> Rows:
-        """The values that the block's chain rows had before it. Raises ``CorruptionError`` if they are lost."""
+        """The values that the block's chain rows had before it.
+
+        Raises:
+            PrunedError: the block is at or below the undo floor, and its undo is gone.
+            CorruptionError: it is lost, or there never was such a block.
+        """
         block = (height, block_hash)
         for _ in range(2):  # twice: a flush may write the undo, and drop the block, between the two looks
             undo = read_undo(self._engine.get, height, block_hash)
@@ -135,8 +151,12 @@ class Views:
             if record is not None and self._flusher.finishing is None:
                 version, layer = record
                 undo = self._rows_before(version, list(layer.chain_rows))
-                if self._flusher.rows_version < version:
-                    return undo  # no flush has begun to replace these rows
+                # no flush has begun to replace these rows, neither here nor, with undo first, in another process
+                if self._flusher.rows_version < version and read_undo(self._engine.get, height, block_hash) is None:
+                    return undo
+        floor = max(self.undo_floor, (load_applied(self._engine) or _NOTHING).undo_floor)
+        if height <= floor:
+            raise PrunedError("the undo of a block is gone", least_readable=floor + 1, height=height, hash=block_hash)
         raise CorruptionError(
             "the undo of a block is not there",
             recovery=Recovery.REBUILD,
