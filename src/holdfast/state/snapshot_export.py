@@ -1,0 +1,362 @@
+"""Export of the state at one height as a snapshot (docs/FORMAT.md, section 9).
+
+Invariants:
+    * ``manifest.json`` comes last: a directory without it is no snapshot, and the next export goes on in it.
+    * A chunk that lies there from an earlier run is kept if it verifies against the root, and written again if not.
+    * What is written was checked first: rows that do not give the node of the tree are never exported.
+    * Memory is bounded by the length of a chunk, or by the one value that is longer.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from hashlib import sha256
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import zstandard
+
+from .._failpoints import hit
+from .._fs import FileSystem, NewFile, RealFileSystem
+from ..errors import CorruptionError, ForeignStore, InvalidInputError, LimitExceeded, SnapshotInvalid
+from ..merkle.api import RECORD_BYTES, Backend, Scheme, Tree
+from ..merkle.backend import backend
+from ..merkle.values import is_reference
+from .snapshot import CHUNKS_NAME, MANIFEST_NAME, SnapshotInfo, SnapshotReader, describe, verify_chunk
+from .snapshot_format import (
+    CHUNKS_MAX,
+    CODEC_RAW,
+    CODEC_ZSTD,
+    DEPTH_MAX,
+    MANIFEST_BYTES_MAX,
+    ChunkEntry,
+    ChunkHead,
+    Manifest,
+    SnapshotBlock,
+    SnapshotChain,
+    chain_digest,
+    chunk_name,
+    encode_chunk_head,
+    encode_manifest,
+    encode_records,
+)
+
+__all__ = [
+    "CHUNK_BYTES_DEFAULT",
+    "CHUNK_BYTES_MAX",
+    "CHUNK_BYTES_MIN",
+    "SnapshotSource",
+    "export_snapshot",
+    "is_chunk_file",
+]
+
+CHUNK_BYTES_MIN = 1024
+CHUNK_BYTES_DEFAULT = 2 * 1024 * 1024
+CHUNK_BYTES_MAX = 16 * 1024 * 1024
+
+_PAGE_KEYS = 256
+_LEAVES_MAX = 1_000_000
+_RECORD_OVERHEAD_BYTES = 6
+_LEVEL = 3
+_CHUNK_FILE = re.compile(r"[0-9a-f]{64}-[0-9]{1,3}\.hfc(\.tmp)?", re.ASCII)
+
+
+class SnapshotSource(Protocol):
+    """The state at one height, as an export needs it; of one version from first to last."""
+
+    @property
+    def chain(self) -> SnapshotChain:
+        """The chain it belongs to."""
+
+    @property
+    def block(self) -> SnapshotBlock:
+        """The block after which the state is."""
+
+    @property
+    def scheme(self) -> Scheme:
+        """The scheme of the tree."""
+
+    @property
+    def tree(self) -> Tree:
+        """The tree of the state after the block."""
+
+    def rows(self, key_hashes: Sequence[bytes]) -> Sequence[tuple[bytes, bytes]]:
+        """(key, value as the tree has it) behind each key hash. Raises ``CorruptionError`` if one is missing."""
+
+    def full_value(self, stored: bytes) -> bytes:
+        """The whole value behind a value as the tree has it."""
+
+
+class _Node(NamedTuple):
+    """A node of the tree that becomes one chunk, or is divided."""
+
+    prefix: int
+    depth: int
+    records: bytes
+    hash: bytes
+    siblings: tuple[bytes, ...]
+
+
+def is_chunk_file(name: str) -> bool:
+    """True for the name of a chunk, or of one that is being written."""
+    return _CHUNK_FILE.fullmatch(name) is not None
+
+
+def export_snapshot(
+    source: SnapshotSource,
+    destination: Path,
+    *,
+    chunk_bytes: int = CHUNK_BYTES_DEFAULT,
+    compress: bool = True,
+    progress: Callable[[int, int], None] | None = None,
+    fs: FileSystem | None = None,
+    tree_backend: Backend | None = None,
+) -> SnapshotInfo:
+    """The directory ``destination`` is a verified snapshot of ``source``, durable.
+
+    Killed or failed at any moment, the next call with the same arguments goes on where this one stopped.
+
+    Args:
+        destination: a directory that is missing, empty, or holds an unfinished export or an export of the same state.
+        chunk_bytes: length of a chunk before compression, 1 KiB to 16 MiB; longer only where one value is.
+        compress: chunks are compressed with zstd where that makes them shorter.
+        progress: called with (keys written, keys in all); what it raises ends the export.
+    Raises:
+        ForeignStore: the directory holds something else; it was not touched.
+        CorruptionError: the rows of the state do not give its tree.
+        LimitExceeded: more than 200,000 chunks.
+    """
+    if not CHUNK_BYTES_MIN <= chunk_bytes <= CHUNK_BYTES_MAX:
+        raise InvalidInputError(
+            "the length of a chunk is out of range", found=chunk_bytes, least=CHUNK_BYTES_MIN, most=CHUNK_BYTES_MAX
+        )
+    export = _Export(source, destination, chunk_bytes, compress, progress, fs or RealFileSystem(), tree_backend)
+    return export.run()
+
+
+class _Export:
+    def __init__(
+        self,
+        source: SnapshotSource,
+        destination: Path,
+        chunk_bytes: int,
+        compress: bool,
+        progress: Callable[[int, int], None] | None,
+        fs: FileSystem,
+        tree_backend: Backend | None,
+    ) -> None:
+        self._source = source
+        self._tree = source.tree
+        self._scheme = source.scheme
+        self._block = source.block
+        self._chain = chain_digest(source.chain)
+        self._root = source.tree.root
+        self._path = destination
+        self._chunks = destination / CHUNKS_NAME
+        self._chunk_bytes = chunk_bytes
+        self._compress = compress
+        self._progress = progress
+        self._fs = fs
+        self._backend = tree_backend or backend()
+        self._done = 0
+        self._kept = 0
+
+    def run(self) -> SnapshotInfo:
+        self._prepare()
+        entries: list[ChunkEntry] = []
+        for entry in self._entries():
+            entries.append(entry)
+            if len(entries) > CHUNKS_MAX:
+                raise LimitExceeded(
+                    "the snapshot would have too many chunks", limit=CHUNKS_MAX, remedy="give a larger 'chunk_bytes'"
+                )
+            self._done += entry.count
+            hit("state.snapshot.chunk")
+            if self._progress is not None:
+                self._progress(self._done, self._tree.count)
+        chunks = tuple(entries)
+        manifest = Manifest(self._source.chain, self._scheme.name, self._block, self._root, self._tree.count, chunks)
+        data = encode_manifest(manifest)
+        if len(data) > MANIFEST_BYTES_MAX:
+            raise LimitExceeded("the manifest would be too long", found=len(data), limit=MANIFEST_BYTES_MAX)
+        self._remove_strangers(manifest)
+        hit("state.snapshot.before_manifest")
+        self._fs.write_atomic(self._path / MANIFEST_NAME, data)
+        hit("state.snapshot.after_manifest")
+        return describe(manifest, sha256(data).digest(), self._kept)
+
+    # -- the directory --------------------------------------------------------------------------------------------
+
+    def _prepare(self) -> None:
+        fs, path = self._fs, self._path
+        self._check_place()
+        missing: list[Path] = []
+        place = path.absolute()
+        while fs.persistent and not fs.exists(place) and place != place.parent:
+            missing.append(place)
+            place = place.parent
+        for place in reversed(missing or [path]):
+            fs.make_directory(place)
+        fs.make_directory(self._chunks)
+        if fs.exists(path / MANIFEST_NAME):
+            # Chunks may be written again below: until that is done this is no snapshot.
+            fs.remove(path / MANIFEST_NAME)
+            fs.sync_directory(path)
+
+    def _check_place(self) -> None:
+        """Nothing happens if an export may be written here; nothing is touched."""
+        fs, path = self._fs, self._path
+        if fs.persistent and fs.exists(path) and not path.is_dir():
+            raise ForeignStore("there is a file where the snapshot should be", path=path)
+        names = set(fs.names(path))
+        strange = sorted(names - {CHUNKS_NAME, MANIFEST_NAME, MANIFEST_NAME + ".tmp"})
+        strange += [name for name in fs.names(self._chunks) if not is_chunk_file(name)]
+        if strange:
+            raise ForeignStore("the directory holds files that are not a snapshot", path=path, found=strange[:8])
+        if MANIFEST_NAME not in names:
+            return
+        try:
+            found = SnapshotReader(path, fs=fs, tree_backend=self._backend).manifest
+        except SnapshotInvalid as error:
+            raise ForeignStore(f"the directory holds another snapshot: {error}", path=path) from error
+        if (found.chain, found.block, found.root) != (self._source.chain, self._block, self._root):
+            raise ForeignStore("the directory holds a snapshot of another state", path=path, height=found.block.height)
+
+    def _remove_strangers(self, manifest: Manifest) -> None:
+        """Chunks of an earlier, unfinished export that this one does not have are gone."""
+        wanted = {chunk_name(chunk.prefix, chunk.depth) for chunk in manifest.chunks}
+        strangers = [name for name in self._fs.names(self._chunks) if name not in wanted and is_chunk_file(name)]
+        for name in strangers:
+            self._fs.remove(self._chunks / name)
+        if strangers:
+            self._fs.sync_directory(self._chunks)
+
+    # -- chunks ---------------------------------------------------------------------------------------------------
+
+    def _entries(self) -> Iterator[ChunkEntry]:
+        """Every chunk, written or kept, in order."""
+        for subtree in self._tree.subtrees(self._leaves_per_chunk()):
+            records = self._tree.records(subtree.prefix, subtree.leaves)
+            prefix = int.from_bytes(subtree.prefix, "big")
+            pending = [_Node(prefix, subtree.depth, records, subtree.hash, tuple(subtree.siblings))]
+            while pending:
+                node = pending.pop()
+                entry = self._kept_chunk(node)
+                if entry is None:
+                    rows = self._rows(node)
+                    if rows is None:
+                        pending += reversed(self._halves(node))
+                        continue
+                    entry = self._write(node, rows)
+                yield entry
+
+    def _leaves_per_chunk(self) -> int:
+        """About how many keys fill a chunk: key hashes are evenly spread, so the first ones stand for all."""
+        hashes = _key_hashes(self._tree.records(bytes(32), _PAGE_KEYS))
+        if not hashes:
+            return 1
+        length = sum(self._record_bytes(row) for row in self._source.rows(hashes))
+        return max(1, min(self._chunk_bytes * len(hashes) // length, _LEAVES_MAX))
+
+    @staticmethod
+    def _record_bytes(row: tuple[bytes, bytes]) -> int:
+        key, stored = row
+        value = int.from_bytes(stored[-40:-32], "big") if is_reference(stored) else len(stored)
+        return _RECORD_OVERHEAD_BYTES + len(key) + value
+
+    def _rows(self, node: _Node) -> list[tuple[bytes, bytes]] | None:
+        """The rows of the node as the tree has them; ``None`` if they are more than a chunk may hold."""
+        hashes = _key_hashes(node.records)
+        rows: list[tuple[bytes, bytes]] = []
+        length = 0
+        for start in range(0, len(hashes), _PAGE_KEYS):
+            page = self._source.rows(hashes[start : start + _PAGE_KEYS])
+            rows += page
+            length += sum(self._record_bytes(row) for row in page)
+            if length > self._chunk_bytes and len(hashes) > 1:
+                return None
+        if self._backend.hash_rows(self._scheme, rows) != node.records:
+            raise CorruptionError(
+                "the rows of the state do not give its tree; nothing of them was exported",
+                prefix=node.prefix.to_bytes(32, "big"),
+                depth=node.depth,
+                remedy="run 'holdfast verify --level views', then 'holdfast rebuild', and export again",
+            )
+        return rows
+
+    def _halves(self, node: _Node) -> list[_Node]:
+        """The node's children that hold keys."""
+        bit = DEPTH_MAX - 1 - node.depth
+        at = 0
+        while at < len(node.records) and not node.records[at + node.depth // 8] & (0x80 >> node.depth % 8):
+            at += RECORD_BYTES
+        sides = []
+        for records in (node.records[:at], node.records[at:]):
+            sides.append((records, self._backend.node_hash(self._scheme, records, node.depth + 1)))
+        (left, left_hash), (right, right_hash) = sides
+        halves = [
+            _Node(node.prefix, node.depth + 1, left, left_hash, (right_hash, *node.siblings)),
+            _Node(node.prefix | 1 << bit, node.depth + 1, right, right_hash, (left_hash, *node.siblings)),
+        ]
+        return [half for half in halves if half.records]
+
+    def _kept_chunk(self, node: _Node) -> ChunkEntry | None:
+        """The chunk as it lies there from an earlier run, if it verifies and is of this export."""
+        path = self._chunk_path(node)
+        if not self._fs.exists(path):
+            return None
+        try:
+            chunk = verify_chunk(path, self._root, fs=self._fs, tree_backend=self._backend)
+        except SnapshotInvalid:
+            return None  # it is written again
+        head = chunk.head
+        ours = (self._scheme.name, self._chain, self._block.height, self._block.hash)
+        if (head.scheme, head.chain, head.height, head.block) != ours:
+            return None
+        self._kept += 1
+        return ChunkEntry(
+            head.prefix, head.depth, head.count, chunk.node, head.raw_bytes, head.stored_bytes, chunk.digest
+        )
+
+    def _chunk_path(self, node: _Node) -> Path:
+        return self._chunks / chunk_name(node.prefix.to_bytes(32, "big"), node.depth)
+
+    def _write(self, node: _Node, rows: list[tuple[bytes, bytes]]) -> ChunkEntry:
+        """The chunk of the node is durable."""
+        full = self._source.full_value
+        raw = encode_records([(key, full(stored) if is_reference(stored) else stored) for key, stored in rows])
+        stored, codec = raw, CODEC_RAW
+        if self._compress:
+            packed = zstandard.ZstdCompressor(level=_LEVEL).compress(raw)
+            if len(packed) < len(raw):
+                stored, codec = packed, CODEC_ZSTD
+        prefix = node.prefix.to_bytes(32, "big")
+        head = ChunkHead(
+            codec=codec,
+            scheme=self._scheme.name,
+            chain=self._chain,
+            height=self._block.height,
+            block=self._block.hash,
+            root=self._root,
+            prefix=prefix,
+            depth=node.depth,
+            count=len(rows),
+            raw_bytes=len(raw),
+            stored_bytes=len(stored),
+            siblings=node.siblings,
+        )
+        start = encode_chunk_head(head)
+        hasher = sha256(start)
+        hasher.update(stored)
+        with NewFile(self._fs, self._chunk_path(node)) as file:
+            file.write(start)
+            file.write(stored)
+            file.write(hasher.digest())
+            file.sync()
+            file.publish()
+        return ChunkEntry(prefix, node.depth, len(rows), node.hash, len(raw), len(stored), hasher.digest())
+
+
+def _key_hashes(records: bytes) -> list[bytes]:
+    return [records[at : at + 32] for at in range(0, len(records), RECORD_BYTES)]
