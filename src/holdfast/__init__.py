@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .config import Settings
+    from .merkle.verify import verify_proof
     from .store.chain import Chain, ChainSpec, CustomChain
     from .store.factory import open_store as open  # noqa: A004 - the name users know from the standard library
     from .store.indexes import IndexSpec, index
@@ -52,10 +53,12 @@ __all__ = [
     "TipInfo",
     "index",
     "open",
+    "verify_proof",
 ]
 
 _HOMES = {
     "config": ("Settings",),
+    "merkle.verify": ("verify_proof",),
     "store.chain": ("Chain", "ChainSpec", "CustomChain"),
     "store.indexes": ("IndexSpec", "index"),
     "store.store": ("Store",),

@@ -22,11 +22,11 @@ from typing import TypeAlias, cast
 
 from . import changes as codec
 from .api import RECORD_BYTES, Backend, Path, Scheme, Subtree, Tree, Update
+from .bits import HASH_BITS, bit_at, split
 
 __all__ = ["BACKEND", "BUCKET_LEAVES", "PureTree"]
 
 BUCKET_LEAVES = 4
-BITS = 256
 HASH = 32
 LEAF_MEMORY_BYTES = 170
 """Memory of a tree of random keys by leaf, measured at 20 k and 100 k leaves."""
@@ -36,26 +36,11 @@ Branch: TypeAlias = "tuple[bytes, int, Node, Node]"
 Node: TypeAlias = "Bucket | Branch | None"
 
 
-def bit_at(key_hash: bytes, depth: int) -> bool:
-    """Bit ``depth`` of the path, most significant first: true leads to the right."""
-    return bool(key_hash[depth >> 3] & (0x80 >> (depth & 7)))
-
-
 def count_of(node: Node) -> int:
     """Number of leaves below ``node``."""
     if node is None:
         return 0
     return len(node[1]) // RECORD_BYTES if len(node) == 2 else node[1]
-
-
-def split(keys: Sequence[bytes], low: int, high: int, depth: int) -> int:
-    """The first place in the sorted ``keys[low:high]``, which agree in ``depth`` bits, whose next bit is set."""
-    byte, mask = depth >> 3, 0x80 >> (depth & 7)
-    if high - low > 8:
-        return bisect_left(keys, mask, low, high, key=lambda key: key[byte] & mask)
-    while low < high and not keys[low][byte] & mask:
-        low += 1
-    return low
 
 
 def cut(records: bytes) -> tuple[list[bytes], list[bytes]]:
@@ -301,7 +286,7 @@ class PureTree:
             return
         count = count_of(node)
         if count <= leaves_max:
-            place = (prefix << (BITS - depth)).to_bytes(HASH, "big")
+            place = (prefix << (HASH_BITS - depth)).to_bytes(HASH, "big")
             found.append(Subtree(place, depth, count, node[0], siblings[::-1]))
             return
         left, right = self._rules.children(node, depth)
@@ -358,12 +343,12 @@ class _PureBackend:
         return b"".join(parts)
 
     def node_hash(self, scheme: Scheme, records: bytes, depth: int) -> bytes:
-        if len(records) % RECORD_BYTES or not 0 <= depth <= BITS:
-            raise ValueError(f"whole records of {RECORD_BYTES} bytes and a depth of 0 to {BITS} are wanted")
+        if len(records) % RECORD_BYTES or not 0 <= depth <= HASH_BITS:
+            raise ValueError(f"whole records of {RECORD_BYTES} bytes and a depth of 0 to {HASH_BITS} are wanted")
         keys, leaves = cut(records)
         if any(first >= second for first, second in pairwise(keys)):
             raise ValueError("the records are not in strict order")
-        if keys and (int.from_bytes(keys[0], "big") ^ int.from_bytes(keys[-1], "big")) >> (BITS - depth):
+        if keys and (int.from_bytes(keys[0], "big") ^ int.from_bytes(keys[-1], "big")) >> (HASH_BITS - depth):
             raise ValueError(f"the records do not share {depth} bits")
         return _Rules(scheme).fold(keys, leaves, 0, len(keys), depth)
 
