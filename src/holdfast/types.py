@@ -77,6 +77,9 @@ class BlockInfo(msgspec.Struct, frozen=True, gc=False):
     body_bytes: int | None
     extra_bytes: int | None = None
     state_root: bytes | None = None
+    """Root of the state after the block; ``None`` while no block of its branch has executed anything."""
+    executed: int | None = None
+    """Number of its ``executed`` part in the frame; ``None`` if it left the state as it was."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,17 +9,21 @@ from collections.abc import Callable
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
 from holdfast.blocks.entries import (
     BlockEntry,
     CanonicalEntry,
+    ExecutedEntry,
     FinalizedEntry,
     OrphanEntry,
     decode_block,
     decode_canonical,
+    decode_executed,
     decode_finalized,
     encode_block,
     encode_canonical,
+    encode_executed,
     encode_finalized,
 )
 from holdfast.blocks.fork_choice import fork_choice_named
@@ -84,7 +88,9 @@ orphans = st.builds(
 )
 heights = st.integers(0, 2**63 - 1)
 states = st.builds(
-    ChainState, heights, hashes, heights, hashes, st.integers(-1, 2**63 - 1), u64, u64, u64, u64, u64, u64
+    lambda fields, root: ChainState(*fields, *root),
+    st.tuples(heights, hashes, heights, hashes, st.integers(-1, 2**63 - 1), u64, u64, u64, u64, u64, u64),
+    st.just((bytes(32), False)) | st.tuples(hashes, st.just(True)),
 )
 positions = st.lists(u64, min_size=1, max_size=8).map(tuple)
 identities = st.binary(min_size=1, max_size=128)
@@ -103,6 +109,16 @@ def test_block_entries(entry: BlockEntry) -> None:
     found.header_bytes, found.body_bytes, found.extra_bytes = entry.header_bytes, entry.body_bytes, entry.extra_bytes
     found.part = entry.part
     assert found == entry
+
+
+@given(block_hash=hashes, root=hashes, count=st.integers(0, 2**32 - 1), more=st.binary(min_size=1, max_size=3))
+def test_executed_entries(block_hash: bytes, root: bytes, count: int, more: bytes) -> None:
+    entry = ExecutedEntry(block_hash, root, count)
+    data = encode_executed(entry)
+    assert decode_executed(data) == entry
+    for bad in (data + more, data[:-1], data[:64] + bytes((data[64] ^ 1,)) + data[65:]):
+        with pytest.raises(CorruptionError):
+            decode_executed(bad)
 
 
 @given(entry=canonicals, final=finals)
@@ -128,6 +144,11 @@ def test_rows(entry: BlockEntry, seq: int, seen: int, orphan: OrphanInfo, state:
     ):
         assert getattr(info, name) == getattr(entry, name)
     assert (info.seq, info.seen_us, info.header_bytes) == (seq, seen, entry.header_bytes or 0)
+    assert (info.state_root, info.executed) == (None, None)
+    executed = structs.replace(entry, state_root=entry.hash, executed=entry.part)
+    info = decode_block_record(entry.hash, encode_block_record(executed, seq, seen))
+    assert (info.state_root, info.executed) == ((entry.hash, entry.part) if any(entry.hash) else (None, None))
+    assert info.producer == entry.producer
     assert decode_orphan_record(orphan.hash, encode_orphan_record(orphan)) == orphan
     assert decode_state(encode_state(state)) == state
     assert decode_state(encode_state(EMPTY)) == EMPTY
@@ -258,6 +279,9 @@ def test_golden_bytes() -> None:
         + "".join(f"{number:016x}" for number in range(3, 10))
     )  # fmt: skip
     assert encode_state(EMPTY) == bytes(137)
+    executed = state._replace(state_root=one, stateful=True)
+    assert encode_state(executed) == b"\x07" + encode_state(state)[1:] + one
+    assert encode_executed(ExecutedEntry(one, two, 3)).hex() == "11" * 32 + "22" * 32 + "01" + "00000003"
     assert block_key(one).hex() == "0101" + "11" * 32
     assert height_key(7, one).hex() == "0102" + "0000000000000007" + "11" * 32
     assert time_key(8, 7, one).hex() == "0103" + "0000000000000008" + "0000000000000007" + "11" * 32

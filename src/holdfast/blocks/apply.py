@@ -16,7 +16,8 @@ from typing import Protocol
 import msgspec
 
 from ..errors import CorruptionError
-from ..types import BlockInfo, OrphanInfo
+from ..state.rows import Execution, blob_rows, chain_rows
+from ..types import ZERO_HASH, BlockInfo, OrphanInfo
 from ..views.api import FrameLayers, Layer, RowReader, Rows
 from .content import FrameContent
 from .entries import BlockEntry, CanonicalEntry, OrphanEntry
@@ -33,10 +34,12 @@ from .records import (
 )
 from .state import ChainState, encode_state
 
-__all__ = ["ChainIndexes", "Prepared", "UndoOf", "prepare"]
+__all__ = ["ChainIndexes", "ExecutionOf", "Prepared", "UndoOf", "prepare"]
 
 UndoOf = Callable[[int, bytes], Rows]
 """(height, hash) -> the values of the block's chain rows in the state of its parent."""
+ExecutionOf = Callable[[BlockInfo], Execution]
+"""What a block that an earlier frame brought did to the state."""
 
 
 class ChainIndexes(Protocol):
@@ -90,13 +93,23 @@ class Prepared(msgspec.Struct):
 
 
 def prepare(
-    content: FrameContent, state: ChainState, reader: RowReader, undo_of: UndoOf, indexes: ChainIndexes | None
+    content: FrameContent,
+    state: ChainState,
+    reader: RowReader,
+    undo_of: UndoOf,
+    execution_of: ExecutionOf,
+    indexes: ChainIndexes | None,
 ) -> Prepared:
     """Everything that ``content`` changes on top of ``state``. Raises before anything is changed.
 
-    Cost: O(blocks in the frame + blocks that enter or leave the canonical chain).
+    Cost: O(blocks in the frame + blocks that enter or leave the canonical chain, with their changes of the state).
     """
     rows: Rows = {}
+    if content.executions or state.stateful:
+        _set_roots(content, state, reader)
+        for execution in content.executions.values():
+            rows.update(blob_rows(execution.changes))
+        state = state._replace(stateful=True)
     for entry in content.blocks:
         block_hash, height = entry.hash, entry.height
         rows[height_key(height, block_hash)] = rows[time_key(entry.time, height, block_hash)] = b""
@@ -105,7 +118,7 @@ def prepare(
     prepared = Prepared(content, state, rows, [], [], [], ())
     canonical = content.canonical
     if canonical is not None:
-        _switch(prepared, canonical, reader, undo_of, indexes)
+        _switch(prepared, canonical, reader, undo_of, execution_of, indexes)
         if indexes is not None:
             rows.update(indexes.fallen())
     elif content.blocks:
@@ -116,11 +129,32 @@ def prepare(
     return prepared
 
 
+def _set_roots(content: FrameContent, state: ChainState, reader: RowReader) -> None:
+    """Every block of the frame knows the root after it: its own, or that of its parent."""
+    roots = {state.tip_hash: state.state_root}
+    for entry in content.blocks:
+        execution = content.executions.get(entry.hash)
+        if execution is not None:
+            entry.state_root = execution.root
+        elif entry.parent in roots:
+            entry.state_root = roots[entry.parent]
+        else:
+            row = reader.get(block_key(entry.parent))
+            parent = None if row is None else decode_block_record(entry.parent, row)
+            entry.state_root = ZERO_HASH if parent is None or parent.state_root is None else parent.state_root
+        roots[entry.hash] = entry.state_root
+
+
+def _root_after(block: BlockEntry | BlockInfo) -> bytes:
+    return block.state_root if block.state_root is not None else ZERO_HASH
+
+
 def _switch(
     prepared: Prepared,
     canonical: CanonicalEntry,
     reader: RowReader,
     undo_of: UndoOf,
+    execution_of: ExecutionOf,
     indexes: ChainIndexes | None,
 ) -> None:
     content, state = prepared.content, prepared.state
@@ -146,10 +180,15 @@ def _switch(
     joined = _joined(canonical, fork, fresh, reader)
     returned = 0
     for height, block_hash, entry in joined:
-        chain_rows: Rows = {canonical_key(height): block_hash}
+        adopted: Rows = {canonical_key(height): block_hash}
+        execution = content.executions.get(block_hash)
+        if execution is None and isinstance(entry, BlockInfo) and entry.executed is not None:
+            execution = execution_of(entry)
+        if execution is not None:
+            adopted.update(chain_rows(execution))
         if indexes is not None:
-            chain_rows.update(indexes.rows(entry, content))
-        prepared.chain_layers.append(Layer({}, chain_rows, (height, block_hash)))
+            adopted.update(indexes.rows(entry, content))
+        prepared.chain_layers.append(Layer({}, adopted, (height, block_hash)))
         if block_hash not in fresh:
             prepared.rows[orphan_key(block_hash)] = None
             returned += 1
@@ -162,6 +201,9 @@ def _switch(
             prepared.orphans.append((orphan, info.height, info.seen_us))
     prepared.adopted = tuple(block_hash for _, block_hash, _ in joined)
     root = (state.root_height, state.root_hash) if fork is not None else joined[0][:2]
+    state_root = state.state_root
+    if state.stateful and (joined or left):
+        state_root = _root_after(joined[-1][2] if joined else _load(canonical.tip[1], reader))
     prepared.state = ChainState(
         canonical.tip[0],
         canonical.tip[1],
@@ -174,6 +216,8 @@ def _switch(
         state.reorgs + (1 if left else 0),
         max(state.reorg_depth_max, len(left)),
         state.orphaned + len(left),
+        state_root,
+        state.stateful,
     )
 
 
@@ -217,12 +261,15 @@ def _extend(prepared: Prepared, canonical: CanonicalEntry, indexes: ChainIndexes
     content, state, layers = prepared.content, prepared.state, prepared.chain_layers
     blocks = content.blocks
     for entry in blocks:
-        chain_rows: Rows = {canonical_key(entry.height): entry.hash}
+        adopted: Rows = {canonical_key(entry.height): entry.hash}
+        execution = content.executions.get(entry.hash)
+        if execution is not None:
+            adopted.update(chain_rows(execution))
         if indexes is not None:
             more = indexes.rows(entry, content)
             if more:
-                chain_rows.update(more)
-        layers.append(Layer({}, chain_rows, (entry.height, entry.hash)))
+                adopted.update(more)
+        layers.append(Layer({}, adopted, (entry.height, entry.hash)))
     prepared.adopted = tuple([entry.hash for entry in blocks])
     tip_height, tip_hash = canonical.tip
     prepared.state = ChainState(
@@ -237,6 +284,8 @@ def _extend(prepared: Prepared, canonical: CanonicalEntry, indexes: ChainIndexes
         state.reorgs,
         state.reorg_depth_max,
         state.orphaned,
+        blocks[-1].state_root,
+        state.stateful,
     )
 
 

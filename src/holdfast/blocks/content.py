@@ -2,33 +2,39 @@
 
 Invariants:
     * ``FrameContent.parts()`` of decoded content gives the same bytes again.
-    * The attached parts of a block follow it in the order header, body, extra.
+    * The attached parts of a block follow it in the order header, body, extra; then come its ``executed`` part and
+      the ``changes`` of the state.
 """
 
 from __future__ import annotations
+
+from hashlib import sha256
 
 import msgspec
 
 from ..errors import CorruptionError
 from ..journal.api import Frame, FrameSource, Kind, Part
+from ..merkle.backend import backend
+from ..state.rows import Execution
 from ..types import Block
 from .entries import (
     BlockEntry,
     CanonicalEntry,
+    ExecutedEntry,
     FinalizedEntry,
     decode_block,
     decode_canonical,
+    decode_executed,
     decode_finalized,
     encode_block,
     encode_canonical,
+    encode_executed,
     encode_finalized,
 )
 
-__all__ = ["FrameContent", "decode_frame", "entry_of"]
+__all__ = ["FrameContent", "decode_frame", "entry_of", "read_execution"]
 
-_KNOWN_BLOCK_KINDS = frozenset(
-    (Kind.BLOCK, Kind.HEADER, Kind.BODY, Kind.EXTRA, Kind.CANONICAL, Kind.FINALIZED, Kind.FLOOR)
-)
+_ATTACHED = frozenset((Kind.HEADER, Kind.BODY, Kind.EXTRA, Kind.EXECUTED, Kind.CHANGES))
 
 
 class FrameContent(msgspec.Struct):
@@ -42,6 +48,8 @@ class FrameContent(msgspec.Struct):
     canonical: CanonicalEntry | None = None
     finalized: FinalizedEntry | None = None
     bodies: dict[bytes, Block] = msgspec.field(default_factory=dict)
+    executions: dict[bytes, Execution] = msgspec.field(default_factory=dict)
+    """What blocks of the frame did to the state, by hash."""
     seq: int = 0
     """The frame it was decoded from; 0 for a commit."""
 
@@ -58,11 +66,24 @@ class FrameContent(msgspec.Struct):
                 parts.append(Part(Kind.BODY, block.body, False, compress))
             if block.extra is not None:
                 parts.append(Part(Kind.EXTRA, block.extra, False, compress))
+            execution = self.executions.get(entry.hash)
+            if execution is not None:
+                entry.executed = len(parts)
+                _put_execution(parts, entry.hash, execution, compress=compress)
         if self.canonical is not None:
             parts.append(Part(Kind.CANONICAL, encode_canonical(self.canonical), True))
         if self.finalized is not None:
             parts.append(Part(Kind.FINALIZED, encode_finalized(self.finalized), True))
         return parts
+
+
+def _put_execution(parts: list[Part], block_hash: bytes, execution: Execution, *, compress: bool) -> None:
+    changes = execution.changes
+    parts.append(Part(Kind.EXECUTED, encode_executed(ExecutedEntry(block_hash, execution.root, len(changes))), True))
+    if changes:
+        if execution.data is None:
+            execution.data = backend().encode_changes(changes, [key for _, key in execution.inserted])
+        parts.append(Part(Kind.CHANGES, execution.data, True, compress))
 
 
 def entry_of(block: Block, total_work: int) -> BlockEntry:
@@ -90,8 +111,39 @@ def _attached(frame: Frame, index: int, kind: int, wanted: bool) -> tuple[int | 
     return frame.parts[index].raw_bytes, index + 1
 
 
+def read_execution(source: FrameSource, frame: Frame, index: int, block_hash: bytes) -> Execution:
+    """What the block did to the state, from its ``executed`` part at ``index``. Raises ``CorruptionError``."""
+    if index >= len(frame.parts) or frame.parts[index].kind != Kind.EXECUTED:
+        raise CorruptionError("a block's executed part is missing", seq=frame.seq, part=index, hash=block_hash)
+    entry = decode_executed(source.part(frame, index))
+    if entry.hash != block_hash:
+        raise CorruptionError("an executed part belongs to another block", seq=frame.seq, part=index, hash=entry.hash)
+    if not entry.count:
+        return Execution(entry.root, {}, (), ())
+    if index + 1 >= len(frame.parts) or frame.parts[index + 1].kind != Kind.CHANGES:
+        raise CorruptionError("the changes of a block are missing", seq=frame.seq, part=index + 1, hash=block_hash)
+    data = source.part(frame, index + 1)
+    try:
+        changes, inserted = backend().decode_changes(data)
+    except ValueError as error:
+        raise CorruptionError(
+            f"the changes of a block are malformed: {error}", seq=frame.seq, hash=block_hash
+        ) from error
+    if len(changes) != entry.count:
+        raise CorruptionError(
+            "the changes of a block are not as many as it says", seq=frame.seq, found=len(changes), expected=entry.count
+        )
+    return Execution(
+        entry.root,
+        changes,
+        [(sha256(key).digest(), key) for key in inserted],
+        [(sha256(key).digest(), key) for key, value in changes.items() if value is None],
+        data,
+    )
+
+
 def decode_frame(source: FrameSource, frame: Frame) -> FrameContent | None:
-    """The content of ``frame``, or ``None`` if it says nothing about blocks. Reads the small parts only."""
+    """The content of ``frame``, or ``None`` if it says nothing about blocks. Reads headers, bodies and extras not."""
     content = FrameContent(seq=frame.seq)
     found = False
     index = 0
@@ -103,6 +155,11 @@ def decode_frame(source: FrameSource, frame: Frame) -> FrameContent | None:
             entry.header_bytes, after = _attached(frame, index + 1, Kind.HEADER, header)
             entry.body_bytes, after = _attached(frame, after, Kind.BODY, body)
             entry.extra_bytes, after = _attached(frame, after, Kind.EXTRA, extra)
+            if after < len(frame.parts) and frame.parts[after].kind == Kind.EXECUTED:
+                execution = read_execution(source, frame, after, entry.hash)
+                content.executions[entry.hash] = execution
+                entry.executed = after
+                after += 2 if execution.changes else 1
             content.blocks.append(entry)
             found = True
             index = after
@@ -113,7 +170,7 @@ def decode_frame(source: FrameSource, frame: Frame) -> FrameContent | None:
         elif kind == Kind.FINALIZED:
             content.finalized = decode_finalized(source.part(frame, index))
             found = True
-        elif kind in _KNOWN_BLOCK_KINDS and kind != Kind.FLOOR:
+        elif kind in _ATTACHED:
             raise CorruptionError("a part stands without the block it belongs to", seq=frame.seq, part=index, kind=kind)
         index += 1
     return content if found else None

@@ -1,4 +1,4 @@
-"""Journal entries about blocks: pure codecs of docs/FORMAT.md, sections 5.2.1 and 5.2.2.
+"""Journal entries about blocks: pure codecs of docs/FORMAT.md, sections 5.2.1, 5.2.2 and 5.2.4.
 
 Invariants:
     * ``decode_x(encode_x(v)) == v``; any other bytes raise ``CorruptionError``.
@@ -18,13 +18,16 @@ from ..types import ZERO_HASH, BlockInfo
 __all__ = [
     "BlockEntry",
     "CanonicalEntry",
+    "ExecutedEntry",
     "FinalizedEntry",
     "OrphanEntry",
     "decode_block",
     "decode_canonical",
+    "decode_executed",
     "decode_finalized",
     "encode_block",
     "encode_canonical",
+    "encode_executed",
     "encode_finalized",
     "entry_info",
 ]
@@ -33,7 +36,8 @@ _BLOCK = struct.Struct(">32s32sQQ32s32sBB")
 _CANONICAL = struct.Struct(">BQ32sQ32sQI")
 _ORPHAN = struct.Struct(">32s32sBH")
 _FINALIZED = struct.Struct(">Q32sQ")
-assert (_BLOCK.size, _CANONICAL.size, _ORPHAN.size, _FINALIZED.size) == (146, 93, 67, 48)
+_EXECUTED = struct.Struct(">32s32sBI")
+assert (_BLOCK.size, _CANONICAL.size, _ORPHAN.size, _FINALIZED.size, _EXECUTED.size) == (146, 93, 67, 48, 69)
 
 _HAS_HEADER, _HAS_BODY, _HAS_EXTRA = 1, 2, 4
 _HAS_FORK, _HAS_TIP = 1, 2
@@ -53,6 +57,18 @@ class BlockEntry(msgspec.Struct, gc=False):
     body_bytes: int | None
     extra_bytes: int | None
     part: int = 0
+    state_root: bytes = ZERO_HASH
+    """Root of the state after the block; zeros while no block of the branch has executed anything."""
+    executed: int | None = None
+    """Number of its ``executed`` part; ``None`` if it left the state as it was."""
+
+
+class ExecutedEntry(msgspec.Struct, frozen=True, gc=False):
+    """A block was executed; ``count`` changes follow in a part of their own, if there are any."""
+
+    hash: bytes
+    root: bytes
+    count: int
 
 
 class OrphanEntry(msgspec.Struct, frozen=True, gc=False):
@@ -97,6 +113,8 @@ def entry_info(entry: BlockEntry, seq: int, seen_us: int) -> BlockInfo:
         entry.header_bytes or 0,
         entry.body_bytes,
         entry.extra_bytes,
+        entry.state_root if entry.state_root != ZERO_HASH else None,
+        entry.executed,
     )
 
 
@@ -203,3 +221,18 @@ def decode_finalized(data: bytes) -> FinalizedEntry:
     if len(data) != _FINALIZED.size:
         raise CorruptionError("finalized entry has a wrong length", found=len(data), expected=_FINALIZED.size)
     return FinalizedEntry(*_FINALIZED.unpack(data))
+
+
+def encode_executed(entry: ExecutedEntry) -> bytes:
+    """Bytes of an ``executed`` part."""
+    return _EXECUTED.pack(entry.hash, entry.root, 1 if entry.count else 0, entry.count)
+
+
+def decode_executed(data: bytes) -> ExecutedEntry:
+    """The entry these bytes are."""
+    if len(data) != _EXECUTED.size:
+        raise CorruptionError("executed entry has a wrong length", found=len(data), expected=_EXECUTED.size)
+    block_hash, root, flags, count = _EXECUTED.unpack(data)
+    if flags != (1 if count else 0):
+        raise CorruptionError("executed entry has unknown flags", flags=flags, count=count)
+    return ExecutedEntry(block_hash, root, count)

@@ -39,12 +39,14 @@ HEIGHT = struct.Struct(">Q")
 _HEIGHT_HASH = struct.Struct(">Q32s")
 _TIME_HEIGHT_HASH = struct.Struct(">QQ32s")
 _RECORD = struct.Struct(">QHQQQ32s32s32sIIIB")
+_EXECUTED = struct.Struct(">H32s")
 _ORPHAN = struct.Struct(">QQQ32sBH")
 assert (_RECORD.size, _ORPHAN.size) == (143, 59)
 
 _pack_height, _pack_time, _pack_record = HEIGHT.pack, _TIME_HEIGHT_HASH.pack, _RECORD.pack
 
 _ABSENT = 0xFFFFFFFF
+_NOT_EXECUTED = 0xFFFF
 
 _BLOCKS, _HEIGHTS, _TIMES = BLOCKS.prefix, HEIGHTS.prefix, TIMES.prefix
 _PRODUCERS, _ORPHANS, _CANONICAL = PRODUCERS.prefix, ORPHANS.prefix, CANONICAL.prefix
@@ -98,7 +100,7 @@ def canonical_key(height: int) -> bytes:
 def encode_block_record(entry: BlockEntry, seq: int, seen_us: int) -> bytes:
     """The row of a block that frame ``seq`` brought at ``seen_us``."""
     header, body, extra = entry.header_bytes, entry.body_bytes, entry.extra_bytes
-    return (
+    record = (
         _pack_record(
             seq,
             entry.part,
@@ -115,6 +117,9 @@ def encode_block_record(entry: BlockEntry, seq: int, seen_us: int) -> bytes:
         )
         + entry.producer
     )
+    if entry.state_root == ZERO_HASH:
+        return record
+    return record + _EXECUTED.pack(_NOT_EXECUTED if entry.executed is None else entry.executed, entry.state_root)
 
 
 def _bad(what: str, block_hash: bytes, found: int) -> CorruptionError:
@@ -123,7 +128,11 @@ def _bad(what: str, block_hash: bytes, found: int) -> CorruptionError:
 
 def decode_block_record(block_hash: bytes, data: bytes) -> BlockInfo:
     """The block that this row describes."""
-    if len(data) < _RECORD.size or len(data) != _RECORD.size + data[_RECORD.size - 1]:
+    end = _RECORD.size + data[_RECORD.size - 1] if len(data) >= _RECORD.size else 0
+    executed, root = _NOT_EXECUTED, None
+    if end and len(data) == end + _EXECUTED.size:
+        executed, root = _EXECUTED.unpack_from(data, end)
+    elif not end or len(data) != end:
         raise _bad("a row of table blocks has a wrong length", block_hash, len(data))
     seq, part, seen, height, time, parent, work, total, header, body, extra, _ = _RECORD.unpack_from(data)
     return BlockInfo(
@@ -133,13 +142,15 @@ def decode_block_record(block_hash: bytes, data: bytes) -> BlockInfo:
         time=time,
         work=int.from_bytes(work, "big"),
         total_work=int.from_bytes(total, "big"),
-        producer=data[_RECORD.size :],
+        producer=data[_RECORD.size : end],
         seq=seq,
         part=part,
         seen_us=seen,
         header_bytes=0 if header == _ABSENT else header,
         body_bytes=None if body == _ABSENT else body,
         extra_bytes=None if extra == _ABSENT else extra,
+        state_root=root,
+        executed=None if executed == _NOT_EXECUTED else executed,
     )
 
 

@@ -17,14 +17,16 @@ __all__ = ["EMPTY", "ChainState", "decode_state", "encode_state"]
 _STATE = struct.Struct(">BQ32sQ32sQQQQQQQ")
 assert _STATE.size == 137
 
-_HAS_TIP, _HAS_FINALIZED = 1, 2
+_HAS_TIP, _HAS_FINALIZED, _HAS_STATE = 1, 2, 4
+_ROOT_BYTES = 32
 
 
 class ChainState(NamedTuple):
     """Tip, root, finality and counters. ``finalized`` is -1 when nothing was finalized explicitly.
 
     ``floor`` is the lowest height at which the canonical chain may still fork. ``orphans`` counts the stored blocks
-    that are not canonical; ``orphaned`` every block that ever left the canonical chain.
+    that are not canonical; ``orphaned`` every block that ever left the canonical chain. ``state_root`` is that after
+    the tip, zeros while nothing on its branch was executed; ``stateful``: some block, on any branch, was executed.
     """
 
     tip_height: int
@@ -38,6 +40,8 @@ class ChainState(NamedTuple):
     reorgs: int
     reorg_depth_max: int
     orphaned: int
+    state_root: bytes = ZERO_HASH
+    stateful: bool = False
 
     @property
     def has_tip(self) -> bool:
@@ -51,7 +55,9 @@ EMPTY = ChainState(-1, ZERO_HASH, 0, ZERO_HASH, -1, 0, 0, 0, 0, 0, 0)
 def encode_state(state: ChainState) -> bytes:
     """Bytes of the state (docs/FORMAT.md, section 7)."""
     flags = (_HAS_TIP if state.tip_height >= 0 else 0) | (_HAS_FINALIZED if state.finalized >= 0 else 0)
-    return _STATE.pack(
+    if state.stateful:
+        flags |= _HAS_STATE
+    packed = _STATE.pack(
         flags,
         max(state.tip_height, 0),
         state.tip_hash,
@@ -65,14 +71,17 @@ def encode_state(state: ChainState) -> bytes:
         state.reorg_depth_max,
         state.orphaned,
     )
+    return packed + state.state_root if state.stateful else packed
 
 
 def decode_state(data: bytes) -> ChainState:
     """The state these bytes are."""
-    if len(data) != _STATE.size or data[0] > 3:
-        raise CorruptionError("the stored chain state is malformed", found=len(data), expected=_STATE.size)
-    flags, tip_height, tip_hash, root_height, root_hash, finalized, *rest = _STATE.unpack(data)
-    return ChainState(
+    stateful = bool(data and data[0] & _HAS_STATE)
+    expected = _STATE.size + (_ROOT_BYTES if stateful else 0)
+    if len(data) != expected or data[0] > 7:
+        raise CorruptionError("the stored chain state is malformed", found=len(data), expected=expected)
+    flags, tip_height, tip_hash, root_height, root_hash, finalized, *rest = _STATE.unpack_from(data)
+    state = ChainState(
         tip_height if flags & _HAS_TIP else -1,
         tip_hash,
         root_height,
@@ -80,3 +89,4 @@ def decode_state(data: bytes) -> ChainState:
         finalized if flags & _HAS_FINALIZED else -1,
         *rest,
     )
+    return state._replace(state_root=data[_STATE.size :], stateful=True) if stateful else state

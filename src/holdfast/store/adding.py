@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from ..blocks.content import entry_of
 from ..blocks.entries import BlockEntry, entry_info
@@ -18,11 +19,15 @@ from ..errors import (
     LimitExceeded,
     ParentMismatch,
     ParentUnknown,
+    RootMismatch,
     SafetyError,
 )
 from ..limits import BLOCKS_PER_FRAME_MAX
+from ..merkle.api import Tree
+from ..state.draft import BlockState, DraftState
+from ..state.rows import Execution
 from ..types import ZERO_HASH, AddResult, AddStatus, Block, BlockInfo, ReorgInfo
-from .chain import Chain
+from .chain import Chain, ExecutingChain
 from .checks import block_size, check_block
 from .waiting import WaitingRoom
 from .writer import Writer, Written
@@ -56,12 +61,32 @@ class _RunAncestry:
         return self._blocks.ancestor(block, height)
 
 
+def _check_claim(block: Block, claimed: bytes | None, found: bytes) -> None:
+    if claimed is not None and claimed != found:
+        raise RootMismatch(
+            "the state does not have the root that the block claims",
+            hash=block.hash,
+            height=block.height,
+            expected=claimed,
+            found=found,
+        )
+
+
 class Adder:
     """Takes blocks one by one or in runs. Every method expects the writer's lock to be held by the caller."""
 
-    def __init__(self, writer: Writer, chain: Chain, blocks: BlockReader, waiting: WaitingRoom) -> None:
+    def __init__(
+        self,
+        writer: Writer,
+        chain: Chain,
+        blocks: BlockReader,
+        waiting: WaitingRoom,
+        open_state: Callable[[bytes | None], BlockState],
+    ) -> None:
         self._writer = writer
         self._chain = chain
+        self._executing = chain if isinstance(chain, ExecutingChain) else None
+        self._open_state = open_state
         self._blocks = blocks
         self._waiting = waiting
         self._stored = _RunAncestry(blocks)
@@ -114,7 +139,40 @@ class Adder:
                 return AddResult(AddStatus.WAITING, None)
             raise ParentUnknown("the parent of the block is not stored", hash=block.hash, parent=block.parent)
         self._judge(block, parent, self._stored, validate=validate)
-        return self._result(self._write(block, parent, tip), block)
+        if self._executing is None:
+            return self._result(self._write(block, parent, tip), block)
+        block, executed = self._execute(self._executing, block, parent)
+        return self._result(self._write(block, parent, tip, None, executed), block)
+
+    def _execute(
+        self, chain: ExecutingChain, block: Block, parent: BlockInfo | None
+    ) -> tuple[Block, tuple[Execution, Tree]]:
+        """The block with the extra bytes that its execution gave, and what it did to the state.
+
+        Raises ``RootMismatch`` if the root is not the one that the block claims.
+        """
+        held = self._open_state(parent.hash if parent is not None else None)
+        try:
+            state = DraftState(held)
+            try:
+                extra = chain.execute(block, parent, state)
+                claimed = chain.state_root(block)
+            except HoldfastError:
+                raise
+            except Exception as error:
+                raise CallbackError(
+                    f"the chain's 'execute' raised {type(error).__name__}: {error}",
+                    hash=block.hash,
+                    height=block.height,
+                ) from error
+            execution, tree = state.execution()
+        finally:
+            held.release()
+        _check_claim(block, claimed, execution.root)
+        if extra is not None and extra != block.extra:
+            block = replace(block, extra=extra)
+            check_block(block)
+        return block, (execution, tree)
 
     def _judge(self, block: Block, parent: BlockInfo | None, ancestry: _RunAncestry, *, validate: bool) -> None:
         if parent is not None and block.height != parent.height + 1:
@@ -137,17 +195,28 @@ class Adder:
                 ) from error
 
     def _write(
-        self, block: Block, parent: BlockInfo | None, tip: BlockInfo | None, safety: SafetyRecord | None = None
+        self,
+        block: Block,
+        parent: BlockInfo | None,
+        tip: BlockInfo | None,
+        safety: SafetyRecord | None = None,
+        executed: tuple[Execution, Tree] | None = None,
     ) -> Written:
         writer = self._writer
         decider = writer.the_decider()
+        tree = None
         if tip is None and not decider.extends(block.height, block.hash):
             raise InvalidBlock("another hash is forced at this height", hash=block.hash, height=block.height)
         if tip is None or (parent is tip and decider.extends(block.height, block.hash)):
-            return writer.write(decider.extend([block], writer.state, tip), safety)
-        if parent is None:
+            content = decider.extend([block], writer.state, tip)
+            tree = executed[1] if executed is not None else None
+        elif parent is None:
             raise InternalError("a block without a parent beside an existing chain", hash=block.hash)
-        return writer.write(decider.branch_off(block, parent, writer.state, tip), safety)
+        else:
+            content = decider.branch_off(block, parent, writer.state, tip)
+        if executed is not None:
+            content.executions[block.hash] = executed[0]
+        return writer.write(content, safety, tree)
 
     def _result(self, written: Written, block: Block) -> AddResult:
         if written.tip is None or written.tip.hash != block.hash:
@@ -155,8 +224,19 @@ class Adder:
         status = AddStatus.REORGANISED if written.reorg is not None else AddStatus.EXTENDED
         return AddResult(status, written.blocks[0], written.reorg)
 
-    def commit(self, block: Block, parent: BlockInfo | None, safety: SafetyRecord | None) -> Written:
-        """A drafted block is stored; ``parent`` is what the draft was built on."""
+    def commit(
+        self,
+        block: Block,
+        parent: BlockInfo | None,
+        safety: SafetyRecord | None,
+        executed: tuple[Execution, Tree] | None = None,
+    ) -> Written:
+        """A drafted block is stored.
+
+        Args:
+            parent: what the draft was built on.
+            executed: what it did to the state, and the tree afterwards.
+        """
         writer = self._writer
         tip = writer.tip
         if self._blocks.has(block.hash):
@@ -174,7 +254,9 @@ class Adder:
         if safety is not None:
             writer.book.check(safety)
         self._judge(block, parent, self._stored, validate=True)
-        written = self._write(block, parent, tip, safety)
+        if self._executing is not None and executed is not None:
+            _check_claim(block, self._executing.state_root(block), executed[0].root)
+        written = self._write(block, parent, tip, safety, executed)
         if len(self._waiting) and self._connect(block.hash)[0]:
             return Written(writer.journal.appended_seq, written.tip, written.reorg, written.blocks)
         return written
@@ -220,7 +302,7 @@ class Adder:
         """The longest run from ``position`` that extends the tip and fits into a frame, and its entries."""
         decider = self._writer.the_decider()
         entries: list[BlockEntry] = []
-        if len(self._waiting):
+        if len(self._waiting) or self._executing is not None:
             return [], entries, None
         parent = self._writer.tip
         ancestry = _RunAncestry(self._blocks)

@@ -12,15 +12,21 @@ from typing import Protocol
 
 from .._failpoints import hit
 from ..blocks.reader import BlockReader
+from ..blocks.records import block_key, decode_block_record
 from ..blocks.state import ChainState
 from ..consensus.safety import SafetyBook
 from ..engine.api import Engine, Page
 from ..engine.open import open_engine
-from ..errors import ClosedError, HoldfastError, InvalidInputError
+from ..errors import BlockNotFound, ClosedError, HoldfastError, InvalidInputError
 from ..journal.api import FrameSource
+from ..merkle.api import Scheme
+from ..state.draft import BlockState
+from ..state.image import save_image
+from ..state.reader import OverlaidRows
 from ..types import BlockInfo, RecoveryStats
 from ..views.api import RowReader
 from ..views.views import Views
+from .branches import Branches, Moment
 from .fingerprint import fingerprint
 from .generations import Generations
 from .identity import Identity
@@ -28,6 +34,7 @@ from .indexing import IndexManager
 from .opening import Opened, make_views, view_options
 from .renewal import build_generation
 from .replay import Replayer
+from .tree import scheme_of
 from .writer import Writer
 
 __all__ = ["Backend", "Pinned", "RowsOf", "WriterBackend", "keep_for_ever"]
@@ -68,6 +75,20 @@ class Backend(Protocol):
 
     def pin(self) -> AbstractContextManager[Pinned]:
         """Rows, state and tip of one moment."""
+
+    @property
+    def scheme(self) -> Scheme:
+        """Rules of the tree over the state."""
+
+    @property
+    def hot_get(self) -> Callable[[bytes], bytes | None]:
+        """The quickest way to a visible row of the state."""
+
+    def the_views(self) -> Views:
+        """The live views, caught up."""
+
+    def open_state(self, block_hash: bytes | None) -> BlockState:
+        """The state after a stored block of any branch (``None``: after the tip), held until it is released."""
 
     def refresh(self) -> None:
         """Readers see what is durable now."""
@@ -125,6 +146,9 @@ class WriterBackend:
         self._indexes = indexes
         self.rows = RowsOf(self._visible_rows)
         self.latest_rows = RowsOf(self._latest_rows)
+        self.scheme: Scheme = scheme_of(opened.identity)
+        self._branches = Branches(self._moment)
+        self._image_seq = opened.tree.image_seq
         self._renewing = threading.Lock()
         self._retired: list[tuple[Views, Engine]] = []
         self._stop = threading.Event()
@@ -172,6 +196,36 @@ class WriterBackend:
     def pin(self) -> Iterator[Pinned]:
         with self.writer.pin() as pinned:
             yield pinned
+
+    def _moment(self) -> Moment:
+        writer = self.writer
+        return Moment(writer.views, writer.views.latest(), writer.tip, writer.tree, writer.execution_of)
+
+    @property
+    def hot_get(self) -> Callable[[bytes], bytes | None]:
+        return self.rows.get
+
+    def the_views(self) -> Views:
+        return self.writer.views
+
+    def open_state(self, block_hash: bytes | None) -> BlockState:
+        """The state after a stored block of any branch, durable or not (``None``: after the appended tip)."""
+        writer = self.writer
+        with writer.lock:
+            writer.check()
+            pin = writer.views.pin_latest()
+            try:
+                tip = writer.tip
+                if block_hash is None or (tip is not None and tip.hash == block_hash):
+                    return BlockState(pin, writer.tree, pin.close)
+                row = pin.get(block_key(block_hash))
+                if row is None:
+                    raise BlockNotFound("no such block is stored", hash=block_hash)
+                rows, tree = self._branches.state_of(decode_block_record(block_hash, row))
+                return BlockState(OverlaidRows(pin, dict(rows)), tree, pin.close)
+            except BaseException:
+                pin.close()
+                raise
 
     def refresh(self) -> None:
         """Nothing to do: a writer's readers always see what is durable."""
@@ -230,6 +284,7 @@ class WriterBackend:
             raise
         self._retired.append((self.views, opened.engine))
         writer.replace_views(views)
+        self._branches.forget()
         writer.indexes, self._indexes = indexes.live, indexes
         opened.engine, opened.views, opened.generation = engine, views, number
         views.start()
@@ -285,6 +340,7 @@ class WriterBackend:
             steps.append(self.writer.sync)
         steps += [
             lambda: self.views.close(flush=healthy),
+            lambda: self._save_tree() if healthy and not failures else None,
             opened.engine.close,
             self._release_retired,
             lambda: opened.journal.close(clean=healthy and not failures),
@@ -297,6 +353,23 @@ class WriterBackend:
                 failures.append(error)
         if failures:
             raise failures[0]
+
+    def _save_tree(self) -> None:
+        """The image on disk is of the newest durable frame, if there is a state at all."""
+        opened, mark = self._opened, self.writer.visible
+        if not mark.state.stateful or mark.seq == self._image_seq or not opened.plan.fs.persistent:
+            return
+        save_image(
+            opened.plan.fs,
+            opened.plan.root,
+            store_id=self.identity.store_id,
+            salt=self.identity.salt,
+            scheme=self.scheme,
+            tree=mark.tree,
+            seq=mark.seq,
+            digest=opened.journal.frame(mark.seq).digest,
+        )
+        self._image_seq = mark.seq
 
     def abandon(self) -> None:
         self.rows.abandon()

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from ..errors import InvalidInputError
+from ..state.api import MutableState
 from ..types import Block, BlockInfo
 
-__all__ = ["Ancestry", "Chain", "ChainSpec", "CustomChain", "ForkChoiceName", "SchemeName"]
+__all__ = ["Ancestry", "Chain", "ChainSpec", "CustomChain", "ExecutingChain", "ForkChoiceName", "SchemeName"]
 
 ForkChoiceName = Literal["heaviest", "longest", "manual"]
 SchemeName = Literal["jmt-sha256", "ics23-smt"]
@@ -69,6 +70,7 @@ class Chain(Protocol):
         """Nothing happens if ``block`` is valid on ``parent``; else ``InvalidBlock``. Forks are not its business."""
 
 
+@runtime_checkable
 class ExecutingChain(Chain, Protocol):
     """A chain whose blocks change the state: one function for blocks that are built, received and replayed."""
 

@@ -2,16 +2,45 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import weakref
+from collections.abc import Callable
 
+from ..state.draft import BlockState, DraftState
 from ..types import BlockInfo
 
 __all__ = ["Draft"]
 
 
-@dataclass(frozen=True, slots=True)
 class Draft:
-    """Where the block will stand. ``parent`` is ``None`` for the first block of an empty store."""
+    """Where the block will stand, and its state. Made by ``store.draft()``; belongs to one thread."""
 
-    parent: BlockInfo | None
-    height: int
+    __slots__ = ("__weakref__", "_open", "_state", "height", "parent")
+
+    def __init__(self, parent: BlockInfo | None, height: int, open_state: Callable[[], BlockState]) -> None:
+        self.parent = parent
+        """``None`` for the first block of an empty store."""
+        self.height = height
+        self._open = open_state
+        self._state: DraftState | None = None
+
+    @property
+    def state(self) -> DraftState:
+        """The parent's state with the writes of this draft; see ``MutableState``.
+
+        The first use fixes the version that is read, until the draft is committed or forgotten.
+        """
+        if self._state is None:
+            parent = self._open()
+            self._state = DraftState(parent)
+            weakref.finalize(self._state, parent.release)
+        return self._state
+
+    @property
+    def touched(self) -> DraftState | None:
+        """The state, if it was written to."""
+        return self._state if self._state is not None and self._state.changed else None
+
+    def close(self) -> None:
+        """The draft was committed or is not wanted any more; twice is harmless."""
+        if self._state is not None:
+            self._state.close()

@@ -140,6 +140,8 @@ def _make_backend(
         views=opened.views,
         state=opened.replayer.state,
         book=late.book,
+        tree=opened.tree.tree,
+        tree_bytes_max=settings.tree_bytes_max,
         buffered=buffered,
         compress=settings.compression != "none",
     )

@@ -14,6 +14,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
 from .._fs import FileSystem
@@ -23,21 +24,26 @@ from ..config import Settings
 from ..consensus.safety import SafetyBook
 from ..engine.api import Engine, Reader
 from ..engine.open import open_engine
-from ..errors import CorruptionError, EngineMismatch, MissingFile, Recovery
+from ..errors import BlockNotFound, CorruptionError, EngineMismatch, MissingFile, Recovery
 from ..journal.api import FrameSource
 from ..journal.reader import JournalReader
-from ..types import BlockInfo, RecoveryStats
+from ..merkle.api import Scheme, Tree
+from ..state.draft import BlockState
+from ..state.reader import OverlaidRows
+from ..types import ZERO_HASH, BlockInfo, RecoveryStats
 from ..views.api import RowReader
 from ..views.flush import load_applied
 from ..views.rows import decode_row
 from ..views.views import Views
 from .backend import Pinned, RowsOf, keep_for_ever
+from .branches import Branches, Moment
 from .generations import Generations
 from .identity import Identity
 from .indexes import IndexSpec, decode_record, record_key
 from .indexing import IndexManager
 from .opening import read_identity, view_options
-from .replay import Replayer
+from .replay import Replayer, execution_of
+from .tree import caught_up, open_tree, scheme_of
 
 __all__ = ["Follower"]
 
@@ -91,6 +97,7 @@ class Follower:
         self._reader = JournalReader.open(fs, root, store_id=self.identity.store_id, salt=self.identity.salt)
         self.book = SafetyBook()
         self._old: list[_Session] = []
+        self._tree: tuple[Tree, int] | None = None
         self.engine_name = ""
         try:
             self._session = self._patiently(self._open_session)
@@ -291,6 +298,58 @@ class Follower:
                 pinned = stack.enter_context(session.views.pin(snapshot))
                 state, tip = session.replayer.state, session.tip
             yield pinned, state, tip
+
+    # -- the state ------------------------------------------------------------------------------------------------
+
+    @property
+    def scheme(self) -> Scheme:
+        return scheme_of(self.identity)
+
+    @property
+    def hot_get(self) -> Callable[[bytes], bytes | None]:
+        return self.rows.get
+
+    def the_views(self) -> Views:
+        return self._now().views
+
+    def open_state(self, block_hash: bytes | None) -> BlockState:
+        """The state after a stored block of any branch (``None``: after the tip), held until it is released.
+
+        The tree is made when it is first asked for, and brought forward each time.
+        """
+        stack = contextlib.ExitStack()
+        try:
+            with self._lock:
+                self._poll()
+                session = self._session
+                snapshot: Reader = stack.enter_context(session.engine.snapshot())
+                if self._reader.poll() != session.replayer.seq:
+                    self._advance(session)
+                pin = stack.enter_context(session.views.pin(snapshot))
+                tree = self._tree_of(session, pin)
+                if block_hash is None or (session.tip is not None and session.tip.hash == block_hash):
+                    return BlockState(pin, tree, stack.close)
+                row = pin.get(block_key(block_hash))
+                if row is None:
+                    raise BlockNotFound("no such block is stored", hash=block_hash)
+                moment = Moment(session.views, pin, session.tip, tree, partial(execution_of, self._reader))
+                rows, tree = Branches(lambda: moment).state_of(decode_block_record(block_hash, row))
+                return BlockState(OverlaidRows(pin, rows), tree, stack.close)
+        except BaseException:
+            stack.close()
+            raise
+
+    def _tree_of(self, session: _Session, rows: RowReader) -> Tree:
+        """The tree over the state that ``rows`` are of, which is the session's newest."""
+        state, seq = session.replayer.state, session.replayer.seq
+        tree = None
+        if self._tree is not None:
+            known, known_seq = self._tree
+            tree = known if known_seq == seq else caught_up(known, self._reader, known_seq, seq, rows)
+        if tree is None or (tree.root != state.state_root and state.state_root != ZERO_HASH):
+            tree = open_tree(self._fs, self._root, self.identity, self._reader, seq, rows, state).tree
+        self._tree = (tree, seq)
+        return tree
 
     def statistics(self) -> dict[str, object]:
         session = self._now()

@@ -13,7 +13,8 @@ from typing import cast
 
 from ..errors import CorruptionError, FormatTooNew, InvalidInputError
 from ..limits import HEIGHT_MAX
-from .chain import ChainSpec, ForkChoiceName
+from ..merkle.api import SCHEMES
+from .chain import ChainSpec, ForkChoiceName, SchemeName
 
 __all__ = ["FORMAT", "IDENTITY_BYTES_MAX", "IDENTITY_NAME", "Identity", "decode_identity", "encode_identity"]
 
@@ -51,6 +52,8 @@ def encode_identity(identity: Identity) -> bytes:
     spec = identity.spec
     if spec.fork_choice not in _FORK_CHOICES:
         raise InvalidInputError("unknown fork choice", found=spec.fork_choice, expected=", ".join(_FORK_CHOICES))
+    if spec.scheme not in SCHEMES:
+        raise InvalidInputError("unknown scheme of the tree", found=spec.scheme, expected=", ".join(SCHEMES))
     for name, number in (("epoch_length", spec.epoch_length), ("epoch_origin", spec.epoch_origin)):
         if type(number) is not int or not 0 <= number <= HEIGHT_MAX:
             raise InvalidInputError(f"'{name}' of a chain is a number from 0", found=number)
@@ -66,6 +69,7 @@ def encode_identity(identity: Identity) -> bytes:
         f"fork_choice = {_quote(spec.fork_choice)}",
         f"epoch_length = {spec.epoch_length}",
         f"epoch_origin = {spec.epoch_origin}",
+        f"scheme = {_quote(spec.scheme)}",
         "",
         "[chain.parameters]",
         *(f"{_quote(key)} = {_quote(value)}" for key, value in sorted(spec.parameters.items())),
@@ -120,17 +124,21 @@ def decode_identity(data: bytes, *, path: object = None) -> Identity:
         raise _bad("keys are missing or unknown", path)
     parameters = chain.get("parameters")
     known = {"name", "id", "fork_choice", "epoch_length", "epoch_origin", "parameters"}
-    if not isinstance(parameters, dict) or set(chain) != known:
+    if not isinstance(parameters, dict) or set(chain) - {"scheme"} != known:
         raise _bad("keys of [chain] are missing or unknown", path)
     fork_choice = _text(chain, "fork_choice", path)
     if fork_choice not in _FORK_CHOICES:
         raise _bad("unknown fork choice", path)
+    scheme = _text(chain, "scheme", path) if "scheme" in chain else "jmt-sha256"
+    if scheme not in SCHEMES:
+        raise _bad("unknown scheme of the tree", path)
     spec = ChainSpec(
         name=_text(chain, "name", path),
         id=_text(chain, "id", path),
         fork_choice=cast(ForkChoiceName, fork_choice),
         epoch_length=_integer(chain, "epoch_length", path),
         epoch_origin=_integer(chain, "epoch_origin", path),
+        scheme=cast(SchemeName, scheme),
         parameters={key: _text(parameters, key, path) for key in parameters},
     )
     return Identity(

@@ -16,9 +16,9 @@ from ..blocks.state import EMPTY, ChainState, decode_state, encode_state
 from ..consensus.safety import SAFETY_KINDS, SafetyBook
 from ..errors import CorruptionError, UnsupportedFormat
 from ..journal.api import Frame, FrameSource, Kind
+from ..spaces.rows import document_rows
 from ..state.rows import Execution
 from ..types import BlockInfo
-from ..spaces.rows import document_rows
 from ..views.api import FrameLayers, Layer
 from ..views.views import Views
 

@@ -13,6 +13,7 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, overload
@@ -22,8 +23,9 @@ from ..blocks.reader import BlockReader
 from ..blocks.state import ChainState
 from ..config import Settings
 from ..consensus.records import SafetyRecord, check_identity, check_position
-from ..errors import ClosedError, InvalidInputError, ReadOnlyError
+from ..errors import ClosedError, InvalidInputError, ParentMismatch, ReadOnlyError
 from ..journal.api import Part
+from ..state.draft import BlockState
 from ..types import ZERO_HASH, AddResult, Block, BlockInfo, RecoveryStats, ReorgInfo
 from ..views.api import RowReader, Rows
 from .adding import Adder
@@ -34,6 +36,7 @@ from .documents import Documents, list_spaces
 from .draft import Draft
 from .indexes import IndexReader, IndexStatus
 from .safety import Safety
+from .states import StoreState
 from .ticket import Ticket
 from .waiting import WaitingRoom
 from .writer import Writer
@@ -105,8 +108,10 @@ class Store:
                 epoch_origin=self.spec.epoch_origin,
                 waiting=self._waiting.all,
             )
-            self._adder = Adder(backend.writer, chain, latest, self._waiting)
+            self._adder = Adder(backend.writer, chain, latest, self._waiting, backend.open_state)
             self._latest = latest
+        self.state = StoreState(backend)
+        """The state at the tip that readers see, at a height, and its proofs."""
         self.safety = Safety(backend.book, self._writer, self._check)
         """What a validator has promised."""
         _open_stores.add(self)
@@ -246,7 +251,14 @@ class Store:
             info = writer.tip
         else:
             info = self._latest.load(check_hash("parent", parent))
-        return Draft(info, info.height + 1 if info is not None else 0)
+        parent_hash = info.hash if info is not None else None
+        return Draft(info, info.height + 1 if info is not None else 0, partial(self._open_parent, parent_hash))
+
+    def _open_parent(self, parent_hash: bytes | None) -> BlockState:
+        backend = self._check()
+        if parent_hash is None and self._need_writer()[0].tip is not None:
+            raise ParentMismatch("the store is not empty any more", remedy="make a new draft on the tip")
+        return backend.open_state(parent_hash)
 
     @overload
     def commit(
@@ -324,9 +336,12 @@ class Store:
         record = None
         if safety is not None:
             record = SafetyRecord(check_identity(safety[0]), check_position(safety[1]), safety[2])
+        touched = draft.touched
+        executed = touched.execution() if touched is not None else None
         self._make_room(writer)
         with writer.lock, writer.turn:
-            written = adder.commit(block, parent, record)
+            written = adder.commit(block, parent, record, executed)
+        draft.close()
         if not wait:
             return Ticket(written.blocks[0], written.seq, writer.sync, lambda: writer.journal.durable_seq)
         if record is not None:

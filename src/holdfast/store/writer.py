@@ -21,7 +21,7 @@ from types import TracebackType
 import msgspec
 
 from .._failpoints import hit
-from ..blocks.apply import ChainIndexes, Prepared, prepare
+from ..blocks.apply import ChainIndexes, ExecutionOf, Prepared, prepare
 from ..blocks.content import FrameContent
 from ..blocks.decide import Decider
 from ..blocks.entries import entry_info
@@ -30,7 +30,16 @@ from ..blocks.records import block_key, decode_block_record
 from ..blocks.state import ChainState, encode_state
 from ..consensus.records import SafetyRecord, encode_fence, encode_safety
 from ..consensus.safety import SafetyBook
-from ..errors import CorruptionError, HoldfastError, InternalError, PoisonedError, Recovery, StateError
+from ..errors import (
+    CorruptionError,
+    HoldfastError,
+    InternalError,
+    LimitExceeded,
+    PoisonedError,
+    Recovery,
+    RootMismatch,
+    StateError,
+)
 from ..journal.api import Kind, Part, TipMark
 from ..journal.journal import Journal
 from ..merkle.api import Tree
@@ -116,7 +125,7 @@ class Writer:
         self.tip = self._load_tip(state)
         self.tree = tree
         self._tree_bytes_max = tree_bytes_max
-        self._execution_of = partial(execution_of, journal)
+        self.execution_of: ExecutionOf = partial(execution_of, journal)
         self.visible = Mark(journal.appended_seq, state, self.tip, tree)
 
     def configure(
@@ -181,7 +190,7 @@ class Writer:
         """
         self.check()
         views = self.views
-        prepared = prepare(content, self.state, self._latest, views.undo_of, self._execution_of, self.indexes)
+        prepared = prepare(content, self.state, self._latest, views.undo_of, self.execution_of, self.indexes)
         state = prepared.state
         if state.stateful:
             tree = self._tree_after(prepared, tree)

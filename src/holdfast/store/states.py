@@ -1,0 +1,226 @@
+"""``store.state``: the state at the tip, at a height, and its proofs.
+
+Invariants:
+    * The tip's state is the visible one; a height's is that of the block that is canonical there when it is asked for,
+      and a reader of it raises ``ViewExpired`` once that block leaves the canonical chain.
+    * Below the retained floor the answer is ``PrunedError``, never another height's value: the floor is looked at
+      before and after each read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
+
+from ..blocks.records import block_key, canonical_key, decode_block_record
+from ..blocks.state import ChainState
+from ..engine.api import Page
+from ..errors import BlockNotFound, CorruptionError, InvalidInputError, PrunedError, ViewExpired
+from ..limits import HEIGHT_MAX
+from ..merkle.api import Scheme
+from ..merkle.ics23 import encode
+from ..merkle.multiproof import prove_many
+from ..merkle.prove import prove
+from ..state.draft import BlockState
+from ..state.proof import MultiProof, Proof, RowLookup
+from ..state.reader import Rowlike, StateReader, check_key
+from ..types import BlockInfo
+from ..views.api import RowReader
+from ..views.tables import STATE
+from ..views.views import Views
+
+__all__ = ["StateAt", "StateSource", "StoreState"]
+
+
+class StateSource(Protocol):
+    """Whoever holds the views and the tree: the writer's backend, or a follower."""
+
+    @property
+    def rows(self) -> RowReader:
+        """Visible rows, as of each call."""
+
+    @property
+    def state(self) -> ChainState:
+        """State of the chain that readers see."""
+
+    @property
+    def tip(self) -> BlockInfo | None:
+        """The tip that readers see."""
+
+    @property
+    def hot_get(self) -> Callable[[bytes], bytes | None]:
+        """The quickest way to a visible row of the state."""
+
+    @property
+    def scheme(self) -> Scheme:
+        """Rules of the tree."""
+
+    def the_views(self) -> Views:
+        """The live views, caught up."""
+
+    def open_state(self, block_hash: bytes | None) -> BlockState:
+        """The state after a stored block of any branch (``None``: after the tip), held until it is released.
+
+        Raises ``BlockNotFound``, ``PrunedError``, ``LimitExceeded``.
+        """
+
+
+class _RowsAt:
+    """Rows of the state as they were after the canonical block at a height, from history."""
+
+    def __init__(self, source: StateSource, height: int, block_hash: bytes) -> None:
+        self._source = source
+        self._height = height
+        self._hash = block_hash
+        self._checked: tuple[int, int] | None = None
+
+    def get(self, key: bytes) -> bytes | None:
+        views = self._check()
+        value = views.read_at(key, self._height) if key[:2] == STATE.prefix else views.get(key)
+        self._check()
+        return value
+
+    def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        return [self.get(key) for key in keys]
+
+    def scan(self, start: bytes, stop: bytes, *, reverse: bool = False, limit: int = 1000) -> Page:
+        views = self._check()
+        keys, resume = views.keys_at(start, stop, self._height, reverse=reverse, limit=limit)
+        rows = []
+        for key in keys:
+            value = views.read_at(key, self._height)
+            if value is not None:
+                rows.append((key, value))
+        self._check()
+        return Page(rows, resume)
+
+    def _check(self) -> Views:
+        """The views, if the height is still readable and its block still canonical."""
+        source = self._source
+        views = source.the_views()
+        check_height(views, self._height)
+        state = source.state
+        seen = (state.reorgs, state.tip_height)
+        if self._checked != seen:
+            if views.get(canonical_key(self._height)) != self._hash:
+                raise ViewExpired("the block at this height was replaced", height=self._height, hash=self._hash)
+            self._checked = seen
+        return views
+
+
+def check_height(views: Views, height: int) -> None:
+    """Nothing happens if the history of ``height`` is retained; else ``PrunedError``."""
+    history = views.history
+    if history is None:
+        return
+    kept = height >= history.floor or (history.every and height % history.every == 0 and height >= history.oldest)
+    if not kept:
+        oldest = history.floor
+        if history.every:
+            oldest = min(oldest, -(-history.oldest // history.every) * history.every)
+        raise PrunedError(
+            "the state at this height was pruned",
+            height=height,
+            least_readable=oldest,
+            floor=history.floor,
+            every=history.every or None,
+        )
+
+
+class StateAt(StateReader):
+    """The state after one block; see ``ReadableState``."""
+
+    def __init__(self, info: BlockInfo, null: bytes, rows: Rowlike, blobs: Callable[[bytes], bytes | None]) -> None:
+        super().__init__(rows, blobs)
+        self.block = info
+        """The block whose state this is."""
+        self._null = null
+
+    @property
+    def height(self) -> int:
+        """Height of that block."""
+        return self.block.height
+
+    @property
+    def root(self) -> bytes:
+        """Root of the state after it, 32 bytes."""
+        return self.block.state_root if self.block.state_root is not None else self._null
+
+
+class StoreState(StateReader):
+    """The state at the visible tip; see ``ReadableState``. Each call sees what is durable then."""
+
+    def __init__(self, source: StateSource) -> None:
+        super().__init__(source.rows, source.rows.get, source.hot_get)
+        self._source = source
+
+    @property
+    def root(self) -> bytes:
+        """Root of the state at the tip, 32 bytes; that of an empty tree while nothing was executed."""
+        tip = self._source.tip
+        return tip.state_root if tip is not None and tip.state_root is not None else self._source.scheme.null
+
+    def at(self, height: int) -> StateAt:
+        """The state after the canonical block at ``height``.
+
+        Raises ``BlockNotFound`` above the tip, ``PrunedError`` below what is retained. Its readers raise
+        ``ViewExpired`` once a reorg replaced the block, or, without history, when they are kept too long.
+        """
+        source = self._source
+        info = self._canonical(height)
+        views = source.the_views()
+        if views.history is not None:
+            check_height(views, height)
+            return StateAt(info, source.scheme.null, _RowsAt(source, height, info.hash), source.rows.get)
+        held = source.open_state(info.hash)
+        state = StateAt(info, source.scheme.null, held.rows, held.rows.get)
+        weakref.finalize(state, held.release)
+        return state
+
+    def prove(self, key: bytes, *, height: int | None = None) -> Proof:
+        """A proof that ``key`` has the value it has, or none, at the tip or after the canonical block at ``height``.
+
+        Raises ``PrunedError`` for a height below the proof window (``proof_window_blocks``). Cost at the tip:
+        O(log keys); the first one at another height: O(what changed since), later ones less.
+        """
+        check_key(key)
+        with self._held(height) as (info, held):
+            reader = StateReader(held.rows)
+            data = encode(prove(held.tree, key, RowLookup(reader), scheme=self._source.scheme))
+            return Proof(data, held.tree.root, key, reader.get(key), info, self._source.scheme.name)
+
+    def prove_many(self, keys: Sequence[bytes], *, height: int | None = None) -> MultiProof:
+        """One compact proof for all of ``keys`` (docs/FORMAT.md, section 8.3), present and absent ones."""
+        for key in keys:
+            check_key(key)
+        with self._held(height) as (info, held):
+            reader = StateReader(held.rows)
+            data = prove_many(held.tree, keys, RowLookup(reader), scheme=self._source.scheme)
+            values = dict(zip(keys, reader.get_many(keys), strict=True))
+            return MultiProof(data, held.tree.root, values, info, self._source.scheme.name)
+
+    @contextlib.contextmanager
+    def _held(self, height: int | None) -> Iterator[tuple[BlockInfo | None, BlockState]]:
+        info = self._source.tip if height is None else self._canonical(height)
+        held = self._source.open_state(info.hash if info is not None else None)
+        try:
+            yield info, held
+        finally:
+            held.release()
+
+    def _canonical(self, height: int) -> BlockInfo:
+        if type(height) is not int or not 0 <= height <= HEIGHT_MAX:
+            raise InvalidInputError("a height is a whole number that is not negative", found=height)
+        source = self._source
+        block_hash = source.rows.get(canonical_key(height))
+        if block_hash is None:
+            state = source.state
+            if state.has_tip and height < state.root_height:
+                raise PrunedError("the chain begins above this height", height=height, least_readable=state.root_height)
+            raise BlockNotFound("no canonical block at this height", height=height, tip=state.tip_height)
+        row = source.rows.get(block_key(block_hash))
+        if row is None:
+            raise CorruptionError("a canonical block has no row", height=height, hash=block_hash)
+        return decode_block_record(block_hash, row)
