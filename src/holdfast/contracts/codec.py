@@ -80,7 +80,7 @@ class Address(bytes):
 
 
 Plain: TypeAlias = (
-    None | bool | int | bytes | str | Address | list[bool] | list[int] | list[bytes] | list[str] | list[Address]
+    bool | int | bytes | str | Address | list[bool] | list[int] | list[bytes] | list[str] | list[Address] | None
 )
 """What contracts take, store and give back."""
 

@@ -4,7 +4,7 @@ Invariants:
     * An object of the class lives for one call and holds nothing of its own: state stands only in fields.
     * The ABI is made from the annotations and is canonical: the same class gives the same bytes everywhere.
     * Every method counts against the depth of calls, and its run is paid.
-    * A contract is trusted Python of the node: ``lint.py`` refuses the usual ways to lose determinism, it is no sandbox.
+    * A contract is trusted Python of the node: ``lint.py`` refuses the usual ways to lose determinism, no more.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Runs the calls of a block on its state: one block at a time, one call after the other, nothing written before the end.
+"""Runs the calls of a block on its state: one block at a time, call after call, nothing written before the end.
 
     executor = ContractExecutor(registry)
     executor.begin_block(draft.state, height=draft.height, timestamp=now)
@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal, Protocol
+from typing import Final, Literal, Protocol, runtime_checkable
 
 from ..errors import InvalidInputError, ResourceExhausted, StateError
 from ..limits import HEIGHT_MAX
@@ -46,13 +46,14 @@ from .signals import BadValue, Refused, Signal, Status
 from .stack import frames_free
 from .storage import StagedState
 
-__all__ = ["BlockState", "Call", "ContractExecutor", "Deploy"]
+__all__ = ["Call", "ContractExecutor", "Deploy", "RootedState"]
 
 _ADDRESS: Final = type_of(Address)
 _NONCE_BYTES: Final = 8
 
 
-class BlockState(MutableState, Protocol):
+@runtime_checkable
+class RootedState(MutableState, Protocol):
     """The state of a block being built, with its root."""
 
     def root(self) -> bytes:
@@ -101,7 +102,7 @@ class Deploy:
 
 @dataclass(slots=True)
 class _Block:
-    state: BlockState
+    state: MutableState
     staged: StagedState
     height: int
     timestamp: int
@@ -138,7 +139,7 @@ class ContractExecutor:
         """True between ``begin_block`` and the end of the block."""
         return self._block is not None
 
-    def begin_block(self, state: BlockState, *, height: int, timestamp: int) -> None:
+    def begin_block(self, state: MutableState, *, height: int, timestamp: int) -> None:
         """A block is open on ``state``, which is only read until ``finalize_block``.
 
         Raises ``StateError`` if one is open already, and ``InvalidInputError``; nothing has changed then.
@@ -188,14 +189,23 @@ class ContractExecutor:
     def finalize_block(self) -> bytes:
         """Everything staged is in the state, and its root is returned: 32 bytes for the header.
 
-        Raises ``StateError`` if no block is open. Whatever the state raises (``LimitExceeded``: too many changes) is
-        passed on; the block is closed then too, and what was built on it must be thrown away.
+        Raises ``StateError`` if no block is open, and ``InvalidInputError`` if the state has no root; it stays open
+        then. Whatever the state raises (``LimitExceeded``: too many changes) is passed on; the block is closed then
+        too, and what was built on it must be thrown away.
         """
+        self._require_idle()
+        state = self._need_block().state
+        if not isinstance(state, RootedState):
+            raise InvalidInputError("this state has no root", remedy="use 'flush_block'", found=type(state).__name__)
+        self.flush_block()
+        return state.root()
+
+    def flush_block(self) -> None:
+        """As ``finalize_block``, without the root: for a state whose root somebody else computes."""
         self._require_idle()
         block = self._need_block()
         self._block = None
         block.state.update(block.staged.changes())
-        return block.state.root()
 
     def discard(self) -> None:
         """The block is closed and nothing of it was written. Raises ``StateError`` if none is open."""

@@ -1,8 +1,8 @@
 """What a contract may not contain, as far as its byte code shows: a guard against mistakes, not against malice.
 
-Refused in the class itself and in the functions that stand in it: floats and complex numbers, true division, sets (their
-order differs from run to run), changeable class attributes, coroutines, and names that read the clock, chance, the
-machine or memory addresses. What a contract's helpers outside the class do is not looked at.
+Refused in the class itself and in the functions that stand in it: floats and complex numbers, true division, sets
+(their order differs from run to run), changeable class attributes, coroutines, and names that read the clock, chance,
+the machine or memory addresses. What a contract's helpers outside the class do is not looked at.
 """
 
 from __future__ import annotations
