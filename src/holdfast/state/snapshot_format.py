@@ -255,8 +255,8 @@ def decode_manifest(data: bytes) -> Manifest:
     if form.kind != _KIND or form.format != FORMAT:
         raise SnapshotInvalid("the manifest is of another kind", found=form.kind, format=form.format)
     block = form.block
-    if len(block.header) % 2:
-        raise SnapshotInvalid("the manifest's header of the block is no whole number of bytes")
+    if len(block.header) % 2 or block.time >= 1 << 64:
+        raise SnapshotInvalid("the manifest's block has an impossible header or time", time=block.time)
     manifest = Manifest(
         chain=form.chain,
         scheme=form.scheme,
