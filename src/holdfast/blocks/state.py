@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 from typing import NamedTuple
 
-from ..errors import CorruptionError
+from ..errors import CorruptionError, Recovery
 from ..types import ZERO_HASH
 
 __all__ = ["EMPTY", "ChainState", "decode_state", "encode_state"]
@@ -79,7 +79,9 @@ def decode_state(data: bytes) -> ChainState:
     stateful = bool(data and data[0] & _HAS_STATE)
     expected = _STATE.size + (_ROOT_BYTES if stateful else 0)
     if len(data) != expected or data[0] > 7:
-        raise CorruptionError("the stored chain state is malformed", found=len(data), expected=expected)
+        raise CorruptionError(
+            "the stored chain state is malformed", found=len(data), expected=expected, recovery=Recovery.REBUILD
+        )
     flags, tip_height, tip_hash, root_height, root_hash, finalized, *rest = _STATE.unpack_from(data)
     state = ChainState(
         tip_height if flags & _HAS_TIP else -1,
