@@ -108,7 +108,8 @@ def prepare(
     if content.executions or state.stateful:
         _set_roots(content, state, reader)
         for execution in content.executions.values():
-            rows.update(blob_rows(execution.changes))
+            if execution.large:
+                rows.update(blob_rows(execution.changes))
         state = state._replace(stateful=True)
     for entry in content.blocks:
         block_hash, height = entry.hash, entry.height

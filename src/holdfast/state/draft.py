@@ -59,6 +59,20 @@ def check_value(value: bytes) -> bytes:
     return value
 
 
+def _plain_lengths(changes: Mapping[bytes, bytes | None], values: Sequence[bytes]) -> tuple[int, int, int] | None:
+    """Bytes of all keys, of all values, and of the longest one; ``None`` if each has to be looked at."""
+    if set(map(type, changes)) != {bytes} or set(map(type, values)) - {bytes}:
+        return None
+    keys = list(map(len, changes))
+    lengths = list(map(len, values))
+    if not 0 < min(keys) <= max(keys) <= STATE_KEY_BYTES_MAX:
+        return None
+    longest = max(lengths, default=0)
+    if longest > STATE_VALUE_BYTES_MAX or 0 in lengths or _REFERENCE_BYTES in lengths:
+        return None
+    return sum(keys), sum(lengths), longest
+
+
 class DraftState:
     """See ``MutableState``. Made by ``draft.state``; belongs to one thread."""
 
@@ -67,6 +81,10 @@ class DraftState:
         self._read = StateReader(parent.rows)
         self._writes: Changes = {}
         self._size = 0
+        self._large = False
+        """True if a value may be too long for the tree."""
+        self._removals = False
+        """True if a key may be removed."""
         self._done: tuple[Execution, Tree] | None = None
         self._closed = False
 
@@ -128,28 +146,27 @@ class DraftState:
 
     def __setitem__(self, key: bytes, value: bytes) -> None:
         """``key`` has ``value``. Raises ``InvalidInputError`` or ``LimitExceeded``; nothing is changed then."""
-        self._put({check_key(key): check_value(value)}, len(key) + len(value))
+        self._put({check_key(key): check_value(value)}, len(key) + len(value), longest=len(value), removals=0)
 
     def __delitem__(self, key: bytes) -> None:
         """``key`` has no value; it may be absent already."""
-        self._put({check_key(key): None}, len(key))
+        self._put({check_key(key): None}, len(key), longest=0, removals=1)
 
     def update(self, changes: Mapping[bytes, bytes | None]) -> None:
         """All of ``changes`` at once (``None`` removes), or none if one of them is refused."""
-        size = 0
-        longest = STATE_INLINE_BYTES_MAX
-        for key, value in changes.items():
-            if type(key) is not bytes or not 0 < len(key) <= STATE_KEY_BYTES_MAX:
+        if not changes:
+            return
+        values = [value for value in changes.values() if value is not None]
+        lengths = _plain_lengths(changes, values)
+        if lengths is None:  # something is wrong or unusual: look at each
+            for key in changes:
                 check_key(key)
-            if value is None:
-                size += len(key)
-                continue
-            if type(value) is not bytes or not value or len(value) > longest or len(value) == _REFERENCE_BYTES:
+            for value in values:
                 check_value(value)
-            size += len(key) + len(value)
-        self._put(changes, size)
+            lengths = sum(map(len, changes)), sum(map(len, values)), max(map(len, values), default=0)
+        self._put(changes, lengths[0] + lengths[1], longest=lengths[2], removals=len(changes) - len(values))
 
-    def _put(self, changes: Mapping[bytes, bytes | None], size: int) -> None:
+    def _put(self, changes: Mapping[bytes, bytes | None], size: int, *, longest: int, removals: int) -> None:
         if self._closed:
             raise StateError("the draft was committed or dropped", remedy="make a new draft on the tip")
         if self._size + size > STATE_CHANGES_BYTES_MAX:
@@ -158,6 +175,8 @@ class DraftState:
             raise LimitExceeded("a block changes too many keys of the state", limit=STATE_CHANGES_MAX)
         self._writes.update(changes)
         self._size += size
+        self._large = self._large or longest > STATE_INLINE_BYTES_MAX
+        self._removals = self._removals or removals > 0
         self._done = None
 
     # -- the root -------------------------------------------------------------------------------------------------
@@ -181,17 +200,16 @@ class DraftState:
         if self._done is None:
             writes = self._writes
             changes: Changes = writes
-            if any(value is not None and len(value) > STATE_INLINE_BYTES_MAX for value in writes.values()):
+            if self._large:
                 changes = {key: None if value is None else tree_value(value) for key, value in writes.items()}
             tree, inserted, removed = self._parent.tree.update(changes)
-            kept = self._without_idle_removals(len(removed), removed)
-            self._done = Execution(tree.root, kept, inserted, removed), tree
+            self._done = Execution(tree.root, self._kept(removed), inserted, removed, large=self._large), tree
         return self._done
 
-    def _without_idle_removals(self, count: int, removed: Sequence[tuple[bytes, bytes]]) -> Changes:
+    def _kept(self, removed: Sequence[tuple[bytes, bytes]]) -> Changes:
         """The writes without removals of keys that had no value."""
         writes = self._writes
-        if sum(value is None for value in writes.values()) == count:
+        if not self._removals:
             return dict(writes)
         gone = {key for _, key in removed}
         return {key: value for key, value in writes.items() if value is not None or key in gone}

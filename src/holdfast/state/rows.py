@@ -56,6 +56,8 @@ class Execution(msgspec.Struct):
     inserted: Sequence[tuple[bytes, bytes]]
     removed: Sequence[tuple[bytes, bytes]]
     data: bytes | None = None
+    large: bool = True
+    """False if no value is too long for the tree, so that nobody has to look."""
 
 
 def state_key(key: bytes) -> bytes:
@@ -72,9 +74,10 @@ def chain_rows(execution: Execution) -> Rows:
     """The chain rows that these changes write."""
     prefix, limit = _STATE, STATE_INLINE_BYTES_MAX
     rows: Rows = {prefix + key: value for key, value in execution.changes.items()}
-    for key, value in execution.changes.items():
-        if value is not None and len(value) > limit:
-            rows[prefix + key] = tree_value(value)
+    if execution.large:
+        for key, value in execution.changes.items():
+            if value is not None and len(value) > limit:
+                rows[prefix + key] = tree_value(value)
     for key_hash, key in execution.inserted:
         rows[_PREIMAGES + key_hash] = key
     for key_hash, _ in execution.removed:
