@@ -168,6 +168,35 @@ def frames(data: Path, store_id: bytes | None = None, salt: bytes | None = None)
             need((seq, digest, at) == (mark.seq, mark.digest, mark.end), "the watermark names another frame")
 
 
+def read_documents(data: bytes) -> tuple[str, list[bytes], dict[bytes, bytes]]:
+    """Space, removed keys and documents of a ``documents`` entry (section 5.2.6)."""
+    at = 1 + data[0]
+    space = data[1:at].decode("utf-8")
+    need(1 <= data[0] <= 64 and len(data) >= at + 8, "documents: space")
+
+    def counted(form: str) -> int:
+        nonlocal at
+        (number,) = struct.unpack_from(form, data, at)
+        at += struct.calcsize(form)
+        return int(number)
+
+    def piece(form: str) -> bytes:
+        nonlocal at
+        length = counted(form)
+        need(at + length <= len(data), "documents: length")
+        at += length
+        return data[at - length : at]
+
+    removed = [piece(">H") for _ in range(counted(">I"))]
+    stored = [(piece(">H"), piece(">I")) for _ in range(counted(">I"))]
+    need(at == len(data) and bool(removed or stored), "documents: end")
+    for keys in (removed, [key for key, _ in stored]):
+        need(all(1 <= len(key) <= 400 for key in keys) and sorted(set(keys)) == keys, "documents: keys")
+    need(not set(removed) & {key for key, _ in stored}, "documents: a key twice")
+    need(all(len(value) <= 16 * MIB for _, value in stored), "documents: value")
+    return space, removed, dict(stored)
+
+
 def main() -> int:
     data = Path(sys.argv[1])
     try:
