@@ -9,7 +9,7 @@ from __future__ import annotations
 from hashlib import sha256
 from typing import Protocol
 
-from ..errors import CorruptionError, InvalidInputError
+from ..errors import CorruptionError, InvalidInputError, Recovery
 from .api import JMT_SHA256, Scheme, Tree
 from .bits import bit_at
 from .ics23 import SHA256, CommitmentProof, EmptyProof, ExistenceProof, InnerOp, LeafOp, NonExistenceProof
@@ -53,9 +53,11 @@ def held_value(leaf: tuple[bytes, bytes], lookup: Lookup, scheme: Scheme) -> tup
     key = lookup.key_of(key_hash)
     value = tree_value(lookup.value_of(key))
     if sha256(key).digest() != key_hash:
-        raise CorruptionError("the row of a key hash names another key", key_hash=key_hash, found=key)
+        raise CorruptionError(
+            "the row of a key hash names another key", key_hash=key_hash, found=key, recovery=Recovery.REBUILD
+        )
     if sha256(scheme.leaf_prefix + key_hash + sha256(value).digest()).digest() != leaf_hash:
-        raise CorruptionError("the row of a key has another value than the tree", key=key)
+        raise CorruptionError("the row of a key has another value than the tree", key=key, recovery=Recovery.REBUILD)
     return key, value
 
 

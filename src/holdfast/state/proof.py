@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ..errors import CorruptionError, ProofInvalid
+from ..errors import CorruptionError, ProofInvalid, Recovery
 from ..merkle.multiproof import verify_many
 from ..merkle.verify import verify_proof
 from ..types import BlockInfo
@@ -73,16 +73,12 @@ class RowLookup:
         """The key with this hash. Raises ``CorruptionError`` if its row is missing."""
         key = self._reader.row(preimage_key(key_hash))
         if key is None:
-            raise CorruptionError(
-                "a key of the tree has no row", key=key_hash, remedy="run 'holdfast rebuild': the views are made anew"
-            )
+            raise CorruptionError("a key of the tree has no row", key=key_hash, recovery=Recovery.REBUILD)
         return key
 
     def value_of(self, key: bytes) -> bytes:
         """The value of this key as the tree has it."""
         value = self._reader.row(state_key(key))
         if value is None:
-            raise CorruptionError(
-                "a key of the tree has no value", key=key, remedy="run 'holdfast rebuild': the views are made anew"
-            )
+            raise CorruptionError("a key of the tree has no value", key=key, recovery=Recovery.REBUILD)
         return value

@@ -17,7 +17,7 @@ from hashlib import sha256
 
 import msgspec
 
-from ..errors import CorruptionError
+from ..errors import CorruptionError, Recovery
 from ..limits import STATE_INLINE_BYTES_MAX
 from ..merkle.values import is_reference, tree_value
 from ..views.api import Rows
@@ -119,9 +119,17 @@ def full_value(stored: bytes, get: Callable[[bytes], bytes | None]) -> bytes:
     for number in range(-(-length // BLOB_CHUNK_BYTES)):
         piece = get(_BLOBS + digest + number.to_bytes(4, "big"))
         if piece is None:
-            raise CorruptionError("a piece of a large value is missing", table=BLOBS.name, hash=digest, number=number)
+            raise CorruptionError(
+                "a piece of a large value is missing",
+                table=BLOBS.name,
+                hash=digest,
+                number=number,
+                recovery=Recovery.REBUILD,
+            )
         pieces.append(piece)
     value = b"".join(pieces)
     if len(value) != length or sha256(value).digest() != digest:
-        raise CorruptionError("a large value is not what its reference names", table=BLOBS.name, hash=digest)
+        raise CorruptionError(
+            "a large value is not what its reference names", table=BLOBS.name, hash=digest, recovery=Recovery.REBUILD
+        )
     return value

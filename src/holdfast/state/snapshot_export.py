@@ -19,7 +19,7 @@ import zstandard
 
 from .._failpoints import hit
 from .._fs import FileSystem, NewFile, RealFileSystem
-from ..errors import CorruptionError, ForeignStore, InvalidInputError, LimitExceeded, SnapshotInvalid
+from ..errors import CorruptionError, ForeignStore, InvalidInputError, LimitExceeded, Recovery, SnapshotInvalid
 from ..merkle.api import RECORD_BYTES, Backend, Scheme, Tree
 from ..merkle.backend import backend
 from ..merkle.values import is_reference
@@ -282,6 +282,7 @@ class _Export:
                 prefix=node.prefix.to_bytes(32, "big"),
                 depth=node.depth,
                 remedy="run 'holdfast verify --level views', then 'holdfast rebuild', and export again",
+                recovery=Recovery.REBUILD,
             )
         return rows
 

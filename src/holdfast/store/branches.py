@@ -18,7 +18,7 @@ import msgspec
 
 from ..blocks.apply import ExecutionOf
 from ..blocks.records import block_key, canonical_key, decode_block_record
-from ..errors import BlockNotFound, CorruptionError, LimitExceeded, PrunedError
+from ..errors import BlockNotFound, CorruptionError, LimitExceeded, PrunedError, Recovery
 from ..merkle.api import Tree
 from ..state.rows import chain_rows, tree_changes
 from ..types import ZERO_HASH, BlockInfo
@@ -118,6 +118,7 @@ class Branches:
                 expected=expected,
                 found=tree.root,
                 remedy="run 'holdfast verify --level state', then 'holdfast rebuild'",
+                recovery=Recovery.REBUILD,
             )
         assert moment.tip is not None
         return _Answer(moment.tip, rows, tree)
@@ -129,7 +130,7 @@ class Branches:
         for height in range(moment.tip.height, fork_height, -1):
             block_hash = self._canonical(moment, height)
             if block_hash is None:
-                raise CorruptionError("the canonical chain has a gap", height=height)
+                raise CorruptionError("the canonical chain has a gap", height=height, recovery=Recovery.REBUILD)
             rows.update(_state_rows(moment.views.undo_of(height, block_hash)))
             self._check_size(rows)
         return rows

@@ -17,7 +17,7 @@ from typing import Protocol
 from ..blocks.records import block_key, canonical_key, decode_block_record
 from ..blocks.state import ChainState
 from ..engine.api import Page
-from ..errors import BlockNotFound, CorruptionError, InvalidInputError, PrunedError, ViewExpired
+from ..errors import BlockNotFound, CorruptionError, InvalidInputError, PrunedError, Recovery, ViewExpired
 from ..limits import HEIGHT_MAX
 from ..merkle.api import Scheme
 from ..merkle.ics23 import encode
@@ -222,5 +222,7 @@ class StoreState(StateReader):
             raise BlockNotFound("no canonical block at this height", height=height, tip=state.tip_height)
         row = source.rows.get(block_key(block_hash))
         if row is None:
-            raise CorruptionError("a canonical block has no row", height=height, hash=block_hash)
+            raise CorruptionError(
+                "a canonical block has no row", height=height, hash=block_hash, recovery=Recovery.REBUILD
+            )
         return decode_block_record(block_hash, row)

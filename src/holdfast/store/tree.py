@@ -20,7 +20,7 @@ from .._fs import FileSystem
 from ..blocks.content import decode_frame
 from ..blocks.records import block_key, decode_block_record
 from ..blocks.state import ChainState
-from ..errors import CorruptionError, HoldfastError
+from ..errors import CorruptionError, HoldfastError, Recovery
 from ..journal.api import FrameSource
 from ..merkle.api import SCHEMES, Scheme, Tree
 from ..merkle.backend import backend
@@ -95,7 +95,7 @@ def open_tree(
             hash=state.tip_hash,
             expected=state.state_root,
             found=tree.root,
-            remedy="run 'holdfast rebuild': the views are made anew from the journal",
+            recovery=Recovery.REBUILD,
         )
     return OpenedTree(tree, "rebuilt", tuple(notes), 0)
 
@@ -121,7 +121,9 @@ def build_tree(scheme: Scheme, rows: RowReader, *, progress: Callable[[int, int]
     try:
         return backend().build(scheme, records())
     except ValueError as error:
-        raise CorruptionError(f"the rows of the state are damaged: {error}", table=STATE.name) from error
+        raise CorruptionError(
+            f"the rows of the state are damaged: {error}", table=STATE.name, recovery=Recovery.REBUILD
+        ) from error
 
 
 def caught_up(tree: Tree, source: FrameSource, seq: int, last_seq: int, rows: RowReader) -> Tree | None:
