@@ -13,8 +13,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from holdfast.errors import ClosedError, StateError, ViewExpired
 from holdfast.views import flush as flush_module
+from holdfast.views import historical as historical_module
 from holdfast.views import readers as readers_module
-from holdfast.views.api import Rows
+from holdfast.views.api import HistoryRecord, Rows
+from holdfast.views.history import load_history
 from holdfast.views.readers import PinnedReader
 from holdfast.views.tables import UNDO
 from holdfast.views.views import Views
@@ -24,9 +26,11 @@ from tests.unit.views_support import (
     LOG_KEYS,
     LOW,
     RecordingEngine,
+    Since,
     State,
     ToyBlock,
     ToyChain,
+    check_history,
     check_undo,
     layers_of,
     open_views,
@@ -39,14 +43,16 @@ chain_rows = st.dictionaries(st.sampled_from(CHAIN_KEYS), values, max_size=6)
 log_rows = st.dictionaries(st.sampled_from(LOG_KEYS), values, max_size=4)
 blocks = st.lists(st.tuples(chain_rows, log_rows), min_size=1, max_size=4)
 windows = st.sampled_from([0, 0, 2, 5, 10_000])
+rules = st.sampled_from([None, Since(), Since(), Since(4)])
 any_key = st.sampled_from((*CHAIN_KEYS, *LOG_KEYS))
 
 
 class ViewsMachine(RuleBasedStateMachine):
-    @initialize(pinned=st.sampled_from([10**6, 10**6, 900]), window=windows)
-    def open(self, pinned: int, window: int) -> None:
+    @initialize(pinned=st.sampled_from([10**6, 10**6, 900]), window=windows, rule=rules)
+    def open(self, pinned: int, window: int, rule: Since | None) -> None:
         self.pinned = pinned
         self.window = window
+        self.rule = rule
         self.chain = ToyChain()
         self.engine = RecordingEngine()
         self.views = self._open()
@@ -54,7 +60,7 @@ class ViewsMachine(RuleBasedStateMachine):
         self.pins: list[tuple[PinnedReader, State]] = []
 
     def _open(self) -> Views:
-        return open_views(self.engine, pinned_bytes_max=self.pinned, undo_window=self.window)
+        return open_views(self.engine, self.rule, self.chain, pinned_bytes_max=self.pinned, undo_window=self.window)
 
     def _publish(self, *, durable: bool) -> None:
         if durable and self.chain.seq % 2:  # a group commit may be ahead of the writer
@@ -120,6 +126,7 @@ class ViewsMachine(RuleBasedStateMachine):
             assert self.views.applied.seq == self.visible
             if useful:
                 assert self.views.undo_floor == max(before, self.chain.moments[self.visible].floor - self.window)
+            assert (load_history(self.engine.get) is None) == (self.rule is None)
             assert self.views.applied.undo_floor == self.views.undo_floor
             low, high = UNDO.prefix, UNDO.prefix + (self.views.applied.undo_floor + 1).to_bytes(8, "big")
             assert self.engine.scan(low, high).rows == []
@@ -129,6 +136,18 @@ class ViewsMachine(RuleBasedStateMachine):
         self.pins_are_unchanged()
         self.readers_show_their_moment()
         self.blocks_can_be_undone()
+        self.old_heights_can_be_read()
+
+    @precondition(lambda self: self.rule is not None)
+    @rule(floor=st.integers(0, 6), every=st.sampled_from([0, 0, 2]))
+    def give_up_heights(self, floor: int, every: int) -> None:
+        before = self.views.history
+        assert before is not None
+        after = self.views.set_history(HistoryRecord(floor, every, 0, floor))
+        assert after == self.views.history
+        assert (after.floor, after.oldest) == (max(before.floor, floor), before.oldest)
+        if self.views.applied is not None:
+            assert load_history(self.engine.get) == after
 
     @rule()
     def flush_beyond_what_is_durable(self) -> None:
@@ -187,17 +206,17 @@ class ViewsMachine(RuleBasedStateMachine):
         self.chain.cut(self.visible)
 
     @precondition(lambda self: self.engine.batches)
-    @rule(data=st.data(), window=windows)
-    def crash(self, data: st.DataObject, window: int) -> None:
-        self.window = window
+    @rule(data=st.data(), window=windows, rule=rules)
+    def crash(self, data: st.DataObject, window: int, rule: Since | None) -> None:
+        self.window, self.rule = window, rule
         self._reopen(data.draw(st.integers(0, len(self.engine.batches)), label="batches that survive"))
 
     @precondition(lambda self: self.views.stats.overlay_frames)
-    @rule(data=st.data(), window=windows)
-    def crash_in_a_flush(self, data: st.DataObject, window: int) -> None:
+    @rule(data=st.data(), window=windows, rule=rules)
+    def crash_in_a_flush(self, data: st.DataObject, window: int, rule: Since | None) -> None:
         before = len(self.engine.batches)
         self.views.flush(data.draw(st.one_of(st.none(), st.integers(0, self.visible)), label="to_seq"))
-        self.window = window
+        self.window, self.rule = window, rule
         self._reopen(data.draw(st.integers(before, len(self.engine.batches)), label="batches that survive"))
 
     def _reopen(self, count: int) -> None:
@@ -224,6 +243,11 @@ class ViewsMachine(RuleBasedStateMachine):
         assert self.views.reader().scan(HIGH, LOW).rows == []
 
     @invariant()
+    def old_heights_can_be_read(self) -> None:
+        if hasattr(self, "views"):
+            check_history(self.views, self.chain, self.visible)
+
+    @invariant()
     def blocks_can_be_undone(self) -> None:
         if hasattr(self, "views"):
             check_undo(self.views, self.chain)
@@ -243,6 +267,7 @@ def small_slices(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (("_SLICE_ROWS", 3), ("_SLICE_ROWS_SYNCED", 3), ("_SORT_AT_ONCE", 2)):
         monkeypatch.setattr(flush_module, name, value)
     monkeypatch.setattr(readers_module, "_CHUNK", 2)
+    monkeypatch.setattr(historical_module, "_CHUNK", 3)
 
 
 @pytest.mark.slow

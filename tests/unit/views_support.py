@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 
 from holdfast.engine.api import Batch, Page
 from holdfast.engine.memory import MemoryEngine
-from holdfast.views.api import FrameLayers, Layer, RowReader, Rows, ViewOptions
-from holdfast.views.tables import BLOCKS, CANONICAL, INDEX_FIRST, index_table
+from holdfast.views.api import FrameLayers, HistoryRule, Layer, RowReader, Rows, ViewOptions
+from holdfast.views.tables import BLOCKS, CANONICAL, INDEX_FIRST, STATE, Table, index_table
 from holdfast.views.views import Views
 
 REORG_DEPTH = 6
@@ -139,6 +139,7 @@ class ToyChain:
     frames: list[ToyFrame] = field(default_factory=list)
     moments: list[Moment] = field(default_factory=lambda: [Moment([], {}, {}, 0)])
     undo: dict[bytes, Rows] = field(default_factory=dict)
+    after: dict[bytes, State] = field(default_factory=lambda: {bytes(32): {}})
     orphans: list[ToyBlock] = field(default_factory=list)
     made: int = 0
 
@@ -175,13 +176,21 @@ class ToyChain:
             self.orphans.append(block)
         for block in added:
             self.undo[block.hash] = {key: state.get(key) for key, _ in block.rows}
-            state = put(state, dict(block.rows))
+            self.after[block.hash] = state = put(state, dict(block.rows))
             log = put(log, dict(block.log))
             chain.append(block)
             self.orphans = [orphan for orphan in self.orphans if orphan.hash != block.hash]
         floor = max(now.floor, (chain[-1].height if chain else 0) - REORG_DEPTH)
         self.frames.append(ToyFrame(tuple(gone), tuple(added), floor))
         self.moments.append(Moment(chain, state, log, floor))
+
+    def at(self, seq: int, height: int) -> State:
+        """The chain rows after the block at ``height`` of the branch that is canonical after frame ``seq``."""
+        return self.after[self.moments[seq].chain[height - 1].hash] if height else {}
+
+    def tip_height(self, state: bytes) -> int:
+        """The height of the tip in a frame's state."""
+        return len(self.moments[int(state.split()[1])].chain)
 
     def cut(self, seq: int) -> None:
         """The frames after ``seq`` never were."""
@@ -195,9 +204,28 @@ def digest_of(seq: int) -> bytes:
     return hashlib.sha256(b"frame %d" % seq).digest()
 
 
-def open_views(engine: MemoryEngine, **options: float) -> Views:
+@dataclass(frozen=True)
+class Since:
+    """A rule: changes of blocks at or above ``least`` are recorded."""
+
+    least: int = 0
+    table: Table = STATE
+
+    def wants(self, height: int) -> bool:
+        return height >= self.least
+
+
+def open_views(
+    engine: MemoryEngine, history: HistoryRule | None = None, chain: ToyChain | None = None, **options: float
+) -> Views:
     """Views over ``engine`` for the toy journal."""
-    return Views.open(engine, options=ViewOptions(**options), frame_digest=digest_of)  # type: ignore[arg-type]
+    return Views.open(
+        engine,
+        options=ViewOptions(**options),  # type: ignore[arg-type]
+        frame_digest=digest_of,
+        history=history,
+        tip_height=None if chain is None else chain.tip_height,
+    )
 
 
 def layers_of(views: Views, chain: ToyChain, seq: int) -> FrameLayers:
@@ -269,6 +297,30 @@ def check_undo(views: Views, chain: ToyChain) -> None:
             assert views.undo_of(block.height, block.hash) == chain.undo[block.hash]
 
 
+def check_history(views: Views, chain: ToyChain, visible: int) -> None:
+    """Every state row is what it was, at every height that the history has; so are the keys that it lists."""
+    record = views.history
+    if record is None:
+        return
+    now = chain.moments[visible]
+    for height in range(len(now.chain) + 1):
+        if not record.has(height):
+            continue
+        then = chain.at(visible, height)
+        assert [views.read_at(key, height) for key in STATE_KEYS] == [then.get(key) for key in STATE_KEYS], height
+        listed: list[bytes] = []
+        start: bytes | None = b""
+        while start is not None:
+            page = views.history_keys(start, None, height, 3)
+            assert len(page.keys) == 3 or page.resume is None
+            listed += page.keys
+            start = page.resume
+        assert listed == sorted(set(listed))
+        differ = {key[2:] for key in STATE_KEYS if then.get(key) != now.state.get(key)}
+        assert differ <= set(listed) <= {key[2:] for key in STATE_KEYS}, height
+
+
 TAILS = (b"", b"\x00", b"a", b"a\x00", b"a\x00\x00", b"ab", b"b", b"\x7f", b"\xff", b"\xff\xff")
-CHAIN_KEYS = tuple(table.prefix + tail for table in (CANONICAL, INDEX) for tail in TAILS)
+STATE_KEYS = tuple(STATE.prefix + tail for tail in (*TAILS[1:], b"k" * 16, b"k" * 17, b"k" * 33))
+CHAIN_KEYS = (*(table.prefix + tail for table in (CANONICAL, INDEX) for tail in TAILS), *STATE_KEYS)
 LOG_KEYS = tuple(BLOCKS.prefix + tail for tail in TAILS)

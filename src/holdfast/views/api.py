@@ -13,8 +13,9 @@ from typing import Protocol
 import msgspec
 
 from ..engine.api import Page
+from .tables import Table
 
-__all__ = ["Applied", "FrameLayers", "Layer", "RowReader", "Rows", "ViewOptions"]
+__all__ = ["Applied", "FrameLayers", "HistoryRecord", "HistoryRule", "Layer", "RowReader", "Rows", "ViewOptions"]
 
 Rows = dict[bytes, bytes | None]
 """Engine key -> new value; ``None`` deletes the row."""
@@ -78,6 +79,37 @@ class ViewOptions:
     Useless where commits do not wait."""
     undo_window: int = 0
     """Undo is kept for so many blocks more than may still be undone, for proofs at old heights."""
+
+
+class HistoryRule(Protocol):
+    """Which changes are recorded, so that rows can be read at old heights."""
+
+    @property
+    def table(self) -> Table:
+        """The chain table whose rows have a history: the state."""
+
+    def wants(self, height: int) -> bool:
+        """True if the changes of the canonical block at ``height`` are recorded. Asked when the block is flushed.
+
+        A ``False`` makes everything below ``height`` unreadable, for good.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryRecord:
+    """Which heights the history in an engine can answer: from ``floor`` on, and some older ones."""
+
+    floor: int
+    every: int = 0
+    """Heights below ``floor`` that are a multiple of it are kept; 0: none."""
+    oldest: int = 0
+    """Below it nothing is kept, whatever ``every`` says."""
+    cleaned: int = 0
+    """What was to be removed of the rows up to this height is removed."""
+
+    def has(self, height: int) -> bool:
+        """True if rows can be read at ``height``."""
+        return height >= self.floor or (self.every > 0 and height >= self.oldest and height % self.every == 0)
 
 
 class RowReader(Protocol):

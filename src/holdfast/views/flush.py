@@ -3,9 +3,10 @@
 The order of the batches is the protocol (docs/FORMAT.md, section 7.4):
     1. undo rows of every block that may still be undone, and of every block that a frame of the range took out;
     2. the META row ``flushing`` = last frame of the range;
-    3. the rows, each key once with its newest value, in slices;
+    3. in slices: a, history rows that are added; b, the rows, each key once with its newest value; c, history rows of
+       blocks that are not canonical any more are removed;
     4. one synced batch: undo at or below the new floor removed, ``applied`` written, ``flushing`` removed.
-Then the frames leave the overlay.
+Then the frames leave the overlay. Why readers of old heights are right meanwhile: see ``historical``.
 
 Invariants:
     * Only visible (durable) frames are flushed, and whole frames only.
@@ -14,6 +15,10 @@ Invariants:
     * Between 2 and 4 the engine is of no version. After a crash there, the same range is published again from the
       journal and flushed without computing undo anew.
     * Before 3, every older pinned reader has what it needs, or has expired.
+    * In 3a the rows of a key are added from low heights to high ones, in 3c removed from high to low: the first row of
+      a key above a height is at any time the first one of the old branch or of the new one.
+    * What the record of the history claims is true before, while and after a flush: a block whose changes are not
+      recorded raises its floor before 3.
     * After a failure nothing is flushed any more; readers stay right, because the overlay still has everything.
 """
 
@@ -25,10 +30,12 @@ from collections.abc import Callable, Iterator
 from zlib import crc32
 
 from .._failpoints import hit
-from ..engine.api import Batch, Engine
+from ..engine.api import Batch, Engine, Reader
 from ..errors import EngineError, HoldfastError, StateError
 from ..limits import HASH_BYTES
 from .api import Applied, FrameLayers, Rows, ViewOptions
+from .collect import SLICE_BYTES, HistoryChanges, UndoWriter
+from .keeper import HistoryKeeper
 from .overlay import MISSING, Overlay, Published
 from .readers import PinnedReader, Pins
 from .rows import (
@@ -42,20 +49,19 @@ from .rows import (
     encode_flushing,
     encode_row,
 )
-from .undo import encode_undo, undo_range_to
+from .undo import lost_undo, read_undo, undo_range_to
 
 __all__ = ["Flusher", "in_order", "load_applied"]
 
 _SLICE_ROWS = 256
 _SLICE_ROWS_SYNCED = 1024
 """Rows of a slice for an engine that syncs every batch: a sync costs more than a thousand rows."""
-_SLICE_BYTES = 256 * 1024
 _SORT_AT_ONCE = 4096
 _PAUSE_SECONDS = 0.0002
 _WAIT_SECONDS = 1.0
 
 
-def load_applied(engine: Engine) -> Applied | None:
+def load_applied(engine: Reader) -> Applied | None:
     """The record of the last complete flush; ``None`` for an engine that no flush has touched.
 
     Seq 0 with a digest of zeros stands for "nothing": the first flush has begun and not ended.
@@ -93,51 +99,12 @@ def _slices(keys: list[bytes], rows: Rows, count: int, *, ordered: bool) -> Iter
         part.append(key)
         value = rows[key]
         size += len(key) + (len(value) if value is not None else 0)
-        if len(part) >= count or size >= _SLICE_BYTES:
+        if len(part) >= count or size >= SLICE_BYTES:
             yield part
             part = []
             size = 0
     if part:
         yield part
-
-
-class _UndoWriter:
-    """Collects the undo of blocks and writes it in batches; values that only the engine has are read together."""
-
-    def __init__(self, engine: Engine, pace: Callable[[], None]) -> None:
-        self._engine = engine
-        self._pace = pace
-        self._blocks: list[tuple[int, bytes, Rows]] = []
-        self._wanted = 0
-        self._size = 0
-
-    def add(self, height: int, block_hash: bytes, known: Rows, unknown: list[bytes]) -> None:
-        """The undo of a block: rows that are known, and keys whose rows are the engine's."""
-        rows = dict(known)
-        for at in range(0, len(unknown), _SLICE_ROWS):
-            part = unknown[at : at + _SLICE_ROWS]
-            for key, stored in zip(part, self._engine.get_many(part), strict=True):
-                rows[key] = None if stored is None else decode_row(key, stored)
-            if len(part) == _SLICE_ROWS:
-                self._pace()
-        self._blocks.append((height, block_hash, rows))
-        self._wanted += len(rows)
-        self._size += sum(len(value) for value in rows.values() if value is not None)
-        if self._wanted >= _SLICE_ROWS or self._size >= _SLICE_BYTES:
-            self.write()
-
-    def write(self) -> None:
-        """Everything added is in the engine."""
-        rows: Rows = {}
-        for height, block_hash, undo in self._blocks:
-            for key, value in encode_undo(height, block_hash, undo).items():
-                rows[key] = encode_row(key, value)
-        self._blocks = []
-        self._wanted = 0
-        self._size = 0
-        if rows:
-            self._engine.apply(Batch(rows), sync=False)
-            self._pace()
 
 
 class Flusher:
@@ -152,6 +119,7 @@ class Flusher:
         frame_digest: Callable[[int], bytes],
         applied: Applied | None,
         make_durable: Callable[[int], None] | None = None,
+        history: HistoryKeeper | None = None,
     ) -> None:
         self._engine = engine
         self._overlay = overlay
@@ -164,6 +132,9 @@ class Flusher:
         """Target of an interrupted flush that must be finished before anything else is flushed."""
         self.undo_floor = 0 if applied is None else max(applied.undo_floor, applied.flushing_floor or 0)
         """Blocks at or below it may have no undo any more. Rises before the first undo goes."""
+        self.history = history if history is not None else HistoryKeeper(engine, None, None)
+        self.removals = 0
+        """Rises before a flush removes history rows: whoever read a row before and its history after reads again."""
         self.rows_version = 0
         """The engine may hold rows up to this version, replacing older ones."""
         self.failure: HoldfastError | None = None
@@ -234,16 +205,19 @@ class Flusher:
             self._make_durable(last.seq)
         self.undo_floor = floor = self._floor(last.undo_floor)
         hit("views.flush.before_undo")
+        changes = HistoryChanges(self.history.rule)
         if self.finishing is None:
-            rows = self._write_undo(frames, floor, pace)
+            rows = self._write_undo(frames, floor, changes, pace)
             hit("views.flush.after_undo")
-            key = FLUSHING_KEY
-            self._engine.apply(Batch({key: encode_row(key, encode_flushing(last.seq, floor))}), sync=False)
+            self.history.begin(changes.unknown, {FLUSHING_KEY: encode_flushing(last.seq, floor)})
         else:
             rows = _merged(frames, pace)
+            self._stored_history(frames, floor, changes, pace)
+            self.history.begin(changes.unknown, {})
         hit("views.flush.after_flushing")
         keys = list(rows)
         self._freeze(pins, keys, frames[-1].version, pace)
+        self._write(changes.added(), changes.rows, "views.flush.mid_history", pace)
         self.rows_version = frames[-1].version
         parts = []
         ordered = self._engine.capabilities.wants_sorted
@@ -252,11 +226,31 @@ class Flusher:
             self._engine.apply(Batch(_encoded(part, rows)), sync=False)
             hit("views.flush.mid_rows")
             pace()
+        self._remove_history(changes.removed(), pace)
         self._finish(last, floor)
         self._overlay.drop(frames, parts, pace)
         self.flushes += 1
         self.rows_flushed += len(keys)
         self.seconds += time.monotonic() - begun
+
+    def _write(self, keys: list[bytes], rows: Rows, name: str, pace: Callable[[], None]) -> None:
+        """The rows of ``keys`` are in the engine, written in key order."""
+        for part in _slices(keys, rows, self._slice_rows, ordered=True):
+            self._engine.apply(Batch(_encoded(part, rows)), sync=False)
+            hit(name)
+            pace()
+
+    def _remove_history(self, keys: list[bytes], pace: Callable[[], None]) -> None:
+        """The rows of ``keys`` are not in the engine; they went from the last key to the first."""
+        if not keys:
+            return
+        self.removals += 1
+        hit("views.flush.before_removals")
+        gone: Rows = dict.fromkeys(keys)
+        for part in reversed(list(_slices(keys, gone, self._slice_rows, ordered=True))):
+            self._engine.apply(Batch(dict.fromkeys(part)), sync=False)
+            hit("views.flush.mid_removals")
+            pace()
 
     def _floor(self, frame_floor: int) -> int:
         """The undo floor of a flush that ends with a frame of this floor; that of the begun one is not ours to say."""
@@ -276,14 +270,46 @@ class Flusher:
         self._pins.refused = False
         hit("views.flush.after_applied")
 
-    def _write_undo(self, frames: list[Published], floor: int, pace: Callable[[], None]) -> Rows:
-        """The undo rows of ``frames`` are in the engine; their rows, each key with its newest value."""
-        writer = _UndoWriter(self._engine, pace)
+    def _stored_history(
+        self, frames: list[Published], floor: int, changes: HistoryChanges, pace: Callable[[], None]
+    ) -> None:
+        """``changes`` has what ``frames`` change in the history, from the undo that the interrupted flush stored.
+
+        The rows themselves are partly overwritten. A block at or below ``floor`` has no stored undo if the flush was
+        begun without a history, or with another rule.
+        """
+        for published in frames:
+            for height, _hash, rows in published.frame.undone:
+                changes.remove(height, rows)
+            for layer in published.frame.layers:
+                if layer.block is None or not changes.wants(layer.block[0]):
+                    continue
+                undo = read_undo(self._engine.get, *layer.block)
+                if undo is not None:
+                    changes.add(layer.block[0], undo)
+                elif layer.block[0] > floor:
+                    raise lost_undo(*layer.block)
+                else:
+                    changes.skip(layer.block[0])
+            pace()
+
+    def _write_undo(
+        self, frames: list[Published], floor: int, changes: HistoryChanges, pace: Callable[[], None]
+    ) -> Rows:
+        """The undo rows of ``frames`` are in the engine; their rows, each key with its newest value.
+
+        ``changes`` has what they change in the history.
+        """
+        writer = UndoWriter(self._engine, _SLICE_ROWS, pace)
         merged: Rows = {}
         count = 0
         for published in frames:
+            for height, block_hash, rows in published.frame.undone:
+                writer.add(height, block_hash, rows, [])
+                changes.remove(height, rows)
             for layer in published.frame.layers:
-                if layer.block is not None and layer.block[0] > floor:
+                wanted = layer.block is not None and changes.wants(layer.block[0])
+                if layer.block is not None and (wanted or layer.block[0] > floor):
                     known: Rows = {}
                     unknown: list[bytes] = []
                     for key in layer.chain_rows:
@@ -292,12 +318,12 @@ class Flusher:
                             unknown.append(key)
                         else:
                             known[key] = value
-                    writer.add(*layer.block, known, unknown)
+                    undo = writer.add(*layer.block, known, unknown)
+                    if wanted:
+                        changes.add(layer.block[0], undo)
                 merged.update(layer.rows)
                 merged.update(layer.chain_rows)
                 count += len(layer.rows) + len(layer.chain_rows)
-            for height, block_hash, rows in published.frame.undone:
-                writer.add(height, block_hash, rows, [])
             if count >= _SLICE_ROWS:
                 count = 0
                 pace()

@@ -28,6 +28,7 @@ from .api import FrameLayers, Layer
 __all__ = ["LATEST", "MISSING", "ROW_COST_BYTES", "Missing", "Overlay", "Published", "SortedKeys"]
 
 Node = tuple[int, bytes | None, "Node | None"]
+BlockNode = tuple[int, "BlockNode | None"]
 
 
 class Missing(Enum):
@@ -99,6 +100,8 @@ class Overlay:
         """Called by ``publish`` above ``wake_rows`` rows or ``wake_bytes`` bytes."""
         self.lock = threading.Lock()
         self.nodes: dict[bytes, Node] = {}
+        self.blocks: dict[int, BlockNode] = {}
+        """Height -> versions of the layers that made a block of this height canonical, the newest first."""
         self._keys = SortedKeys()
         self._sorted_version = 0
         self.version = 0
@@ -137,6 +140,9 @@ class Overlay:
                     if rows is layer.chain_rows:
                         break
                     rows = layer.chain_rows
+                if layer.block is not None:
+                    height = layer.block[0]
+                    self.blocks[height] = (version, self.blocks.get(height))
             self.version = version
             size += (count + 1) * ROW_COST_BYTES
             published = Published(frame, version, count, size)
@@ -177,6 +183,8 @@ class Overlay:
                 for layer in published.frame.layers:
                     for key in (*layer.rows, *layer.chain_rows):
                         self._strip(key, visible)
+                    if layer.block is not None:
+                        self._strip_block(layer.block[0], visible)
 
     def _strip(self, key: bytes, visible: int) -> None:
         first = node = self.nodes.get(key)
@@ -188,6 +196,15 @@ class Overlay:
             del self.nodes[key]
             self._keys.discard(key)
 
+    def _strip_block(self, height: int, visible: int) -> None:
+        node = self.blocks.get(height)
+        while node is not None and node[0] > visible:
+            node = node[1]
+        if node is not None:
+            self.blocks[height] = node
+        else:
+            self.blocks.pop(height, None)
+
     # -- readers ------------------------------------------------------------------------------------------------
 
     def get(self, key: bytes, version: int) -> bytes | Missing | None:
@@ -198,6 +215,16 @@ class Overlay:
                 return node[1]
             node = node[2]
         return MISSING
+
+    def version_at(self, height: int) -> int:
+        """The version of the newest visible layer that made a block at ``height`` canonical; 0 if there is none."""
+        visible = self.visible_version
+        node = self.blocks.get(height)
+        while node is not None:
+            if node[0] <= visible:
+                return node[0]
+            node = node[1]
+        return 0
 
     def version_of(self, key: bytes, version: int) -> int:
         """The newest version of ``key`` that is not above ``version``; 0 if there is none."""
@@ -272,6 +299,23 @@ class Overlay:
                 assert first is published
                 self.rows -= published.rows
                 self.size_bytes -= published.size_bytes
+                for layer in published.frame.layers:
+                    if layer.block is not None:
+                        self._cut_block(layer.block[0], to_version)
+
+    def _cut_block(self, height: int, to_version: int) -> None:
+        node = self.blocks.get(height)
+        newer = []
+        while node is not None and node[0] > to_version:
+            newer.append(node[0])
+            node = node[1]
+        kept: BlockNode | None = None
+        for version in reversed(newer):
+            kept = (version, kept)
+        if kept is not None:
+            self.blocks[height] = kept  # in one step: readers look without the lock
+        else:
+            self.blocks.pop(height, None)
 
     def _cut(self, key: bytes, newest: Node, to_version: int) -> None:
         """Only the versions above ``to_version`` stay; there are some."""

@@ -25,6 +25,7 @@ __all__ = [
     "PART_BYTES_MAX",
     "decode_undo",
     "encode_undo",
+    "lost_undo",
     "read_undo",
     "undo_block",
     "undo_key",
@@ -139,6 +140,17 @@ def decode_undo(key: bytes, value: bytes, into: Rows, after: bytes = b"") -> tup
     if at != len(value):
         raise _bad("an undo row has a wrong length", key, expected=at, found=len(value))
     return bool(more), after
+
+
+def lost_undo(height: int, block_hash: bytes) -> CorruptionError:
+    """The error for undo that must be there and is not."""
+    return CorruptionError(
+        "the undo of a block is not there",
+        recovery=Recovery.REBUILD,
+        table=UNDO.name,
+        height=height,
+        hash=block_hash,
+    )
 
 
 def read_undo(get: Callable[[bytes], bytes | None], height: int, block_hash: bytes) -> Rows | None:

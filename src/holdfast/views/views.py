@@ -17,13 +17,15 @@ from dataclasses import dataclass
 from ..engine.api import Engine, Reader
 from ..errors import CorruptionError, PrunedError, Recovery
 from ..limits import HASH_BYTES
-from .api import Applied, FrameLayers, RowReader, Rows, ViewOptions
+from .api import Applied, FrameLayers, HistoryRecord, HistoryRule, RowReader, Rows, ViewOptions
 from .flush import Flusher, load_applied
+from .historical import HistoricalReader
+from .keeper import HistoryKeeper
 from .overlay import MISSING, Overlay
 from .readers import LatestReader, PinnedReader, Pins, VisibleReader
 from .rows import APPLIED_KEY, decode_row
 from .tables import META, UNDO
-from .undo import read_undo
+from .undo import lost_undo, read_undo
 
 __all__ = ["ViewStats", "Views"]
 
@@ -56,16 +58,20 @@ class Views:
         frame_digest: Callable[[int], bytes],
         applied: Applied | None,
         make_durable: Callable[[int], None] | None,
+        history: HistoryKeeper,
     ) -> None:
         self._engine = engine
         self._overlay = Overlay(options.overlay_rows_max // 2, options.overlay_bytes_max // 2)
         if applied is not None:
             self._overlay.durable_seq = self._overlay.visible_seq = applied.seq
         self._pins = Pins(engine, self._overlay, options.pinned_bytes_max)
-        self._flusher = Flusher(engine, self._overlay, self._pins, options, frame_digest, applied, make_durable)
+        self._flusher = Flusher(
+            engine, self._overlay, self._pins, options, frame_digest, applied, make_durable, history
+        )
         self._pins.refused = self._flusher.finishing is not None
         self._visible = VisibleReader(engine, self._overlay, self._pins)
         self._latest = LatestReader(engine, self._overlay)
+        self._historical = HistoricalReader(engine, self._overlay, self._pins, self._flusher)
         self.get: Callable[[bytes], bytes | None] = self._visible.get
         """The visible row, or ``None``."""
         self.publish: Callable[[FrameLayers], None] = self._overlay.publish
@@ -78,6 +84,10 @@ class Views:
 
         May come before ``publish`` of the same frame. Smaller seqs than before do nothing.
         """
+        self.read_at = self._historical.read_at
+        """The visible row of an engine key of the state at an old height; see ``HistoricalReader``."""
+        self.history_keys = self._historical.history_keys
+        """Keys of the state that may have been different at an old height; see ``HistoricalReader``."""
 
     @classmethod
     def open(
@@ -87,6 +97,8 @@ class Views:
         options: ViewOptions | None = None,
         frame_digest: Callable[[int], bytes],
         make_durable: Callable[[int], None] | None = None,
+        history: HistoryRule | None = None,
+        tip_height: Callable[[bytes], int] | None = None,
     ) -> Views:
         """Views over what ``engine`` holds, with an empty overlay.
 
@@ -96,6 +108,10 @@ class Views:
             frame_digest: digest of a durable frame by its seq; called by the flush.
             make_durable: called with a seq before a flush writes anything; that frame is durable when it returns. For
                 stores that make frames visible before they are durable.
+            history: which changes are recorded; ``None`` for none, and the first flush removes what was recorded. A
+                follower gives none: it reads what the writing process records.
+            tip_height: the height of the tip in the state in ``Applied``. Needed with ``history``: where it is new to
+                an engine that holds rows, it begins at that height.
         Raises:
             CorruptionError: a row of the views' own records is damaged, or rows are there without them.
         """
@@ -107,7 +123,14 @@ class Views:
                 table=META.name,
                 key=APPLIED_KEY,
             )
-        return cls(engine, options if options is not None else ViewOptions(), frame_digest, applied, make_durable)
+        begin = 0
+        if history is not None and applied is not None and applied.seq:
+            assert tip_height is not None
+            begin = tip_height(applied.state)
+        keeper = HistoryKeeper(engine, history, HistoryRecord(begin, 0, begin, begin))
+        return cls(
+            engine, options if options is not None else ViewOptions(), frame_digest, applied, make_durable, keeper
+        )
 
     @property
     def applied(self) -> Applied | None:
@@ -157,13 +180,7 @@ class Views:
         floor = max(self.undo_floor, (load_applied(self._engine) or _NOTHING).undo_floor)
         if height <= floor:
             raise PrunedError("the undo of a block is gone", least_readable=floor + 1, height=height, hash=block_hash)
-        raise CorruptionError(
-            "the undo of a block is not there",
-            recovery=Recovery.REBUILD,
-            table=UNDO.name,
-            height=height,
-            hash=block_hash,
-        )
+        raise lost_undo(height, block_hash)
 
     def _rows_before(self, version: int, keys: list[bytes]) -> Rows:
         rows: Rows = {}
@@ -209,6 +226,26 @@ class Views:
         if finishing is not None and self._overlay.visible_seq >= finishing:
             self._flusher.finishing = None
             self._pins.refused = False
+
+    # -- old heights --------------------------------------------------------------------------------------------
+
+    @property
+    def history(self) -> HistoryRecord | None:
+        """Which old heights can be read, as of now; ``None`` if the engine has no history."""
+        return self._flusher.history.now()
+
+    def set_history(self, record: HistoryRecord) -> HistoryRecord:
+        """The record that is in force from now on, durably: ``record``, with the greater of the old floors and the new.
+
+        Call it before any row that it gives up is removed. There must be a history.
+        """
+        applied = self._flusher.applied
+        return self._flusher.history.change(record, applied=applied is not None)
+
+    @property
+    def history_removals(self) -> int:
+        """Rises before a flush removes history rows (see ``history_keys``)."""
+        return self._flusher.removals
 
     # -- the flush ----------------------------------------------------------------------------------------------
 
