@@ -503,14 +503,16 @@ class StateError(HoldfastError):
 
     code = "state"
     exit_code = 18
-    recovery = Recovery.REPLAY
-    default_remedy = "open the store again"
+    recovery = Recovery.FAIL
+    default_remedy = "the call does not fit what was called before it: correct the caller"
 
 
 class ClosedError(StateError):
     """The store, reader or process copy is closed."""
 
     code = "closed"
+    recovery = Recovery.REPLAY
+    default_remedy = "open the store again"
 
 
 class ReadOnlyError(StateError):

@@ -55,7 +55,7 @@ HoldfastError holdfast 1 manual
     PoisonedError poisoned 6 replay
     ResourceExhausted resources 13 retry
     RecoveryTimeout recovery_timeout 12 rebuild
-  StateError state 18 replay
+  StateError state 18 fail
     ClosedError closed 18 replay
     ReadOnlyError read_only 8 manual
     StoreLocked locked 7 retry

@@ -25,6 +25,7 @@ from ..errors import (
     InvalidInputError,
     LimitExceeded,
     ParentUnknown,
+    Recovery,
     SafetyError,
 )
 from ..types import ZERO_HASH, AddResult, AddStatus, Block, BlockInfo
@@ -247,6 +248,7 @@ class _Import:
                 found=len(roots),
                 blocks=shown,
                 remedy="import the files that hold the blocks between them together",
+                recovery=Recovery.FAIL,
             )
         return roots.pop() if roots else None
 
@@ -297,11 +299,17 @@ class _Import:
                     found=block.height,
                     expected=self.base_height,
                     remedy="state the height that the block has, or none",
+                    recovery=Recovery.FAIL,
                 )
             return self.base_height
         if block.parent == ZERO_HASH:
             if not self.empty and self.store.blocks.get(block.hash) is None:
-                raise ConflictError("the files begin with the first block of another chain", hash=block.hash)
+                raise ConflictError(
+                    "the files begin with the first block of another chain",
+                    hash=block.hash,
+                    remedy="import files of the store's chain, or into another data directory",
+                    recovery=Recovery.FAIL,
+                )
             return 0
         if not self.empty:
             stored = self.store.blocks.get(block.hash)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from ..errors import InvalidInputError, LimitExceeded, NotFoundError, StateError
+from ..errors import InvalidInputError, LimitExceeded, NotFoundError, Recovery, StateError
 from ..limits import (
     STATE_CHANGES_BYTES_MAX,
     STATE_CHANGES_MAX,
@@ -168,7 +168,11 @@ class DraftState:
 
     def _put(self, changes: Mapping[bytes, bytes | None], size: int, *, longest: int, removals: int) -> None:
         if self._closed:
-            raise StateError("the draft was committed or dropped", remedy="make a new draft on the tip")
+            raise StateError(
+                "the draft was committed or dropped",
+                remedy="make a new draft on the tip",
+                recovery=Recovery.LAST_GOOD,
+            )
         if self._size + size > STATE_CHANGES_BYTES_MAX:
             raise LimitExceeded("a block changes too many bytes of the state", limit=STATE_CHANGES_BYTES_MAX)
         if len(self._writes) + len(changes) > STATE_CHANGES_MAX:
@@ -221,5 +225,9 @@ class DraftState:
 
     def _reader(self) -> StateReader:
         if self._closed:
-            raise StateError("the draft was committed or dropped", remedy="make a new draft on the tip")
+            raise StateError(
+                "the draft was committed or dropped",
+                remedy="make a new draft on the tip",
+                recovery=Recovery.LAST_GOOD,
+            )
         return self._read

@@ -21,7 +21,7 @@ from ..blocks.entries import BlockEntry, entry_info
 from ..blocks.reader import BlockReader
 from ..blocks.state import ChainState
 from ..engine.api import Batch, Engine
-from ..errors import HoldfastError, IndexFailed, InternalError, LimitExceeded, NotFoundError
+from ..errors import HoldfastError, IndexFailed, InternalError, LimitExceeded, NotFoundError, Recovery
 from ..journal.api import FrameSource
 from ..types import ZERO_HASH, Block, BlockInfo
 from ..views.api import RowReader, Rows
@@ -220,7 +220,12 @@ class IndexManager:
             row = self._views.latest().get(_NEXT_TABLE)
             number = int.from_bytes(row, "big") if row is not None else INDEX_FIRST
             if number > INDEX_LAST:
-                raise LimitExceeded("no table number is left for another index; 'holdfast rebuild' frees them")
+                raise LimitExceeded(
+                    "no table number is left for another index",
+                    index=name,
+                    remedy="run 'holdfast rebuild': the indexes are numbered anew",
+                    recovery=Recovery.REBUILD,
+                )
             fresh = IndexRecord(name, spec.version, number, "building", None)
             self._write({_NEXT_TABLE: (number + 1).to_bytes(2, "big")}, fresh)
             if record is not None:

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from types import TracebackType
 
 from ..engine.api import Engine, Page, Reader
-from ..errors import ClosedError, StateError, ViewExpired
+from ..errors import ClosedError, Recovery, StateError, ViewExpired
 from .api import Rows
 from .overlay import LATEST, MISSING, ROW_COST_BYTES, Overlay, SortedKeys
 from .rows import decode_row
@@ -215,7 +215,10 @@ class Pins:
         With ``latest``, a reader of everything that is published now.
         """
         if self.refused:
-            raise StateError("a flush that was interrupted must be finished before rows are read at one version")
+            raise StateError(
+                "a flush that was interrupted must be finished before rows are read at one version",
+                recovery=Recovery.REPLAY,
+            )
         overlay = self._overlay
         with overlay.lock:
             version, seq = overlay.visible_version, overlay.visible_seq

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from ..._fs import RealFileSystem
-from ...errors import InvalidBlock, InvalidInputError, LimitExceeded
+from ...errors import InvalidBlock, InvalidInputError, LimitExceeded, Recovery
 from ..importing import Candidate, Place
 from ..inputs import InputFile
 from .chain import decode_raw_block
@@ -173,6 +173,7 @@ class BlockFiles:
                 found=size,
                 limit=self.block_bytes_max,
                 remedy=InvalidBlock.default_remedy,
+                recovery=Recovery.REFETCH,
                 **where,
             )
         if size < _BLOCK_BYTES_MIN:

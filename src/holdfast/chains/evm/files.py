@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from ...errors import InvalidBlock, InvalidInputError, LimitExceeded
+from ...errors import InvalidBlock, InvalidInputError, LimitExceeded, Recovery
 from ..importing import Candidate, Place
 from ..inputs import InputFile
 from .decoding import block_from_json, block_from_rlp, parse_json
@@ -90,7 +90,13 @@ class EvmFiles:
         if size > self.block_bytes_max:
             limit = self.block_bytes_max
             raise LimitExceeded(
-                "a block claims to be larger than allowed", path=file.path, offset=offset, found=size, limit=limit
+                "a block claims to be larger than allowed",
+                path=file.path,
+                offset=offset,
+                found=size,
+                limit=limit,
+                remedy=InvalidBlock.default_remedy,
+                recovery=Recovery.REFETCH,
             )
         if size > file.size - offset:
             raise InvalidBlock(
