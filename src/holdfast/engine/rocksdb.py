@@ -236,7 +236,11 @@ def _write_options() -> rocksdict.WriteOptions:
     # A property; the stubs of rocksdict 0.3.29 call it a method.
     setattr(options, "disable_wal", True)  # noqa: B010
     if getattr(options, "disable_wal") is not True:  # noqa: B009
-        raise EngineError("rocksdict did not take 'disable_wal'; this version of it cannot be used")
+        raise EngineError(
+            "rocksdict did not take 'disable_wal'; this version of it cannot be used",
+            remedy="install another version of rocksdict, or convert the store to another engine",
+            recovery=Recovery.MANUAL,
+        )
     return options
 
 
