@@ -15,7 +15,7 @@ import pytest
 import holdfast
 from holdfast import Store
 from holdfast._fs import RealFile
-from holdfast.engine.api import Batch
+from holdfast.engine.api import Batch, Page
 from holdfast.engine.open import open_engine
 from holdfast.errors import (
     ClosedError,
@@ -214,23 +214,26 @@ def test_pages_go_on_where_they_ended(limit: int, reverse: bool) -> None:
     assert found == (expected[::-1] if reverse else expected)
 
 
-def test_many_documents_are_read_in_small_pages(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_scan_reads_small_pages(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     documents = store.documents("s")
-    truth = {b"%05d" % number: bytes(number % 7) for number in range(5000)}
-    truth |= {b"1%04d-big" % number: bytes(300_000) for number in range(12)}
-    documents.write(truth)
-    sizes: list[int] = []
+    short = {b"%05d" % number: bytes(number % 7) for number in range(5000)}
+    long = {b"long %d" % number: bytes(300_000) for number in range(40)}
+    documents.write(short | long)
+    pages: list[int] = []
     page = documents.page
 
-    def watched(*args: bytes, **more: object) -> object:
-        answer = page(*args, **more)  # type: ignore[arg-type]
-        sizes.append(sum(len(value) for _, value in answer.rows))
+    def watched(*args: Any, **more: Any) -> Page:
+        answer = page(*args, **more)
+        pages.append(len(answer.rows))
         return answer
 
     monkeypatch.setattr(documents, "page", watched)
-    assert content(documents) == truth
-    assert max(sizes) <= 12 * 300_000 + 7000
-    assert len(sizes) < 40
+    assert dict(documents.scan(b"0")) == short
+    assert pages[:6] == [8, 16, 32, 64, 128, 128]
+    pages.clear()
+    assert dict(documents.scan(b"long", reverse=True)) == long
+    assert pages[:4] == [8, 4, 2, 2]
+    assert max(pages[2:]) == 2
 
 
 def test_bad_ranges_are_refused_at_once(store: Store) -> None:
@@ -375,7 +378,12 @@ def test_a_follower_reads_them_and_writes_nothing(tmp_path: Path) -> None:
             assert follower.document_spaces() == ["evm"]
             with follower.snapshot() as snapshot:
                 assert content(snapshot.documents("evm")) == {b"b": b"2"}
-            for write in (lambda: theirs.put(b"c", b""), lambda: theirs.delete(b"b"), lambda: theirs.write()):
+            writes: list[Callable[[], object]] = [
+                lambda: theirs.put(b"c", b""),
+                lambda: theirs.delete(b"b"),
+                theirs.write,
+            ]
+            for write in writes:
                 with pytest.raises(ReadOnlyError):
                     write()
         with pytest.raises(ClosedError):
@@ -500,6 +508,23 @@ def test_an_interrupted_publish_poisons(tmp_path: Path, monkeypatch: pytest.Monk
     store.close()
     with open_quick(tmp_path) as store:
         assert store.documents("evm").get(b"a") == b"2"  # it was appended, and the close made it durable
+
+
+def test_a_flush_that_failed_refuses_the_batch_before_it_is_written(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = store._backend
+    assert isinstance(backend, WriterBackend)
+    before = last_seq(store)
+
+    def failed() -> None:
+        raise EngineError("the flush failed")
+
+    monkeypatch.setattr(backend.writer.views, "back_pressure", failed)
+    with pytest.raises(EngineError):
+        store.documents("evm").put(b"a", b"1")
+    assert last_seq(store) == before
+    assert store.documents("evm").get(b"a") is None
 
 
 @pytest.mark.slow

@@ -23,8 +23,10 @@ from ..views.tables import DOCUMENTS
 __all__ = ["PAGE_ROWS_MAX", "Documents", "list_spaces"]
 
 PAGE_ROWS_MAX: Final = 1000
-_PAGE_ROWS_FIRST: Final = 8
-_PAGE_BYTES: Final = 1024 * 1024
+_SCAN_ROWS_FIRST: Final = 8
+_SCAN_ROWS_MAX: Final = 128
+"""Long documents may follow short ones: a page of ``scan`` has no more rows than this."""
+_SCAN_BYTES: Final = 1024 * 1024
 """``scan`` reads so many rows at once that a page has about this many bytes."""
 _NOTHING: Final[Mapping[bytes, bytes]] = {}
 
@@ -108,7 +110,7 @@ class Documents:
         return self._pages(prefix, start, stop, reverse)
 
     def _pages(self, prefix: bytes, start: bytes, stop: bytes | None, reverse: bool) -> Iterator[tuple[bytes, bytes]]:
-        limit = _PAGE_ROWS_FIRST
+        limit = _SCAN_ROWS_FIRST
         while True:
             page = self.page(prefix, start=start, stop=stop, reverse=reverse, limit=limit)
             yield from page.rows
@@ -119,10 +121,10 @@ class Documents:
             else:
                 start = page.resume
             size = sum(len(key) + len(value) for key, value in page.rows)
-            if size > _PAGE_BYTES:
+            if size > _SCAN_BYTES:
                 limit = max(1, limit // 2)
-            elif 2 * size <= _PAGE_BYTES:
-                limit = min(PAGE_ROWS_MAX, limit * 2)
+            elif 2 * size <= _SCAN_BYTES:
+                limit = min(_SCAN_ROWS_MAX, limit * 2)
 
     def _range(self, prefix: bytes, start: bytes, stop: bytes | None) -> tuple[bytes, bytes]:
         """First engine key of a range, and the first one behind it."""
