@@ -15,9 +15,12 @@ CRASH_ROUNDS ?= 1000
 CRASH_ROUNDS_QUICK ?= 50
 ANVIL_VERSION ?= 1.7.1
 ANVIL := .tools/anvil/node_modules/.bin/anvil
+PROOFS := .tools/proofs
+RUST_VERIFIER := $(PROOFS)/rust/target/release/holdfast-proofs-rust
+GO_VERIFIER := $(PROOFS)/go/verifier
 SLOWEST := --durations=5 --durations-min=2
 
-.PHONY: help setup demo test test-slow test-live lint types meta check crash crash-quick bench docs wheel clean
+.PHONY: help setup demo test test-slow test-live test-proofs lint types meta check crash crash-quick bench docs wheel clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1\t\2/' | expand -t 16
@@ -45,11 +48,11 @@ _kernel:
 demo: $(STAMP) ## import a recorded chain, kill the importer, resume, verify, reorganise
 	$(PY) demo/run.py
 
-test: $(STAMP) ## every test but the crash and live tiers
+test: $(STAMP) ## every test but the crash, live and proofs tiers
 	$(PY) -m pytest -n $(JOBS) --dist loadfile $(SLOWEST)
 
 test-slow: $(STAMP) ## only the tests marked slow
-	$(PY) -m pytest -n $(JOBS) --dist loadfile -m "slow and not crash and not live" $(SLOWEST)
+	$(PY) -m pytest -n $(JOBS) --dist loadfile -m "slow and not crash and not live and not proofs" $(SLOWEST)
 
 test-live: $(STAMP) $(ANVIL) ## the tests against a real node; a skip is a failure
 	$(PY) -m pytest -m live --fail-on-skip tests/live $(SLOWEST)
@@ -58,6 +61,20 @@ $(ANVIL):
 	@command -v npm >/dev/null || { echo "test-live needs npm to fetch the node 'anvil' (@foundry-rs/anvil)" >&2; exit 1; }
 	npm install --no-audit --no-fund --loglevel=error --prefix .tools/anvil @foundry-rs/anvil@$(ANVIL_VERSION)
 	$@ --version
+
+test-proofs: $(STAMP) $(RUST_VERIFIER) $(GO_VERIFIER) ## the proofs against the verifiers of others; a skip is a failure
+	$(PY) -m pytest -m proofs --fail-on-skip tests/proofs $(SLOWEST)
+
+$(RUST_VERIFIER): tests/proofs/verifiers/rust/Cargo.toml tests/proofs/verifiers/rust/src/main.rs
+	@command -v cargo >/dev/null || { echo "test-proofs needs cargo to build the crates jmt and ics23" >&2; exit 1; }
+	mkdir -p $(PROOFS) && cp -R tests/proofs/verifiers/rust $(PROOFS)/
+	cd $(PROOFS)/rust && cargo build --quiet --release --target-dir target
+	touch $@
+
+$(GO_VERIFIER): tests/proofs/verifiers/go/go.mod tests/proofs/verifiers/go/main.go
+	@command -v go >/dev/null || { echo "test-proofs needs go to build the modules ics23/go and celestiaorg/smt" >&2; exit 1; }
+	mkdir -p $(PROOFS) && cp -R tests/proofs/verifiers/go $(PROOFS)/
+	cd $(PROOFS)/go && go mod tidy && go build -o verifier .
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .
@@ -70,7 +87,7 @@ meta: $(STAMP)
 	$(PY) -m pytest -q tests/meta
 
 check: lint types ## format, lint, types, fast tests and the rules of the house
-	$(PY) -m pytest -q -n $(JOBS) --dist loadfile -m "not slow and not crash and not live"
+	$(PY) -m pytest -q -n $(JOBS) --dist loadfile -m "not slow and not crash and not live and not proofs"
 
 crash: $(STAMP) ## the crash tier with full counts (CRASH_ROUNDS=1000)
 	HOLDFAST_CRASH_ROUNDS=$(CRASH_ROUNDS) $(PY) -m pytest -n $(JOBS) -m crash --timeout=0 -o faulthandler_timeout=0 $(SLOWEST)
