@@ -109,6 +109,8 @@ class Contract:
         for attribute, found in list(vars(cls).items()):
             if attribute in _RESERVED:
                 raise InvalidInputError("this name belongs to every contract", found=f"{cls.__name__}.{attribute}")
+            if isinstance(found, Value | Map | Event):
+                checked_name("a field or an event", attribute)
             if isinstance(found, FunctionType):
                 if attribute.startswith("__"):
                     raise InvalidInputError(

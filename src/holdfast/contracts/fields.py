@@ -18,7 +18,7 @@ from typing import Generic, Protocol, TypeVar, cast, get_args, get_origin, overl
 
 from ..errors import InvalidInputError
 from .codec import ValueType, decode, decode_key, encode, encode_key, type_of
-from .limits import SCAN_ROWS_MAX
+from .limits import NAME_BYTES_MAX, SCAN_ROWS_MAX
 from .session import Frame
 from .signals import BadValue, MissingKey
 from .storage import field_prefix
@@ -45,7 +45,13 @@ def checked_name(what: str, name: str) -> str:
 
     Raises ``InvalidInputError``.
     """
-    plain = name.isascii() and name.isidentifier() and name == name.lower() and name[0] != "_" and len(name) <= 64
+    plain = (
+        name.isascii()
+        and name.isidentifier()
+        and name == name.lower()
+        and name[0] != "_"
+        and len(name) <= NAME_BYTES_MAX
+    )
     if not plain:
         raise InvalidInputError(f"{what} must have a name of 1 to 64 small letters, digits and '_'", found=name)
     return name
@@ -71,8 +77,8 @@ class Value(Generic[T]):
         self.prefix = b""
 
     def __set_name__(self, owner: type, name: str) -> None:
-        self.name = checked_name("a field", name)
-        self.prefix = field_prefix(name)
+        self.name = name  # checked by the class: an error raised here would lose its kind
+        self.prefix = field_prefix(name) if name.isascii() and len(name) <= NAME_BYTES_MAX else b""
 
     @overload
     def __get__(self, contract: None, owner: type) -> Value[T]: ...
@@ -116,8 +122,8 @@ class Map(Generic[K, V]):
         self.prefix = b""
 
     def __set_name__(self, owner: type, name: str) -> None:
-        self.name = checked_name("a field", name)
-        self.prefix = field_prefix(name)
+        self.name = name  # checked by the class: an error raised here would lose its kind
+        self.prefix = field_prefix(name) if name.isascii() and len(name) <= NAME_BYTES_MAX else b""
 
     @overload
     def __get__(self, contract: None, owner: type) -> Map[K, V]: ...
@@ -222,7 +228,7 @@ class Event:
         self.name = ""
 
     def __set_name__(self, owner: type, name: str) -> None:
-        self.name = checked_name("an event", name)
+        self.name = name
 
     @overload
     def __get__(self, contract: None, owner: type) -> Event: ...
