@@ -124,6 +124,15 @@ class Settings(BaseModel):
     pinned_bytes_max: Annotated[
         int, Field(ge=64 * _KIB, le=64 * _GIB, description="memory that pinned readers may hold, bytes")
     ] = 64 * _MIB
+    history: Annotated[
+        Literal["on", "off"], Field(description="whether the state of old heights can be read, not only proven")
+    ] = "on"
+    history_blocks: Annotated[
+        int, Field(ge=0, le=limits.HEIGHT_MAX, description="final heights whose state stays readable; 0: all")
+    ] = 1_000
+    history_every: Annotated[
+        int, Field(ge=0, le=limits.HEIGHT_MAX, description="below them every so many-th height stays readable; 0: none")
+    ] = 0
     tree_bytes_max: Annotated[
         int, Field(ge=_MIB, le=1024 * _GIB, description="memory for the tree over the state, bytes")
     ] = 4 * _GIB

@@ -178,6 +178,10 @@ class CountingEngine:
     def refresh(self) -> None:
         self._engine.refresh()
 
+    def reclaim(self, low: bytes, high: bytes) -> None:
+        self._steps.step("engine.reclaim")
+        self._engine.reclaim(low, high)
+
     def stats(self) -> EngineStats:
         return self._engine.stats()
 

@@ -109,6 +109,12 @@ class Engine(Reader, Protocol):
     def refresh(self) -> None:
         """Only for an engine opened read-only: later reads see what the writing process has applied by now."""
 
+    def reclaim(self, low: bytes, high: bytes) -> None:
+        """Space of rows removed in ``low <= key < high`` is given back to the file system, where the engine can.
+
+        May take as long as rewriting what is left; reads and writes go on. LMDB keeps the pages and uses them again.
+        """
+
     def stats(self) -> EngineStats:
         """Size and figures; cheap enough for a status page."""
 

@@ -424,6 +424,11 @@ class LmdbEngine:
         with self._gate:
             return
 
+    def reclaim(self, low: bytes, high: bytes) -> None:
+        """Nothing to do: freed pages stay in the file and are used again."""
+        with self._gate:
+            return
+
     def stats(self) -> EngineStats:
         with self._gate, self._translated:
             size = (self.path / _FILE).stat().st_size

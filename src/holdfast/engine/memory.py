@@ -165,6 +165,10 @@ class MemoryEngine:
         with self.gate:
             return
 
+    def reclaim(self, low: bytes, high: bytes) -> None:
+        with self.gate:
+            return
+
     def stats(self) -> EngineStats:
         with self.gate:
             return EngineStats(0, {"rows": len(self._rows.values)})

@@ -414,6 +414,13 @@ class RocksDbEngine:
             if self._read_only:
                 self._db.try_catch_up_with_primary()
 
+    def reclaim(self, low: bytes, high: bytes) -> None:
+        with self._gate:
+            self._check_writable()
+            self._flush()  # rows still in memory would keep their old versions in the files
+            with self._translated:
+                self._db.compact_range(low, high)
+
     def stats(self) -> EngineStats:
         names = (
             "rocksdb.estimate-num-keys",

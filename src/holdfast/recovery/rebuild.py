@@ -18,12 +18,13 @@ from pathlib import Path
 
 from .._failpoints import hit
 from .._fs import RealFileSystem
+from ..config import Settings
 from ..consensus.safety import SafetyBook
 from ..engine.open import engine_names
 from ..errors import CorruptionError, HoldfastError, InvalidInputError
 from ..journal.journal import Journal, JournalOptions
 from ..store.generations import Generations
-from ..store.opening import read_identity
+from ..store.opening import read_identity, view_options
 from ..store.renewal import build_generation
 from ..store.url import StoreUrl, parse_url
 from .report import RebuildReport
@@ -68,7 +69,9 @@ def rebuild(place: StoreUrl, engine: str | None, progress: Callable[[int, int], 
         number, name = live_generation(generations, notes)
         chosen = engine or name or place.engine or ENGINE_DEFAULT
         removed = generations.remove_others(number) if number is not None else []
-        built = build_generation(journal, journal.durable_seq, fs, generations, chosen, progress=progress)
+        built = build_generation(
+            journal, journal.durable_seq, fs, generations, chosen, progress=progress, options=view_options(Settings())
+        )
         hit("recovery.rebuild.before_switch")
         generations.switch(built.number)
         hit("recovery.rebuild.after_switch")

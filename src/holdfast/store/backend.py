@@ -15,13 +15,12 @@ from ..blocks.reader import BlockReader
 from ..blocks.records import block_key, decode_block_record
 from ..blocks.state import ChainState
 from ..consensus.safety import SafetyBook
-from ..engine.api import Engine, Page
+from ..engine.api import Engine, Page, Reader
 from ..engine.open import open_engine
 from ..errors import BlockNotFound, ClosedError, HoldfastError, InvalidInputError
 from ..journal.api import FrameSource
 from ..merkle.api import Scheme
 from ..state.draft import BlockState
-from ..state.image import save_image
 from ..state.reader import OverlaidRows
 from ..types import BlockInfo, RecoveryStats
 from ..views.api import RowReader
@@ -45,6 +44,10 @@ Pinned = tuple[RowReader, ChainState, BlockInfo | None]
 def keep_for_ever(engine: Engine) -> None:
     """``engine`` is never freed: in the child of a fork, RocksDB would wait for threads that are not there, or die."""
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(engine))
+
+
+def _nothing() -> None:
+    """Nobody has to be told."""
 
 
 class Backend(Protocol):
@@ -86,6 +89,9 @@ class Backend(Protocol):
 
     def the_views(self) -> Views:
         """The live views, caught up."""
+
+    def reading(self) -> AbstractContextManager[tuple[Views, Reader | None]]:
+        """The views for reads at old heights, with a snapshot of the engine if another process writes it."""
 
     def open_state(self, block_hash: bytes | None) -> BlockState:
         """The state after a stored block of any branch (``None``: after the tip), held until it is released."""
@@ -148,7 +154,10 @@ class WriterBackend:
         self.latest_rows = RowsOf(self._latest_rows)
         self.scheme: Scheme = scheme_of(opened.identity)
         self._branches = Branches(self._moment)
-        self._image_seq = opened.tree.image_seq
+        self.closing: Callable[[], object] = _nothing
+        """Called when everything durable is in the engine, before the journal is closed."""
+        self.stopping: Callable[[], object] = _nothing
+        """Called first when the store is closed: background work ends."""
         self._renewing = threading.Lock()
         self._retired: list[tuple[Views, Engine]] = []
         self._stop = threading.Event()
@@ -208,6 +217,10 @@ class WriterBackend:
     def the_views(self) -> Views:
         return self.writer.views
 
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[tuple[Views, Reader | None]]:
+        yield self.writer.views, None
+
     def open_state(self, block_hash: bytes | None) -> BlockState:
         """The state after a stored block of any branch, durable or not (``None``: after the appended tip)."""
         writer = self.writer
@@ -252,6 +265,7 @@ class WriterBackend:
                 opened.engine_name,
                 progress=progress,
                 options=view_options(plan.settings),
+                history=plan.settings.history == "on",
                 cache_bytes=plan.settings.cache_bytes,
             )
             self._indexes.stop()
@@ -333,14 +347,14 @@ class WriterBackend:
         opened = self._opened
         failures: list[BaseException] = []
         healthy = opened.journal.poisoned is None
-        steps: list[Callable[[], object]] = [self._indexes.stop]
+        steps: list[Callable[[], object]] = [self.stopping, self._indexes.stop]
         if self._syncer is not None:
             steps.append(self._syncer.join)
         if healthy:
             steps.append(self.writer.sync)
         steps += [
             lambda: self.views.close(flush=healthy),
-            lambda: self._save_tree() if healthy and not failures else None,
+            lambda: self.closing() if healthy and not failures else None,
             opened.engine.close,
             self._release_retired,
             lambda: opened.journal.close(clean=healthy and not failures),
@@ -353,23 +367,6 @@ class WriterBackend:
                 failures.append(error)
         if failures:
             raise failures[0]
-
-    def _save_tree(self) -> None:
-        """The image on disk is of the newest durable frame, if there is a state at all."""
-        opened, mark = self._opened, self.writer.visible
-        if not mark.state.stateful or mark.seq == self._image_seq or not opened.plan.fs.persistent:
-            return
-        save_image(
-            opened.plan.fs,
-            opened.plan.root,
-            store_id=self.identity.store_id,
-            salt=self.identity.salt,
-            scheme=self.scheme,
-            tree=mark.tree,
-            seq=mark.seq,
-            digest=opened.journal.frame(mark.seq).digest,
-        )
-        self._image_seq = mark.seq
 
     def abandon(self) -> None:
         self.rows.abandon()

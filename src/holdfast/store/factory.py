@@ -25,7 +25,9 @@ from .follower import Follower
 from .indexes import IndexSpec, check_specs
 from .indexing import IndexManager, LiveIndexes
 from .opening import MEMORY_ROOT, Opened, OpenPlan, check_spec, open_for_writing
+from .pruning import PrunePolicy
 from .store import Store
+from .upkeep import Upkeep
 from .url import parse_url
 from .writer import Writer
 
@@ -113,18 +115,19 @@ def _open_writer(
     )
     opened = open_for_writing(plan)
     try:
-        backend = _make_backend(opened, late, settings, forced, path)
+        backend, upkeep = _make_backend(opened, late, settings, forced, path)
     except BaseException:
         opened.abandon()
         raise
     chain = chain if chain is not None else CustomChain(opened.identity.spec)
-    store = Store(backend, chain, settings, url)
+    store = Store(backend, chain, settings, url, upkeep)
     try:
         backend.check_incarnation()
         genesis = chain.genesis()
         if genesis is not None and store.tip is None:
             store.add(genesis, validate=False, root_allowed=True)
         store.start_indexes()
+        upkeep.start()
     except BaseException:
         store.close()
         raise
@@ -133,7 +136,7 @@ def _open_writer(
 
 def _make_backend(
     opened: Opened, late: _Late, settings: Settings, forced: Mapping[int, bytes], path: Path | None
-) -> WriterBackend:
+) -> tuple[WriterBackend, Upkeep]:
     buffered = settings.durability == "buffered"
     writer = Writer(
         journal=opened.journal,
@@ -158,4 +161,9 @@ def _make_backend(
     late.indexes.after_replay()
     writer.indexes = late.indexes.live
     seconds = settings.buffered_sync_seconds if buffered else None
-    return WriterBackend(opened, writer, path, late.indexes, sync_seconds=seconds)
+    backend = WriterBackend(opened, writer, path, late.indexes, sync_seconds=seconds)
+    upkeep = Upkeep(
+        backend, PrunePolicy(settings.history_blocks, settings.history_every), image_seq=opened.tree.image_seq
+    )
+    backend.stopping, backend.closing = upkeep.stop, upkeep.save_tree
+    return backend, upkeep

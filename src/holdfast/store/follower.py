@@ -312,6 +312,17 @@ class Follower:
     def the_views(self) -> Views:
         return self._now().views
 
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[tuple[Views, Reader | None]]:
+        with contextlib.ExitStack() as stack:
+            with self._lock:
+                self._poll()
+                session = self._session
+                snapshot: Reader = stack.enter_context(session.engine.snapshot())
+                if self._reader.poll() != session.replayer.seq:
+                    self._advance(session)
+            yield session.views, snapshot
+
     def open_state(self, block_hash: bytes | None) -> BlockState:
         """The state after a stored block of any branch (``None``: after the tip), held until it is released.
 

@@ -21,7 +21,8 @@ class Generations:
 
     def __init__(self, fs: FileSystem, root: Path) -> None:
         self._fs = fs
-        self._root = root
+        self.root = root
+        """Directory of the store."""
         self._views = root / "views"
 
     def current(self) -> int | None:
@@ -64,7 +65,7 @@ class Generations:
         """Number of a new, empty generation beside the others; not current yet."""
         self._fs.make_directory(self._views)
         numbers = [int(name) for name in self._fs.names(self._views) if name.isdigit()]
-        quarantine = self._root / "quarantine"
+        quarantine = self.root / "quarantine"
         numbers += [
             int(name[6:]) for name in self._fs.names(quarantine) if name.startswith("views-") and name[6:].isdigit()
         ]
@@ -79,7 +80,7 @@ class Generations:
 
     def quarantine(self, number: int) -> Path:
         """A generation that cannot be trusted is moved away as evidence."""
-        target = self._root / "quarantine"
+        target = self.root / "quarantine"
         self._fs.make_directory(target)
         path = target / f"views-{number}"
         self._fs.rename(self._views / str(number), path)

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from .._fs import FileLock, FileSystem
 from ..blocks.apply import ChainIndexes
-from ..blocks.state import ChainState
+from ..blocks.state import ChainState, decode_state
 from ..config import CONFIG_FILE_NAMES, Settings
 from ..consensus.safety import SafetyBook
 from ..engine.api import Engine
@@ -38,9 +38,11 @@ from ..errors import (
 from ..journal.api import JournalRecovery, Kind, Part
 from ..journal.journal import Journal, JournalOptions
 from ..journal.segment import SEGMENT_HEADER_BYTES
+from ..state.history import StateHistory
 from ..types import RecoveryStats
 from ..views.api import ViewOptions
 from ..views.views import Views
+from .base import BASE_NAME, encode_base, load_base
 from .chain import ChainSpec
 from .fingerprint import fingerprint
 from .generations import Generations
@@ -52,7 +54,10 @@ __all__ = [
     "MEMORY_ROOT",
     "OpenPlan",
     "Opened",
+    "check_spec",
+    "directory_state",
     "journal_options",
+    "make_directories",
     "make_views",
     "open_for_writing",
     "read_identity",
@@ -61,7 +66,7 @@ __all__ = [
 
 MEMORY_ROOT = Path("/memory")
 _UNFINISHED = {"LOCK", "journal", "watermark", "watermark.tmp", "holdfast.toml.tmp", *CONFIG_FILE_NAMES}
-_BASE_EMPTY = bytes(1 + 8 + 8 + 32 + 32 + 32)
+_FIRST_FRAME_BYTES_MAX = 2 * 1024 * 1024
 _PROBE_SECONDS = 30.0
 
 
@@ -80,6 +85,9 @@ class OpenPlan:
     book: SafetyBook
     indexes_of: Callable[[Views, Engine, Journal, ChainState], ChainIndexes] | None = None
     progress: Callable[[int, int], None] | None = None
+    base: tuple[Part, list[Part]] | None = None
+    """For a store that is created on a snapshot in its ``base/``: the base, and the parts that make its block the root.
+    """
 
 
 @dataclass(slots=True)
@@ -136,8 +144,8 @@ def view_options(settings: Settings) -> ViewOptions:
 # -- finding --------------------------------------------------------------------------------------------------------
 
 
-def _state_of(fs: FileSystem, root: Path) -> str:
-    """``absent``, ``store``, ``unfinished`` or raises for anything else."""
+def directory_state(fs: FileSystem, root: Path) -> str:
+    """``absent``, ``store``, ``unfinished``, ``importing`` or raises for anything else."""
     if not fs.exists(root):
         return "absent"
     if fs.persistent and not root.is_dir():
@@ -149,6 +157,8 @@ def _state_of(fs: FileSystem, root: Path) -> str:
         return "absent"
     if names <= _UNFINISHED and _holds_nothing(fs, root):
         return "unfinished"
+    if BASE_NAME in names and names <= {*_UNFINISHED, BASE_NAME} and _holds_nothing(fs, root):
+        return "importing"
     if "journal" in names and any(name.endswith(".seg") for name in fs.names(root / "journal")):
         raise MissingFile(f"{IDENTITY_NAME} is missing beside a journal that holds commits", path=root / IDENTITY_NAME)
     raise ForeignStore("the directory holds files that are not a Holdfast store", path=root, found=sorted(names)[:8])
@@ -171,14 +181,14 @@ def _holds_no_commit(fs: FileSystem, path: Path) -> bool:
         if head[:4] != b"HFRM":
             return not any(head)
         length = int.from_bytes(head[8:16], "big")
-        return not any(file.pread(16, SEGMENT_HEADER_BYTES + length)) if length < 1024 * 1024 else False
+        return not any(file.pread(16, SEGMENT_HEADER_BYTES + length)) if length < _FIRST_FRAME_BYTES_MAX else False
     finally:
         file.close()
 
 
 def read_identity(fs: FileSystem, root: Path) -> Identity:
     """The identity of the store at ``root``; nothing is touched. Raises ``StoreNotFound``, ``ForeignStore``, ..."""
-    state = _state_of(fs, root)
+    state = directory_state(fs, root)
     if state != "store":
         raise StoreNotFound("there is no store here", path=root)
     path = root / IDENTITY_NAME
@@ -217,11 +227,17 @@ def open_for_writing(plan: OpenPlan) -> Opened:
     fs, root = plan.fs, plan.root
     if fs.persistent and (plan.engine or plan.settings.engine) == "memory":
         raise InvalidInputError("a store on disk needs an engine on disk; 'memory:' is a store in memory", path=root)
-    state = _state_of(fs, root)
+    state = directory_state(fs, root)
     if state != "store" and not plan.create:
         raise StoreNotFound("there is no store here", path=root)
+    if (state == "importing") != (plan.base is not None):
+        raise ForeignStore(
+            "the import of a snapshot did not end here" if plan.base is None else "there is nothing to import here",
+            path=root,
+            remedy="run the same import again: it goes on where it stopped; or choose an empty directory",
+        )
     if state == "absent":
-        _make_directories(fs, root)
+        make_directories(fs, root)
     elif state == "store":
         check_spec(read_identity(fs, root), plan.spec, root)
     lock = fs.lock(root / "LOCK", f"{os.getpid()} {socket.gethostname()}")
@@ -234,7 +250,8 @@ def open_for_writing(plan: OpenPlan) -> Opened:
     return opened
 
 
-def _make_directories(fs: FileSystem, root: Path) -> None:
+def make_directories(fs: FileSystem, root: Path) -> None:
+    """``root`` is a directory, and so are those above it."""
     missing: list[Path] = []
     path = root.absolute()
     while fs.persistent and not fs.exists(path):
@@ -246,7 +263,7 @@ def _make_directories(fs: FileSystem, root: Path) -> None:
 
 def _open_locked(plan: OpenPlan, lock: FileLock) -> Opened:
     fs, root = plan.fs, plan.root
-    created = _state_of(fs, root) != "store"
+    created = directory_state(fs, root) != "store"
     if created:
         identity, journal, recovery = _create(plan)
     else:
@@ -278,11 +295,8 @@ def _create(plan: OpenPlan) -> tuple[Identity, Journal, JournalRecovery]:
     data = encode_identity(identity)
     fs.make_directory(root / "journal")
     place = fingerprint(root if fs.persistent else None, identity.store_id)
-    parts = [
-        Part(Kind.BASE, _BASE_EMPTY, True),
-        Part(Kind.IDENTITY, data, True),
-        Part(Kind.INCARNATION, place, True),
-    ]
+    base, more = plan.base if plan.base is not None else (Part(Kind.BASE, encode_base(None), True), [])
+    parts = [base, Part(Kind.IDENTITY, data, True), Part(Kind.INCARNATION, place, True), *more]
     options = journal_options(plan)
     journal = Journal.create(
         fs, root, store_id=identity.store_id, salt=identity.salt, first_parts=parts, options=options
@@ -394,7 +408,12 @@ def _current(generations: Generations, asked: str | None, default: str, notes: l
 
 def _fresh_views(plan: OpenPlan, journal: Journal, name: str, path: Path) -> tuple[Engine, Views]:
     engine = open_engine(name, path, create=True, cache_bytes=plan.settings.cache_bytes)
-    return engine, make_views(plan, journal, engine)
+    try:
+        load_base(engine, plan.fs, plan.root, journal)
+        return engine, make_views(plan, journal, engine)
+    except BaseException:
+        engine.close()
+        raise
 
 
 def make_views(plan: OpenPlan, journal: Journal, engine: Engine) -> Views:
@@ -404,7 +423,14 @@ def make_views(plan: OpenPlan, journal: Journal, engine: Engine) -> Views:
         options=view_options(plan.settings),
         frame_digest=lambda seq: journal.frame(seq).digest,
         make_durable=lambda seq: _sync_through(journal, seq),
+        history=StateHistory() if plan.settings.history == "on" else None,
+        tip_height=tip_height_of,
     )
+
+
+def tip_height_of(state: bytes) -> int:
+    """Height of the tip in an encoded state of the chain, 0 without one."""
+    return max(0, decode_state(state).tip_height)
 
 
 def _sync_through(journal: Journal, seq: int) -> None:

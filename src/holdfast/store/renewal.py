@@ -13,12 +13,14 @@ from collections.abc import Callable
 
 from .._failpoints import hit
 from .._fs import FileSystem
-from ..blocks.state import ChainState
+from ..blocks.state import ChainState, decode_state
 from ..consensus.safety import SafetyBook
 from ..engine.open import CACHE_BYTES_DEFAULT, open_engine
 from ..journal.api import FrameSource
+from ..state.history import StateHistory
 from ..views.api import ViewOptions
 from ..views.views import Views
+from .base import load_base
 from .generations import Generations
 from .replay import Replayer
 
@@ -46,6 +48,7 @@ def build_generation(
     *,
     progress: Callable[[int, int], None] | None = None,
     options: ViewOptions | None = None,
+    history: bool = True,
     cache_bytes: int = CACHE_BYTES_DEFAULT,
 ) -> Built:
     """A new generation holds every durable frame up to ``last_seq``, flushed and closed; it is not live yet.
@@ -59,7 +62,8 @@ def build_generation(
         generations: the directory ``views/``.
         engine: name of the engine to build with.
         progress: called with (frames done, ``last_seq``).
-        options: bounds of the overlay while building.
+        options: bounds of the overlay while building, and how long undo is kept.
+        history: True if the history of the state is made, too.
         cache_bytes: cache of the engine while building.
     """
     number = generations.prepare(engine)
@@ -67,7 +71,14 @@ def build_generation(
     try:
         target = open_engine(engine, path, create=True, cache_bytes=cache_bytes)
         try:
-            views = Views.open(target, options=options, frame_digest=lambda seq: source.frame(seq).digest)
+            load_base(target, fs, generations.root, source)
+            views = Views.open(
+                target,
+                options=options,
+                frame_digest=lambda seq: source.frame(seq).digest,
+                history=StateHistory() if history else None,
+                tip_height=lambda state: max(0, decode_state(state).tip_height),
+            )
             try:
                 replayer = Replayer(views, SafetyBook())
                 while replayer.seq < last_seq:

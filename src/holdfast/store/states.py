@@ -12,11 +12,12 @@ from __future__ import annotations
 import contextlib
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import Protocol
 
 from ..blocks.records import block_key, canonical_key, decode_block_record
 from ..blocks.state import ChainState
-from ..engine.api import Page
+from ..engine.api import Page, Reader
 from ..errors import BlockNotFound, CorruptionError, InvalidInputError, PrunedError, Recovery, ViewExpired
 from ..limits import HEIGHT_MAX
 from ..merkle.api import Scheme
@@ -30,6 +31,8 @@ from ..types import BlockInfo
 from ..views.api import RowReader
 from ..views.tables import STATE
 from ..views.views import Views
+
+_PAGE_KEYS = 1_000
 
 __all__ = ["StateAt", "StateSource", "StoreState"]
 
@@ -60,6 +63,9 @@ class StateSource(Protocol):
     def the_views(self) -> Views:
         """The live views, caught up."""
 
+    def reading(self) -> AbstractContextManager[tuple[Views, Reader | None]]:
+        """The views for reads at old heights, with a snapshot of the engine if another process writes it."""
+
     def open_state(self, block_hash: bytes | None) -> BlockState:
         """The state after a stored block of any branch (``None``: after the tip), held until it is released.
 
@@ -77,56 +83,82 @@ class _RowsAt:
         self._checked: tuple[int, int] | None = None
 
     def get(self, key: bytes) -> bytes | None:
-        views = self._check()
-        value = views.read_at(key, self._height) if key[:2] == STATE.prefix else views.get(key)
-        self._check()
-        return value
+        """The plain row, or ``None``."""
+        with self._source.reading() as (views, snapshot):
+            self._check(views)
+            value = views.read_at(key, self._height, snapshot)
+            self._check(views)
+            return value
 
     def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """The rows in the order of ``keys``: of one version, because it never changes."""
         return [self.get(key) for key in keys]
 
     def scan(self, start: bytes, stop: bytes, *, reverse: bool = False, limit: int = 1000) -> Page:
-        views = self._check()
-        keys, resume = views.keys_at(start, stop, self._height, reverse=reverse, limit=limit)
-        rows = []
-        for key in keys:
-            value = views.read_at(key, self._height)
-            if value is not None:
-                rows.append((key, value))
-        self._check()
-        return Page(rows, resume)
+        """One page: what is visible now and what history knows of, each as it was. May hold fewer than ``limit``."""
+        with self._source.reading() as (views, snapshot):
+            self._check(views)
+            keys, resume = self._keys(views, snapshot, start, stop, reverse=reverse, limit=limit)
+            rows = []
+            for key in keys:
+                value = views.read_at(key, self._height, snapshot)
+                if value is not None:
+                    rows.append((key, value))
+            self._check(views)
+            return Page(rows, resume)
 
-    def _check(self) -> Views:
-        """The views, if the height is still readable and its block still canonical."""
-        source = self._source
-        views = source.the_views()
+    def _keys(
+        self, views: Views, snapshot: Reader | None, start: bytes, stop: bytes, *, reverse: bool, limit: int
+    ) -> tuple[list[bytes], bytes | None]:
+        """Engine keys that may have had a row at the height, in scan order, and where to go on."""
+        prefix = STATE.prefix
+        while True:
+            removals = views.history_removals
+            page = views.reader().scan(start, stop, reverse=reverse, limit=limit)
+            low, high = start, stop
+            if page.resume is not None:
+                low, high = (page.resume, stop) if reverse else (start, page.resume)
+            keys = {key for key, _ in page.rows}
+            more: bytes | None = low[len(prefix) :]
+            while more is not None:
+                end = None if high == STATE.end else high[len(prefix) :]
+                found = views.history_keys(more, end, self._height, _PAGE_KEYS, snapshot)
+                keys.update(prefix + key for key in found.keys)
+                more = found.resume
+                if more is not None and not reverse:  # enough for a page; what is above comes with the next one
+                    high, more = prefix + more, None
+            if views.history_removals == removals:
+                break
+        inside = sorted((key for key in keys if low <= key < high), reverse=reverse)
+        resume = low if reverse else high
+        return inside, resume if (low > start if reverse else high < stop) else None
+
+    def _check(self, views: Views) -> None:
+        """Nothing happens if the height is still readable and its block still canonical."""
         check_height(views, self._height)
-        state = source.state
+        state = self._source.state
         seen = (state.reorgs, state.tip_height)
         if self._checked != seen:
             if views.get(canonical_key(self._height)) != self._hash:
                 raise ViewExpired("the block at this height was replaced", height=self._height, hash=self._hash)
             self._checked = seen
-        return views
 
 
 def check_height(views: Views, height: int) -> None:
     """Nothing happens if the history of ``height`` is retained; else ``PrunedError``."""
-    history = views.history
-    if history is None:
+    record = views.history
+    if record is None or height >= record.floor or record.has(height):
         return
-    kept = height >= history.floor or (history.every and height % history.every == 0 and height >= history.oldest)
-    if not kept:
-        oldest = history.floor
-        if history.every:
-            oldest = min(oldest, -(-history.oldest // history.every) * history.every)
-        raise PrunedError(
-            "the state at this height was pruned",
-            height=height,
-            least_readable=oldest,
-            floor=history.floor,
-            every=history.every or None,
-        )
+    oldest = record.floor
+    if record.every:
+        oldest = min(oldest, -(-record.oldest // record.every) * record.every)
+    raise PrunedError(
+        "the state at this height was pruned",
+        height=height,
+        least_readable=oldest,
+        floor=record.floor,
+        every=record.every or None,
+    )
 
 
 class StateAt(StateReader):

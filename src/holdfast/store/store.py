@@ -23,7 +23,7 @@ from ..blocks.reader import BlockReader
 from ..blocks.state import ChainState
 from ..config import Settings
 from ..consensus.records import SafetyRecord, check_identity, check_position
-from ..errors import ClosedError, InvalidInputError, ParentMismatch, ReadOnlyError
+from ..errors import ClosedError, InternalError, InvalidInputError, ParentMismatch, ReadOnlyError
 from ..journal.api import Part
 from ..state.draft import BlockState
 from ..types import ZERO_HASH, AddResult, Block, BlockInfo, RecoveryStats, ReorgInfo
@@ -35,9 +35,11 @@ from .checks import check_block, check_forced, check_hash
 from .documents import Documents, list_spaces
 from .draft import Draft
 from .indexes import IndexReader, IndexStatus
+from .pruning import PrunePolicy, PruneReport
 from .safety import Safety
 from .states import StoreState
 from .ticket import Ticket
+from .upkeep import Upkeep
 from .waiting import WaitingRoom
 from .writer import Writer
 
@@ -86,10 +88,13 @@ def _refuse_write(_parts: list[Part], _rows: Rows) -> None:
 class Store:
     """A chain on disk or in memory. Made by ``holdfast.open``; a context manager."""
 
-    def __init__(self, backend: Backend, chain: Chain, settings: Settings, url: str) -> None:
+    def __init__(
+        self, backend: Backend, chain: Chain, settings: Settings, url: str, upkeep: Upkeep | None = None
+    ) -> None:
         self._backend = backend
         self._settings = settings
         self._chain = chain
+        self._upkeep = upkeep
         self._closed: str | None = None
         self._close_lock = threading.Lock()
         self.url = url
@@ -241,6 +246,44 @@ class Store:
         if parts:
             self._make_room(writer)
             self._durable(writer, writer.save_documents(parts, rows))
+
+    # -- pruning --------------------------------------------------------------------------------------------------
+
+    def prune(
+        self,
+        *,
+        blocks: int | None = None,
+        every: int | None = None,
+        below: int | None = None,
+        dry_run: bool = False,
+        progress: Callable[[int, int], None] | None = None,
+        keep_going: Callable[[], bool] | None = None,
+    ) -> PruneReport:
+        """Old heights of the state are given up; blocks, the present state and recent proofs stay.
+
+        Online: reads and commits go on. Interrupted, what was done stays, and the next run goes on there. An open store
+        prunes by its settings in the background; this does it now, or by other rules.
+
+        Args:
+            blocks: final heights to keep, 0 for all; the setting ``history_blocks`` if not given.
+            every: below those, keep every so many-th height; the setting ``history_every`` if not given.
+            below: an exact height instead of ``blocks``: the state below it goes.
+            dry_run: only say what would happen.
+            progress: called with (blocks looked at, blocks in all).
+            keep_going: asked after each block; once it says no, the run ends, to be continued.
+        Raises:
+            FinalityError: ``below`` is above the last final block. StateError: there is no history.
+        """
+        self._need_writer()
+        if self._upkeep is None:
+            raise InternalError("an open store has nobody who looks after it")
+        settings = self._settings
+        policy = PrunePolicy(
+            settings.history_blocks if blocks is None else blocks,
+            settings.history_every if every is None else every,
+            below,
+        )
+        return self._upkeep.pruner.run(policy, dry_run=dry_run, progress=progress, keep_going=keep_going)
 
     # -- building -------------------------------------------------------------------------------------------------
 

@@ -125,6 +125,8 @@ class Writer:
         self.tip = self._load_tip(state)
         self.tree = tree
         self._tree_bytes_max = tree_bytes_max
+        self.changed_keys = 0
+        """Changes of the state that were appended, in all."""
         self.execution_of: ExecutionOf = partial(execution_of, journal)
         self.visible = Mark(journal.appended_seq, state, self.tip, tree)
 
@@ -210,6 +212,7 @@ class Writer:
             views.publish(layers)
             if tree is not None:
                 self.tree = tree
+                self.changed_keys += sum(len(layer.chain_rows) for layer in prepared.chain_layers)
             return self._published(prepared, seq, time_us)
         except BaseException as error:
             self._interrupted(before, error)

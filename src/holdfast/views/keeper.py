@@ -64,7 +64,10 @@ class HistoryKeeper:
             self._stored = self.record is not None
 
     def change(self, record: HistoryRecord, *, applied: bool) -> HistoryRecord:
-        """``record`` is in force, and durable if a flush has ``applied`` anything; floors that were higher stay."""
+        """``record`` is in force, and durable if a flush has ``applied`` anything; floors that were higher stay.
+
+        So does what is cleaned, unless ``every`` is another one: then rows that were kept may have to go.
+        """
         with self._lock:
             assert self.record is not None
             old = self.record
@@ -72,7 +75,7 @@ class HistoryKeeper:
                 record,
                 floor=max(record.floor, old.floor),
                 oldest=max(record.oldest, old.oldest),
-                cleaned=max(record.cleaned, old.cleaned),
+                cleaned=max(record.cleaned, old.cleaned) if record.every == old.every else record.cleaned,
             )
             if applied:
                 row = encode_row(HISTORY_KEY, encode_record(record))

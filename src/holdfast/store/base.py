@@ -1,0 +1,218 @@
+"""The base of a store: what its journal stands on (docs/FORMAT.md, sections 5.3 and 9.5).
+
+A store that was created empty stands on nothing. One that was imported stands on a snapshot, which lies in ``base/``
+for as long as the first frame is there, since the views cannot be made without it.
+
+Invariants:
+    * Frame 1 names the manifest of the snapshot by its hash, and the snapshot proves its chunks: rows of a base are
+      loaded after they were verified, each time.
+    * Whoever makes views from the journal calls ``load_base`` on the empty engine first. It leaves the engine as an
+      interrupted flush of frame 1 would; the replay of frame 1 finishes it.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import cast
+
+import msgspec
+
+from .._failpoints import hit
+from .._fs import FileSystem
+from ..blocks.content import FrameContent, entry_of
+from ..blocks.entries import CanonicalEntry
+from ..engine.api import Batch, Engine
+from ..errors import CorruptionError, FormatTooNew, SnapshotInvalid, UnsupportedFormat
+from ..journal.api import FrameSource, Kind, Part
+from ..merkle.api import RECORD_BYTES
+from ..merkle.values import tree_value
+from ..state.rows import Execution, blob_rows, preimage_key, state_key
+from ..state.snapshot import SnapshotReader, VerifiedChunk
+from ..state.snapshot_format import Manifest, SnapshotChain
+from ..types import Block
+from ..views.rows import FLUSHING_KEY, encode_flushing, encode_row
+from .chain import ChainSpec, ForkChoiceName, SchemeName
+
+__all__ = [
+    "BASE_NAME",
+    "BaseEntry",
+    "base_of",
+    "base_parts",
+    "chain_of",
+    "decode_base",
+    "encode_base",
+    "load_base",
+    "read_base",
+    "spec_of",
+]
+
+BASE_NAME = "base"
+
+_BASE = struct.Struct(">BQQ32s32s32s")
+_EMPTY, _SNAPSHOT = 0, 1
+_BATCH_BYTES = 4 * 1024 * 1024
+_ROW_BYTES = 64
+assert _BASE.size == 113
+
+
+class BaseEntry(msgspec.Struct, frozen=True):
+    """What the first frame says about the snapshot under the store. Hashes are 32 bytes."""
+
+    seq: int
+    height: int
+    hash: bytes
+    root: bytes
+    manifest_digest: bytes
+
+
+# -- the entry ------------------------------------------------------------------------------------------------------
+
+
+def encode_base(entry: BaseEntry | None) -> bytes:
+    """Bytes of a ``base`` part; ``None`` for a store that begins empty."""
+    if entry is None:
+        return bytes(_BASE.size)
+    return _BASE.pack(_SNAPSHOT, entry.seq, entry.height, entry.hash, entry.root, entry.manifest_digest)
+
+
+def decode_base(data: bytes) -> BaseEntry | None:
+    """The entry these bytes are. Raises ``CorruptionError``, or ``UnsupportedFormat`` for a later type."""
+    if len(data) != _BASE.size:
+        raise CorruptionError("base entry has a wrong length", found=len(data), expected=_BASE.size)
+    kind, *fields = _BASE.unpack(data)
+    if kind == _EMPTY:
+        if any(data):
+            raise CorruptionError("an empty base says what it stands on")
+        return None
+    if kind != _SNAPSHOT:
+        raise UnsupportedFormat("the store stands on a base of a type that is not known", found=kind)
+    return BaseEntry(*fields)
+
+
+def base_of(source: FrameSource) -> BaseEntry | None:
+    """The snapshot that the journal stands on, ``None`` if it began empty or if its first frame is gone."""
+    if source.first_seq != 1:
+        return None
+    frame = source.frame(1)
+    for index, part in enumerate(frame.parts):
+        if part.kind == Kind.BASE:
+            return decode_base(source.part(frame, index))
+    raise CorruptionError("the first frame holds no base", seq=1)
+
+
+# -- chain and block ------------------------------------------------------------------------------------------------
+
+
+def chain_of(spec: ChainSpec) -> SnapshotChain:
+    """The chain as a snapshot spells it; the scheme of the tree stands beside it."""
+    return SnapshotChain(
+        name=spec.name,
+        id=spec.id,
+        fork_choice=spec.fork_choice,
+        epoch_length=spec.epoch_length,
+        epoch_origin=spec.epoch_origin,
+        parameters=dict(spec.parameters),
+    )
+
+
+def spec_of(manifest: Manifest) -> ChainSpec:
+    """The chain that a snapshot belongs to. What it says is checked when the identity is written."""
+    chain = manifest.chain
+    return ChainSpec(
+        name=chain.name,
+        id=chain.id,
+        fork_choice=cast(ForkChoiceName, chain.fork_choice),
+        epoch_length=chain.epoch_length,
+        epoch_origin=chain.epoch_origin,
+        scheme=cast(SchemeName, manifest.scheme),
+        parameters=dict(chain.parameters),
+    )
+
+
+def base_parts(manifest: Manifest, digest: bytes) -> tuple[Part, list[Part]]:
+    """The ``base`` part of the first frame, and the parts behind it that make the block of the snapshot the root."""
+    told = manifest.block
+    block = Block(
+        hash=told.hash,
+        parent=told.parent,
+        height=told.height,
+        header=told.header,
+        body=None,
+        time=told.time,
+        work=told.work,
+        producer=told.producer,
+    )
+    content = FrameContent(
+        [entry_of(block, told.total_work)],
+        CanonicalEntry(None, (told.height, told.hash), told.height),
+        bodies={told.hash: block},
+        executions={told.hash: Execution(manifest.root, {}, (), ())},
+    )
+    entry = BaseEntry(1, told.height, told.hash, manifest.root, digest)
+    return Part(Kind.BASE, encode_base(entry), True), content.parts(compress=False)
+
+
+# -- rows -----------------------------------------------------------------------------------------------------------
+
+
+def read_base(fs: FileSystem, root: Path, source: FrameSource) -> Iterator[VerifiedChunk]:
+    """Every chunk of the snapshot that the journal of the store at ``root`` stands on, verified; none if it has none.
+
+    Raises ``CorruptionError`` if ``base/`` is missing or is not what the first frame says.
+    """
+    entry = base_of(source)
+    if entry is None:
+        return
+    path = root / BASE_NAME
+    try:
+        reader = SnapshotReader(path, fs=fs)
+        reader.trust(trusted_root=entry.root, trusted_block=entry.hash, manifest_digest=entry.manifest_digest)
+        yield from reader.chunks()
+    except (SnapshotInvalid, FormatTooNew) as error:
+        raise CorruptionError(
+            f"the base of the store is damaged: {error}",
+            path=path,
+            remedy="put base/ back from a copy, or from the snapshot that was imported: its manifest and its chunks",
+        ) from error
+
+
+def load_base(engine: Engine, fs: FileSystem, root: Path, source: FrameSource) -> int:
+    """Number of keys that the empty ``engine`` now holds: the state that the journal at ``root`` stands on.
+
+    Call it before views are opened over a fresh engine. Nothing happens if the journal began empty. Otherwise the first
+    flush has begun, and replaying frame 1 finishes it.
+
+    Raises ``CorruptionError`` as ``read_base``; the engine is then of no use.
+    """
+    if base_of(source) is None:
+        return 0
+    engine.apply(Batch({FLUSHING_KEY: encode_row(FLUSHING_KEY, encode_flushing(1, None))}), sync=True)
+    done = 0
+    for chunk in read_base(fs, root, source):
+        _load_chunk(engine, chunk)
+        hit("store.base.chunk")
+        done += chunk.head.count
+    engine.sync()
+    return done
+
+
+def _load_chunk(engine: Engine, chunk: VerifiedChunk) -> None:
+    rows: dict[bytes, bytes | None] = {}
+    size = 0
+    for number, (key, value) in enumerate(chunk.rows):
+        key_hash = chunk.records[RECORD_BYTES * number : RECORD_BYTES * number + 32]
+        plain = {state_key(key): tree_value(value), preimage_key(key_hash): key, **blob_rows({key: value})}
+        for row_key, row in plain.items():
+            assert row is not None
+            rows[row_key] = encode_row(row_key, row)
+            size += len(row_key) + len(row) + _ROW_BYTES
+        if size >= _BATCH_BYTES:
+            _apply(engine, rows)
+            rows, size = {}, 0
+    _apply(engine, rows)
+
+
+def _apply(engine: Engine, rows: dict[bytes, bytes | None]) -> None:
+    engine.apply(Batch(dict(sorted(rows.items())) if engine.capabilities.wants_sorted else rows), sync=False)

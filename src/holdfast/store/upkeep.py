@@ -1,0 +1,114 @@
+"""What an open store does for itself in the background: the image of the tree, and pruning of old history.
+
+Invariants:
+    * Nothing here is needed for what is durable: without an image opening takes longer, without pruning more is kept.
+    * Both can be cut off at any moment; closing the store does so and waits for it.
+    * A failure ends the background work, is logged once, and shows in the statistics.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+
+from ..errors import HoldfastError
+from ..events import emit
+from ..state.image import save_image
+from .backend import WriterBackend
+from .pruning import PrunePolicy, Pruner
+
+__all__ = ["Upkeep"]
+
+_LOOK_SECONDS = 1.0
+_IMAGE_SECONDS = 30.0
+"""An image in the background is at least so much later than the one before."""
+_IMAGE_KEYS = 250_000
+"""So many keys, or a quarter of all if that is more, change between two images."""
+_PRUNE_HEIGHTS = 64
+"""Pruning begins once so many heights, or a quarter of those to keep if that is more, can go."""
+
+
+class Upkeep:
+    """The background work of one open store."""
+
+    def __init__(self, backend: WriterBackend, policy: PrunePolicy, *, image_seq: int) -> None:
+        self._backend = backend
+        self._policy = policy
+        self._image_seq = image_seq
+        self._image_keys = 0
+        self._imaged = time.monotonic()
+        self.pruner = Pruner(backend)
+        self._one = threading.Lock()
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        self.failure: HoldfastError | None = None
+
+    def start(self) -> None:
+        """The thread looks after the store from now on."""
+        self._thread = threading.Thread(target=self._run, name="holdfast-upkeep", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """The thread has ended."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def keep_going(self) -> bool:
+        """False once the store is being closed."""
+        return not self._stop.is_set()
+
+    def save_tree(self, *, background: bool = False) -> bool:
+        """The image on disk is of the newest frame that readers see, if there is a state at all."""
+        with self._one:
+            opened, mark = self._backend.opened, self._backend.writer.visible
+            if not mark.state.stateful or mark.seq == self._image_seq or not opened.plan.fs.persistent:
+                return False
+            keys = self._backend.writer.changed_keys
+            saved = save_image(
+                opened.plan.fs,
+                opened.plan.root,
+                store_id=self._backend.identity.store_id,
+                salt=self._backend.identity.salt,
+                scheme=self._backend.scheme,
+                tree=mark.tree,
+                seq=mark.seq,
+                digest=opened.journal.frame(mark.seq).digest,
+                keep_going=self.keep_going if background else None,
+            )
+            if saved:
+                self._image_seq, self._image_keys, self._imaged = mark.seq, keys, time.monotonic()
+            return saved
+
+    def _image_due(self) -> bool:
+        writer = self._backend.writer
+        changed = writer.changed_keys - self._image_keys
+        return changed > max(_IMAGE_KEYS, writer.tree.count // 4) and time.monotonic() - self._imaged > _IMAGE_SECONDS
+
+    def _prune_due(self) -> bool:
+        record = self._backend.views.history
+        if record is None or not self._policy.blocks:
+            return False
+        state = self._backend.state
+        floor = max(state.finalized, state.floor) - self._policy.blocks + 1
+        behind = floor - record.floor
+        return behind > max(_PRUNE_HEIGHTS, self._policy.blocks // 4) or (record.cleaned < record.floor and floor > 0)
+
+    def _run(self) -> None:
+        while not self._stop.wait(_LOOK_SECONDS):
+            try:
+                if self._image_due():
+                    self.save_tree(background=True)
+                if self._prune_due():
+                    self.pruner.run(self._policy, keep_going=self.keep_going)
+            except HoldfastError as error:
+                self.failure = error
+                emit(
+                    "upkeep_failed",
+                    logging.WARNING,
+                    f"background work of the store stopped: {error}",
+                    code=error.code,
+                    remedy=error.remedy,
+                )
+                return
