@@ -122,6 +122,15 @@ def test_a_large_value_among_small_ones_has_a_chunk_of_its_own() -> None:
         assert chunk.raw_bytes <= 16 * 1024 or chunk.count == 1
 
 
+def test_one_huge_value_does_not_make_every_chunk_tiny() -> None:
+    plain = source_of(numbered(300))
+    first = min(plain.values, key=lambda key: sha256(key).digest())
+    source = source_of({**plain.values, first: b"h" * 3_000_000})
+    _, few = export(plain, chunk_bytes=8192)
+    _, info = export(source, chunk_bytes=8192)
+    assert few.chunks <= info.chunks <= few.chunks + 12
+
+
 def test_workers_give_the_same_in_the_same_order() -> None:
     source = source_of(numbered(200))
     fs, _ = export(source)

@@ -12,12 +12,14 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from .._fs import FileSystem
 from ..blocks.state import EMPTY, decode_state
 from ..consensus.safety import SafetyBook
 from ..engine.api import Engine
 from ..engine.memory import MemoryEngine
 from ..engine.open import open_engine
 from ..errors import CorruptionError, Recovery
+from ..store.base import load_base
 from ..store.replay import Replayer
 from ..views.api import Applied, Rows, ViewOptions
 from ..views.rows import CHECKSUM_BYTES, FLUSHING_KEY, decode_row, table_name
@@ -53,7 +55,15 @@ def _fresh_engine(like: Engine, name: str, blocks: int) -> Iterator[Engine]:
 
 
 def compare_views(
-    source: Frames, engine: Engine, name: str, applied: Applied | None, tally: Counter, *, exact: bool
+    source: Frames,
+    engine: Engine,
+    name: str,
+    applied: Applied | None,
+    tally: Counter,
+    *,
+    exact: bool,
+    fs: FileSystem,
+    root: Path,
 ) -> int:
     """Every row of ``engine`` is what the journal makes of it, and none is missing; the number of rows skipped.
 
@@ -64,6 +74,7 @@ def compare_views(
         applied: what it claims to hold. If a flush of it was interrupted, a row may also be of that flush's target.
         tally: counts the rows and takes the problems.
         exact: rows of undo that the journal does not explain are problems too (after a clean close).
+        fs, root: where the store lies, for the base that its journal stands on.
     """
     target = applied.seq if applied is not None else 0
     flushing = applied.flushing if applied is not None else None
@@ -79,6 +90,8 @@ def compare_views(
     blocks = state.blocks
     window = max(0, state.floor - applied.undo_floor) if applied is not None else 0
     with _fresh_engine(engine, name, blocks) as fresh:
+        if target:
+            load_base(fresh, fs, root, source)
         options = ViewOptions(undo_window=window)
         views = Views.open(fresh, options=options, frame_digest=lambda seq: source.frame(seq).digest)
         try:

@@ -37,6 +37,7 @@ from ..errors import (
 from ..journal.api import DurableMark, Kind
 from ..journal.recovery import JOURNAL_DIRECTORY
 from ..journal.segment import segment_number
+from ..store.base import base_of, read_base
 from ..store.generations import Generations
 from ..store.identity import IDENTITY_BYTES_MAX, IDENTITY_NAME, Identity, decode_identity
 from ..store.opening import read_identity
@@ -217,6 +218,7 @@ def _verify(fs: FileSystem, root: Path, level: Level, run: Verification) -> None
             return
         if level != "quick":
             _verify_segments(journal, run)
+            _verify_base(fs, root, journal, run)
         _verify_views(fs, root, level, journal, mark, run)
     finally:
         if journal is not None:
@@ -261,6 +263,15 @@ def _verify_segments(journal: RestingJournal, run: Verification) -> None:
             run.tick("segments", number, len(segments))
             if segment.number != number:
                 tally.problem(CorruptionError("a segment is missing", path=segment.path, expected=number))
+
+
+def _verify_base(fs: FileSystem, root: Path, journal: RestingJournal, run: Verification) -> None:
+    """The snapshot that the journal stands on, if it was imported."""
+    if journal.first_seq != 1 or base_of(journal) is None:
+        return
+    with run.check("base") as tally:
+        for chunk in read_base(fs, root, journal):
+            tally.step(chunk.head.count)
 
 
 def _verify_loose(fs: FileSystem, root: Path, identity: Identity, run: Verification) -> None:
@@ -325,7 +336,9 @@ def _verify_views(
                 check_canonical(engine, state, tally)
         if level == "views":
             with run.check("rows") as tally:
-                skipped = compare_views(journal, engine, name, applied, tally, exact=journal.found.clean)
+                skipped = compare_views(
+                    journal, engine, name, applied, tally, exact=journal.found.clean, fs=fs, root=root
+                )
                 if skipped:
                     run.notes.append(f"{skipped} rows of user indexes were not compared: their functions are not here")
 

@@ -53,6 +53,7 @@ __all__ = [
     "VerifiedChunk",
     "describe",
     "fold_chunks",
+    "in_parallel",
     "verify_chunk",
     "verify_snapshot",
 ]
@@ -94,6 +95,8 @@ class VerifiedChunk(NamedTuple):
     """(key, whole value), ordered by the hash of the key."""
     records: bytes
     """The leaves, ``RECORD_BYTES`` each, in the same order."""
+    data: bytes
+    """The bytes of the file."""
 
 
 def describe(manifest: Manifest, digest: bytes, kept: int = 0) -> SnapshotInfo:
@@ -222,7 +225,7 @@ def _verified(data: bytes, name: str, trusted_root: bytes, tree_backend: Backend
         raise SnapshotInvalid(f"the keys of a chunk are not as they should be: {error}", chunk=name) from error
     if _fold(scheme, node, head.prefix, head.siblings) != trusted_root:
         raise SnapshotInvalid("a chunk does not belong to the state root", chunk=name, root=trusted_root)
-    return VerifiedChunk(head, digest, node, rows, records)
+    return VerifiedChunk(head, digest, node, rows, records, data)
 
 
 def verify_chunk(
@@ -317,7 +320,7 @@ class SnapshotReader:
         """Where the chunk lies."""
         return self.path / CHUNKS_NAME / chunk_name(entry.prefix, entry.depth)
 
-    def read_chunk(self, entry: ChunkEntry, *, fs: FileSystem | None = None, path: Path | None = None) -> VerifiedChunk:
+    def read_chunk(self, entry: ChunkEntry, *, path: Path | None = None) -> VerifiedChunk:
         """The verified content of a chunk of this snapshot; ``path`` if it lies elsewhere. ``trust`` comes first.
 
         Raises ``SnapshotInvalid`` that names the chunk. Any thread may call it.
@@ -326,7 +329,7 @@ class SnapshotReader:
             raise InvalidInputError("nothing is known that this snapshot could be checked against; call trust() first")
         place = path or self.chunk_path(entry)
         size = CHUNK_HEAD_BYTES + 32 * entry.depth + entry.stored_bytes + CHUNK_DIGEST_BYTES
-        data = _read_file(fs or self._fs, place, size)
+        data = _read_file(self._fs, place, size)
         chunk = _verified(data, place.name, self._root, self._backend)
         self._check_member(chunk, entry, place.name)
         return chunk

@@ -58,6 +58,7 @@ CHUNK_BYTES_MAX = 16 * 1024 * 1024
 _PAGE_KEYS = 256
 _LEAVES_MAX = 1_000_000
 _RECORD_OVERHEAD_BYTES = 6
+_OUTLIER = 16
 _LEVEL = 3
 _CHUNK_FILE = re.compile(r"[0-9a-f]{64}-[0-9]{1,3}\.hfc(\.tmp)?", re.ASCII)
 
@@ -252,12 +253,17 @@ class _Export:
                 yield entry
 
     def _leaves_per_chunk(self) -> int:
-        """About how many keys fill a chunk: key hashes are evenly spread, so the first ones stand for all."""
+        """About how many keys fill a chunk: key hashes are evenly spread, so the first ones stand for all.
+
+        The few values that are much longer than most do not count in full: chunks that they make too long are divided.
+        """
         hashes = _key_hashes(self._tree.records(bytes(32), _PAGE_KEYS))
         if not hashes:
             return 1
-        length = sum(self._record_bytes(row) for row in self._source.rows(hashes))
-        return max(1, min(self._chunk_bytes * len(hashes) // length, _LEAVES_MAX))
+        lengths = sorted(self._record_bytes(row) for row in self._source.rows(hashes))
+        most = _OUTLIER * lengths[len(lengths) // 2]
+        total = sum(min(length, most) for length in lengths)
+        return max(1, min(self._chunk_bytes * len(lengths) // total, _LEAVES_MAX))
 
     @staticmethod
     def _record_bytes(row: tuple[bytes, bytes]) -> int:

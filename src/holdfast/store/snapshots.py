@@ -1,0 +1,308 @@
+"""Snapshots of a store: its state at one height goes out, or becomes the base of a new store.
+
+Invariants:
+    * An import creates a store or leaves none: ``holdfast.toml`` comes last, and a target that holds anything else is
+      not touched. Killed at any moment, the same call goes on; chunks that were verified and copied are kept.
+    * Nothing of a chunk is written before it was verified, and what is written is what was verified.
+    * The whole root is computed once more from the rows in the engine before the import returns.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from .._failpoints import hit
+from .._fs import FileSystem, NewFile, RealFileSystem
+from ..blocks.reader import BlockReader
+from ..config import Settings
+from ..consensus.safety import SafetyBook
+from ..errors import (
+    BlockNotFound,
+    CorruptionError,
+    ForeignStore,
+    HoldfastError,
+    InvalidInputError,
+    Recovery,
+    SnapshotInvalid,
+    StoreExists,
+)
+from ..merkle.api import Scheme, Tree
+from ..state.draft import BlockState
+from ..state.rows import full_value, preimage_key, state_key
+from ..state.snapshot import CHUNKS_NAME, MANIFEST_NAME, SnapshotInfo, SnapshotReader, VerifiedChunk, in_parallel
+from ..state.snapshot_export import CHUNK_BYTES_DEFAULT, export_snapshot, is_chunk_file
+from ..state.snapshot_format import ChunkEntry, SnapshotBlock, SnapshotChain, chunk_name
+from ..types import Block
+from .backend import Backend
+from .base import BASE_NAME, base_parts, chain_of, spec_of
+from .chain import Chain, CustomChain, ExecutingChain
+from .opening import OpenPlan, directory_state, make_directories, open_for_writing
+from .url import parse_url
+
+__all__ = ["export_state", "import_snapshot"]
+
+
+# -- out ------------------------------------------------------------------------------------------------------------
+
+
+class _Held:
+    """The state after one block of a store, as an export reads it."""
+
+    def __init__(self, chain: SnapshotChain, block: SnapshotBlock, scheme: Scheme, held: BlockState) -> None:
+        self.chain = chain
+        self.block = block
+        self.scheme = scheme
+        self._rows = held.rows
+        self.tree: Tree = held.tree
+
+    def rows(self, key_hashes: Sequence[bytes]) -> list[tuple[bytes, bytes]]:
+        keys = self._rows.get_many([preimage_key(key_hash) for key_hash in key_hashes])
+        values = self._rows.get_many([state_key(key or b"") for key in keys])
+        rows: list[tuple[bytes, bytes]] = []
+        for key_hash, key, value in zip(key_hashes, keys, values, strict=True):
+            if key is None or value is None:
+                raise CorruptionError(
+                    "a key of the tree is not in the rows of the state", hash=key_hash, recovery=Recovery.REBUILD
+                )
+            rows.append((key, value))
+        return rows
+
+    def full_value(self, stored: bytes) -> bytes:
+        return full_value(stored, self._rows.get)
+
+
+def export_state(
+    backend: Backend,
+    blocks: BlockReader,
+    destination: str | os.PathLike[str],
+    height: int | None,
+    *,
+    chunk_bytes: int = CHUNK_BYTES_DEFAULT,
+    compress: bool = True,
+    progress: Callable[[int, int], None] | None = None,
+) -> SnapshotInfo:
+    """``destination`` is a snapshot of the state after the canonical block at ``height``, or at the visible tip.
+
+    Commits go on meanwhile. See ``export_snapshot`` for the arguments, and for what is kept from an earlier run.
+
+    Raises:
+        BlockNotFound: there is no such block.
+        PrunedError: what undoes the blocks above it is gone.
+        ViewExpired: commits made meanwhile changed more than ``pinned_bytes_max``; the same call goes on where it was.
+    """
+    info = backend.tip if height is None else blocks.at(height)
+    if info is None:
+        raise BlockNotFound("there is no canonical block at this height", height=height)
+    block = SnapshotBlock(
+        hash=info.hash,
+        parent=info.parent,
+        height=info.height,
+        time=info.time,
+        work=info.work,
+        total_work=info.total_work,
+        producer=info.producer,
+        header=blocks.header(info),
+    )
+    held = backend.open_state(info.hash)
+    try:
+        source = _Held(chain_of(backend.identity.spec), block, backend.scheme, held)
+        return export_snapshot(source, Path(destination), chunk_bytes=chunk_bytes, compress=compress, progress=progress)
+    finally:
+        held.release()
+
+
+# -- in -------------------------------------------------------------------------------------------------------------
+
+
+def import_snapshot(
+    url: str | os.PathLike[str],
+    source: str | os.PathLike[str],
+    *,
+    trusted_root: bytes | None = None,
+    trusted_block: bytes | None = None,
+    manifest_digest: bytes | None = None,
+    trust_manifest: bool = False,
+    chain: Chain | None = None,
+    settings: Settings | None = None,
+    workers: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    fs: FileSystem | None = None,
+) -> SnapshotInfo:
+    """A new store at ``url`` stands on the snapshot in the directory ``source``; its tip is the snapshot's block.
+
+    Killed or failed at any moment, the next call with the same arguments goes on where this one stopped.
+
+    Args:
+        url: as for ``open``; a directory that is missing, empty, or holds an unfinished import.
+        source: the directory of the snapshot; it is only read.
+        trusted_root: state root known from elsewhere, 32 bytes.
+        trusted_block: hash of the block that is wanted, 32 bytes.
+        manifest_digest: SHA-256 of the manifest as the exporter told it.
+        trust_manifest: believe the root in the manifest. Only for snapshots of one's own.
+        chain: the chain that the snapshot must belong to. If it can decode the header, that must give the block, and
+            the root where the chain's headers have one.
+        workers: threads that verify chunks; as many as there are processors, at most 4, if ``None``.
+        progress: called with (keys copied, keys in all); what it raises ends the import.
+    Raises:
+        StoreExists, ForeignStore: the target holds something; it was not touched.
+        SnapshotInvalid: names the chunk that is not right; nothing of it was written.
+        StoreLocked: another import is at work there.
+    """
+    place = parse_url(url)
+    if place.path is None:
+        raise InvalidInputError("a store in memory cannot stand on a snapshot: its base lies in files")
+    if place.engine == "memory":
+        raise InvalidInputError("a store on disk needs an engine on disk", found=place.engine)
+    fs = fs or RealFileSystem()
+    root = place.path.absolute()
+    reader = SnapshotReader(Path(source), fs=fs)
+    reader.trust(
+        trusted_root=trusted_root,
+        trusted_block=trusted_block,
+        manifest_digest=manifest_digest,
+        trust_manifest=trust_manifest,
+    )
+    if chain is not None:
+        _check_chain(reader, chain)
+    with _target(fs, root):
+        _Copy(fs, root / BASE_NAME, reader, progress).run(workers)
+    hit("store.import.before_create")
+    book = SafetyBook()
+    plan = OpenPlan(
+        fs,
+        root,
+        place.engine,
+        settings if settings is not None else Settings(),
+        spec_of(reader.manifest),
+        True,
+        book.parts,
+        lambda _seq: None,
+        book,
+        base=base_parts(reader.manifest, reader.digest),
+    )
+    opened = open_for_writing(plan)
+    try:
+        opened.views.close(flush=True)
+        opened.engine.close()
+        opened.journal.close()
+        opened.lock.release()
+    except BaseException:
+        opened.abandon()
+        raise
+    return reader.info
+
+
+def _check_chain(reader: SnapshotReader, chain: Chain) -> None:
+    manifest = reader.manifest
+    found, wanted = spec_of(manifest), chain.spec
+    for name in ("name", "id", "epoch_length", "epoch_origin", "scheme"):
+        if getattr(found, name) != getattr(wanted, name):
+            raise ForeignStore(
+                "the snapshot belongs to another chain",
+                path=reader.path,
+                field=name,
+                found=getattr(found, name),
+                expected=getattr(wanted, name),
+            )
+    if dict(found.parameters) != dict(wanted.parameters):
+        raise ForeignStore(
+            "the snapshot belongs to a chain with other parameters",
+            path=reader.path,
+            found=str(dict(found.parameters)),
+            expected=str(dict(wanted.parameters)),
+        )
+    if isinstance(chain, CustomChain):
+        return
+    told = manifest.block
+    try:
+        block: Block = chain.decode(told.header, None, parent=None)
+    except HoldfastError as error:
+        raise SnapshotInvalid(f"the header of the snapshot's block is not valid: {error}", path=reader.path) from error
+    if block.hash != told.hash or block.parent != told.parent:
+        raise SnapshotInvalid(
+            "the header in the manifest is not that of its block",
+            path=reader.path,
+            found=block.hash,
+            expected=told.hash,
+        )
+    claimed = chain.state_root(block) if isinstance(chain, ExecutingChain) else None
+    if claimed is not None and claimed != manifest.root:
+        raise SnapshotInvalid(
+            "the snapshot's state root is not the one in the header of its block",
+            path=reader.path,
+            found=manifest.root,
+            expected=claimed,
+        )
+
+
+@contextmanager
+def _target(fs: FileSystem, root: Path) -> Iterator[None]:
+    """The directory of the store to be, locked; ``base/`` in it is empty or holds chunks."""
+    _check_target(fs, root)
+    make_directories(fs, root)
+    lock = fs.lock(root / "LOCK", f"{os.getpid()} {socket.gethostname()}")
+    try:
+        _check_target(fs, root)
+        fs.make_directory(root / BASE_NAME)
+        fs.make_directory(root / BASE_NAME / CHUNKS_NAME)
+        yield
+    finally:
+        lock.release()
+
+
+def _check_target(fs: FileSystem, root: Path) -> None:
+    """Nothing happens if a store may be made here. Nothing is touched."""
+    if directory_state(fs, root) == "store":
+        raise StoreExists("there is a store already; a snapshot is imported into a new one", path=root)
+    base = root / BASE_NAME
+    strange = [name for name in fs.names(base) if name not in (CHUNKS_NAME, MANIFEST_NAME, MANIFEST_NAME + ".tmp")]
+    strange += [name for name in fs.names(base / CHUNKS_NAME) if not is_chunk_file(name)]
+    if strange:
+        raise ForeignStore("the directory holds files that are no part of an import", path=base, found=strange[:8])
+
+
+class _Copy:
+    """The snapshot becomes ``base/``, chunk by chunk."""
+
+    def __init__(
+        self, fs: FileSystem, base: Path, reader: SnapshotReader, progress: Callable[[int, int], None] | None
+    ) -> None:
+        self._fs = fs
+        self._base = base
+        self._reader = reader
+        self._progress = progress
+
+    def run(self, workers: int | None) -> None:
+        fs, base, manifest = self._fs, self._base, self._reader.manifest
+        done = 0
+        for chunk in in_parallel(manifest.chunks, self._copied, workers):
+            done += chunk.head.count
+            if self._progress is not None:
+                self._progress(done, manifest.count)
+        wanted = {chunk_name(entry.prefix, entry.depth) for entry in manifest.chunks}
+        strangers = [name for name in fs.names(base / CHUNKS_NAME) if name not in wanted]
+        for name in strangers:  # of an unfinished import of another snapshot
+            fs.remove(base / CHUNKS_NAME / name)
+        if strangers:
+            fs.sync_directory(base / CHUNKS_NAME)
+        fs.write_atomic(base / MANIFEST_NAME, self._reader.data)
+
+    def _copied(self, entry: ChunkEntry) -> VerifiedChunk:
+        """The chunk lies in ``base/``, verified and durable. Runs in a worker."""
+        path = self._base / CHUNKS_NAME / chunk_name(entry.prefix, entry.depth)
+        if self._fs.exists(path):
+            try:
+                return self._reader.read_chunk(entry, path=path)
+            except SnapshotInvalid:
+                pass  # it is fetched again; one that is whole takes its place at once
+        chunk = self._reader.read_chunk(entry)
+        with NewFile(self._fs, path) as file:
+            hit("store.import.chunk")
+            file.write(chunk.data)
+            file.sync()
+            file.publish()
+        return chunk
