@@ -27,6 +27,7 @@ from ..merkle.prove import prove
 from ..state.draft import BlockState
 from ..state.proof import MultiProof, Proof, RowLookup
 from ..state.reader import Rowlike, StateReader, check_key
+from ..state.rows import full_value, state_key
 from ..types import BlockInfo
 from ..views.api import RowReader
 from ..views.tables import STATE
@@ -210,6 +211,49 @@ class StoreState(StateReader):
         state = StateAt(info, source.scheme.null, held.rows, held.rows.get)
         weakref.finalize(state, held.release)
         return state
+
+    def history(self, key: bytes) -> list[tuple[int, bytes | None]]:
+        """(height, value from there on) for each change of ``key`` that history still knows, lowest first.
+
+        The first one is what it was at the lowest height that can be read. ``None``: it had no value. Raises
+        ``StateError`` without history.
+        """
+        check_key(key)
+        source = self._source
+        while True:
+            with source.reading() as (views, snapshot):
+                record, state = views.history, source.state
+                if not state.has_tip:
+                    return []
+                lowest = max(record.floor if record is not None else 0, state.root_height)
+                row_key = state_key(key)
+                found: list[tuple[int, bytes | None]] = []
+                for height in (lowest, *views.heights_of(row_key, lowest, snapshot)):
+                    if height > state.tip_height:
+                        break
+                    stored = views.read_at(row_key, height, snapshot)
+                    if not found or stored != found[-1][1]:
+                        found.append((height, stored))
+                after = source.state
+                if (after.reorgs, views.history) == (state.reorgs, record):
+                    get = source.rows.get
+                    return [(height, None if raw is None else full_value(raw, get)) for height, raw in found]
+
+    def diff(self, first: int, second: int) -> Iterator[tuple[bytes, bytes | None, bytes | None]]:
+        """(key, value at ``first``, value at ``second``) for every key that differs between two heights, in order.
+
+        Cost: O(keys changed since the lower height). Raises as ``at`` does.
+        """
+        one, two = self.at(first), self.at(second)
+        start: bytes | None = b""
+        while start is not None:
+            with self._source.reading() as (views, snapshot):
+                page = views.history_keys(start, None, min(first, second), _PAGE_KEYS, snapshot)
+            for key in page.keys:
+                before, after = one.row(STATE.prefix + key), two.row(STATE.prefix + key)
+                if before != after:
+                    yield key, one.get(key), two.get(key)
+            start = page.resume
 
     def prove(self, key: bytes, *, height: int | None = None) -> Proof:
         """A proof that ``key`` has the value it has, or none, at the tip or after the canonical block at ``height``.

@@ -177,6 +177,27 @@ class HistoricalReader:
             full.append(STATE.prefix + key)
         return full, STATE.prefix + key + b"\x00"
 
+    def heights_of(self, key: bytes, above: int, snapshot: Reader | None = None) -> list[int]:
+        """Heights above ``above`` at which the row of ``key``, an engine key of the table, may have changed; ascending.
+
+        Args:
+            snapshot: as in ``read_at``.
+        """
+        if self._pins.refused:
+            raise self._refused()
+        overlay, engine = self._overlay, self._engine if snapshot is None else snapshot
+        low, high = history_bounds(key[_PREFIX_BYTES:], above)
+        while True:
+            epoch, removals = overlay.epoch, self._flusher.removals
+            heights = overlay.heights_of(key)
+            start: bytes | None = low
+            while start is not None:
+                page = engine.scan(start, high)
+                heights.update(decode_history_key(row_key)[1] for row_key, _ in page.rows)
+                start = page.resume
+            if overlay.epoch == epoch and self._flusher.removals == removals:
+                return sorted(height for height in heights if height > above)
+
     @staticmethod
     def _refused() -> StateError:
         return StateError("a flush that was interrupted must be finished before old heights are read")

@@ -226,6 +226,22 @@ class Overlay:
             node = node[1]
         return 0
 
+    def heights_of(self, key: bytes) -> set[int]:
+        """Heights of the blocks in the overlay, on whichever branch, that change ``key``. Cost: blocks in the overlay."""
+        versions = set()
+        node = self.nodes.get(key)
+        while node is not None:
+            versions.add(node[0])
+            node = node[2]
+        heights = set()
+        for height, blocks in list(self.blocks.items()) if versions else ():
+            made: BlockNode | None = blocks
+            while made is not None:
+                if made[0] in versions:
+                    heights.add(height)
+                made = made[1]
+        return heights
+
     def version_of(self, key: bytes, version: int) -> int:
         """The newest version of ``key`` that is not above ``version``; 0 if there is none."""
         node = self.nodes.get(key)

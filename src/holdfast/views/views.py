@@ -87,6 +87,7 @@ class Views:
         self.read_at = self._historical.read_at
         """The visible row of an engine key of the state at an old height; see ``HistoricalReader``."""
         self.history_keys = self._historical.history_keys
+        self.heights_of = self._historical.heights_of
         """Keys of the state that may have been different at an old height; see ``HistoricalReader``."""
 
     @classmethod
