@@ -43,6 +43,7 @@ def test_a_level_from_any_source_is_obeyed(source: str, pow_store: Path, tmp_pat
     assert isinstance(event["time"], float)
 
 
+@pytest.mark.slow
 def test_a_level_hides_what_is_below_it(pow_store: Path) -> None:
     env = {"HOLDFAST_LOG_LEVEL": "warning"}
     assert holdfast("finalize", "3", "-d", pow_store, "--json", env=env).err == ""

@@ -204,6 +204,7 @@ def test_a_closed_store_is_opened_again(tmp_path: Path) -> None:
         assert again.settings.max_orphans == 5
 
 
+@pytest.mark.slow
 def test_a_follower_without_views_is_helped_by_an_open_for_writing(tmp_path: Path) -> None:
     blocks = filled(f"sqlite:{tmp_path}")
     shutil.rmtree(tmp_path / "views")
