@@ -230,7 +230,7 @@ def plain(self: Any) -> None:
         (lambda: entry(3), "only a method"),  # type: ignore[arg-type]
         (lambda: make(name="Bad", version=1), "small letters"),
         (lambda: make(name="bad", version=0), "version of a contract"),
-        (lambda: make(), "a name and a version"),
+        (make, "a name and a version"),
         (lambda: int, "a name and a version"),
         (lambda: Contract, "a name and a version"),
     ],

@@ -45,14 +45,8 @@ def checked_name(what: str, name: str) -> str:
 
     Raises ``InvalidInputError``.
     """
-    plain = (
-        name.isascii()
-        and name.isidentifier()
-        and name == name.lower()
-        and name[0] != "_"
-        and len(name) <= NAME_BYTES_MAX
-    )
-    if not plain:
+    plain = name.isascii() and name.isidentifier() and name == name.lower() and name[0] != "_"
+    if not plain or len(name) > NAME_BYTES_MAX:
         raise InvalidInputError(f"{what} must have a name of 1 to 64 small letters, digits and '_'", found=name)
     return name
 
