@@ -17,9 +17,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .config import Settings
     from .merkle.verify import verify_proof
+    from .state.snapshot import SnapshotInfo, verify_snapshot
     from .store.chain import Chain, ChainSpec, CustomChain
     from .store.factory import open_store as open  # noqa: A004 - the name users know from the standard library
     from .store.indexes import IndexSpec, index
+    from .store.snapshots import import_snapshot
     from .store.store import Store
     from .types import (
         AddResult,
@@ -49,18 +51,23 @@ __all__ = [
     "RecoveryStats",
     "ReorgInfo",
     "Settings",
+    "SnapshotInfo",
     "Store",
     "TipInfo",
+    "import_snapshot",
     "index",
     "open",
     "verify_proof",
+    "verify_snapshot",
 ]
 
 _HOMES = {
     "config": ("Settings",),
     "merkle.verify": ("verify_proof",),
+    "state.snapshot": ("SnapshotInfo", "verify_snapshot"),
     "store.chain": ("Chain", "ChainSpec", "CustomChain"),
     "store.indexes": ("IndexSpec", "index"),
+    "store.snapshots": ("import_snapshot",),
     "store.store": ("Store",),
     "types": (
         "AddResult",

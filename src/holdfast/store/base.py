@@ -26,12 +26,14 @@ from ..blocks.entries import CanonicalEntry
 from ..engine.api import Batch, Engine
 from ..errors import CorruptionError, FormatTooNew, SnapshotInvalid, UnsupportedFormat
 from ..journal.api import FrameSource, Kind, Part
+from ..limits import HASH_BYTES, STATE_INLINE_BYTES_MAX
 from ..merkle.api import RECORD_BYTES
 from ..merkle.values import tree_value
 from ..state.rows import Execution, blob_rows, preimage_key, state_key
 from ..state.snapshot import SnapshotReader, VerifiedChunk
 from ..state.snapshot_format import Manifest, SnapshotChain
 from ..types import Block
+from ..views.api import Rows
 from ..views.rows import FLUSHING_KEY, encode_flushing, encode_row
 from .chain import ChainSpec, ForkChoiceName, SchemeName
 
@@ -201,9 +203,11 @@ def load_base(engine: Engine, fs: FileSystem, root: Path, source: FrameSource) -
 def _load_chunk(engine: Engine, chunk: VerifiedChunk) -> None:
     rows: dict[bytes, bytes | None] = {}
     size = 0
-    for number, (key, value) in enumerate(chunk.rows):
-        key_hash = chunk.records[RECORD_BYTES * number : RECORD_BYTES * number + 32]
-        plain = {state_key(key): tree_value(value), preimage_key(key_hash): key, **blob_rows({key: value})}
+    records = chunk.records
+    for at, (key, value) in zip(range(0, len(records), RECORD_BYTES), chunk.rows, strict=True):
+        plain: Rows = {state_key(key): tree_value(value), preimage_key(records[at : at + HASH_BYTES]): key}
+        if len(value) > STATE_INLINE_BYTES_MAX:
+            plain.update(blob_rows({key: value}))
         for row_key, row in plain.items():
             assert row is not None
             rows[row_key] = encode_row(row_key, row)

@@ -26,6 +26,8 @@ from ..consensus.records import SafetyRecord, check_identity, check_position
 from ..errors import ClosedError, InternalError, InvalidInputError, ParentMismatch, ReadOnlyError
 from ..journal.api import Part
 from ..state.draft import BlockState
+from ..state.snapshot import SnapshotInfo
+from ..state.snapshot_export import CHUNK_BYTES_DEFAULT
 from ..types import ZERO_HASH, AddResult, Block, BlockInfo, RecoveryStats, ReorgInfo
 from ..views.api import RowReader, Rows
 from .adding import Adder
@@ -37,6 +39,7 @@ from .draft import Draft
 from .indexes import IndexReader, IndexStatus
 from .pruning import PrunePolicy, PruneReport
 from .safety import Safety
+from .snapshots import export_state
 from .states import StoreState
 from .ticket import Ticket
 from .upkeep import Upkeep
@@ -246,6 +249,37 @@ class Store:
         if parts:
             self._make_room(writer)
             self._durable(writer, writer.save_documents(parts, rows))
+
+    # -- snapshots ------------------------------------------------------------------------------------------------
+
+    def export_snapshot(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        height: int | None = None,
+        chunk_bytes: int = CHUNK_BYTES_DEFAULT,
+        compress: bool = True,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> SnapshotInfo:
+        """The directory ``path`` holds the state after the canonical block at ``height``, or at the tip, verified.
+
+        Commits go on meanwhile. Interrupted, the same call goes on where it was. ``holdfast.import_snapshot`` makes a
+        store of it; tell its user the root, or the ``manifest_digest`` of the answer.
+
+        Args:
+            path: a directory that is missing, empty, or holds an unfinished export of a state of this chain.
+            chunk_bytes: length of a chunk before compression, 1 KiB to 16 MiB; longer where one value is.
+            compress: with zstd, where that makes a chunk shorter.
+            progress: called with (keys written, keys in all); what it raises ends the export.
+        Raises:
+            BlockNotFound: there is no canonical block at this height.
+            PrunedError: the height lies below what can still be undone (``proof_window_blocks``).
+            ForeignStore: the directory holds something else; it was not touched.
+            ViewExpired: commits made meanwhile changed more than ``pinned_bytes_max``; call it again.
+        """
+        return export_state(
+            self._check(), self.blocks, path, height, chunk_bytes=chunk_bytes, compress=compress, progress=progress
+        )
 
     # -- pruning --------------------------------------------------------------------------------------------------
 
