@@ -18,6 +18,8 @@ ANVIL := .tools/anvil/node_modules/.bin/anvil
 PROOFS := .tools/proofs
 RUST_VERIFIER := $(PROOFS)/rust/target/release/holdfast-proofs-rust
 GO_VERIFIER := $(PROOFS)/go/verifier
+KERNEL := $(wildcard kernel/Cargo.toml kernel/pyproject.toml kernel/src/*.rs)
+CARGO_MANIFEST := --manifest-path kernel/Cargo.toml
 SLOWEST := --durations=5 --durations-min=2
 
 .PHONY: help setup demo test test-slow test-live test-proofs lint types meta check crash crash-quick bench docs wheel clean
@@ -28,7 +30,7 @@ help: ## list the targets
 setup: $(STAMP) ## create .venv with the package, all extras and the development tools
 	@echo "ready: $(BIN)/holdfast"
 
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml constraints.txt $(KERNEL)
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Holdfast needs Python 3.11 or newer; set PYTHON=")'
 	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[all,dev]'
@@ -76,9 +78,22 @@ $(GO_VERIFIER): tests/proofs/verifiers/go/go.mod tests/proofs/verifiers/go/main.
 	mkdir -p $(PROOFS) && cp -R tests/proofs/verifiers/go $(PROOFS)/
 	cd $(PROOFS)/go && go mod tidy && go build -o verifier .
 
-lint: $(STAMP)
+lint: $(STAMP) _lint-kernel
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+
+.PHONY: _lint-kernel
+_lint-kernel:
+	@if cargo fmt --version >/dev/null 2>&1; then \
+	    echo "cargo fmt --check"; cargo fmt $(CARGO_MANIFEST) --check; \
+	else \
+	    echo "note: rustfmt is missing, so the format of the kernel is not checked"; \
+	fi
+	@if cargo clippy --version >/dev/null 2>&1; then \
+	    echo "cargo clippy"; PYO3_PYTHON=$(abspath $(PY)) cargo clippy --quiet $(CARGO_MANIFEST) --release --all-targets -- -D warnings; \
+	else \
+	    echo "note: clippy is missing, so the kernel is not linted"; \
+	fi
 
 types: $(STAMP)
 	$(BIN)/mypy
@@ -102,10 +117,15 @@ docs: $(STAMP) ## write the generated tables of docs/ anew
 	$(PY) -m tests.meta.tables --write
 	$(PY) -m tests.cli.reference --write
 
-wheel: $(STAMP) ## build the wheel into dist/
+wheel: $(STAMP) ## build the wheels (package, and the kernel if cargo is there) into dist/
 	$(PY) -m pip wheel --quiet --disable-pip-version-check --no-deps -w dist .
+	@if command -v cargo >/dev/null; then \
+	    $(PY) -m pip wheel --quiet --disable-pip-version-check --no-deps -w dist ./kernel; \
+	else \
+	    echo "note: cargo is missing, so the kernel has no wheel"; \
+	fi
 	@ls -1 dist/*.whl
 
 clean: ## remove what can be made again (.venv and .tools stay)
-	rm -rf build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis bench/out
+	rm -rf build dist kernel/target src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis bench/out
 	find src tests bench -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -29,6 +29,7 @@ BENCHES = {
     "reads": "reads",
     "follower": "follower",
     "engines": "engines",
+    "kernel": "kernel",
     "profile": "where",
 }
 """Name of a bench, and the module it is in."""

@@ -6,26 +6,28 @@
 
 #![deny(unsafe_code)]
 
+mod allocator;
+mod build;
 mod changes;
 mod hash;
+mod prefetch;
 mod read;
 mod rows;
 mod threads;
 mod tree;
 mod update;
 
-use std::sync::Arc;
-
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyList, PyTuple};
 
+use build::{Builder, Twice};
 use hash::{leaf_of, sha256, shared_bits, Hash, Hasher, Leaf, PREFIX_MAX, RECORD};
 use tree::{Child, Node};
 use update::{Change, Outcome};
 
-/// Leaves that `build` takes in before it makes them part of the tree: bounds what it needs beside the tree.
-const BUILT_AT_ONCE: usize = 1 << 20;
+/// Records that `build` takes in at a time.
+const TAKEN_AT_ONCE: usize = 1 << 16;
 /// Versions with at least as many leaves are freed with the interpreter lock released.
 const FREED_DETACHED_MIN: usize = 4096;
 /// Rows hashed at a time by a thread.
@@ -50,9 +52,8 @@ struct Tree {
 impl Drop for Tree {
     fn drop(&mut self) {
         let node = std::mem::replace(&mut self.root.node, Node::Empty);
-        if matches!(&node, Node::Inner(inner) if inner.leaves as usize >= FREED_DETACHED_MIN && Arc::strong_count(inner) == 1)
-        {
-            Python::attach(|py| py.detach(|| drop(node)));
+        if matches!(&node, Node::Inner(inner) if inner.leaves as usize >= FREED_DETACHED_MIN && inner.is_unique()) {
+            Python::attach(|py| py.detach(|| node.free()));
         }
     }
 }
@@ -127,32 +128,14 @@ impl Scheme {
 
     /// The tree of the records in the byte strings of an iterable.
     fn build(&self, py: Python<'_>, records: &Bound<'_, PyAny>) -> PyResult<Tree> {
-        let mut root = Child::empty(&self.hasher);
-        let mut waiting: Vec<Leaf> = Vec::new();
-        let mut last: Option<Hash> = None;
-        let mut ordered = true;
+        let mut builder = Builder::new(&self.hasher);
         for part in records.try_iter()? {
             let part = part?;
-            let part = leaves_of(bytes_of(&part, "part")?)?;
-            waiting.reserve(part.len());
-            for record in part {
-                let leaf = leaf_of(record);
-                ordered &= last.is_none_or(|last| last < leaf.key);
-                last = Some(leaf.key);
-                waiting.push(leaf);
-            }
-            // Out of order they all wait for one sort: pieces would each touch the whole tree.
-            if ordered && waiting.len() >= BUILT_AT_ONCE {
-                root = py.detach(|| self.with(&root, &waiting))?;
-                waiting.clear();
+            for records in leaves_of(bytes_of(&part, "part")?)?.chunks(TAKEN_AT_ONCE) {
+                py.detach(|| builder.take(records.iter().map(leaf_of)));
             }
         }
-        root = py.detach(|| {
-            if !ordered {
-                waiting.sort_unstable_by_key(|leaf| leaf.key);
-            }
-            self.with(&root, &waiting)
-        })?;
+        let root = py.detach(|| builder.tree()).map_err(|Twice| twice())?;
         Ok(self.tree(root))
     }
 
@@ -223,22 +206,6 @@ impl Scheme {
             hasher: self.hasher.clone(),
             root,
         }
-    }
-
-    /// The tree with these leaves too, which are in order and new.
-    fn with(&self, root: &Child, leaves: &[Leaf]) -> PyResult<Child> {
-        if leaves.windows(2).any(|pair| pair[0].key == pair[1].key) {
-            return Err(twice());
-        }
-        if matches!(root.node, Node::Empty) {
-            return Ok(update::build(&self.hasher, leaves));
-        }
-        let mut changes: Vec<Change> = leaves.iter().map(|leaf| Change::put(leaf.key, leaf.hash, 0)).collect();
-        let root = update::apply(&self.hasher, root, &mut changes);
-        if changes.iter().any(|change| change.outcome != Outcome::Inserted) {
-            return Err(twice());
-        }
-        Ok(root)
     }
 }
 
@@ -428,6 +395,7 @@ fn set_threads(threads: usize) {
 
 #[pymodule]
 fn holdfast_kernel(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    allocator::tune();
     module.add("VERSION", env!("CARGO_PKG_VERSION"))?;
     module.add("BUCKET_MAX", tree::BUCKET_MAX)?;
     module.add("KEY_BYTES_MAX", changes::KEY_BYTES_MAX)?;

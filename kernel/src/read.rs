@@ -31,7 +31,7 @@ pub fn path(hasher: &mut Hasher, root: &Child, key: &Hash) -> Path {
         match node {
             Node::Empty => {}
             Node::Bucket(bucket) => {
-                leaves = bucket;
+                leaves = &bucket.slice;
                 break;
             }
             Node::Inner(inner) => {
@@ -63,8 +63,12 @@ fn outermost(mut node: &Node, last: bool) -> Option<Hash> {
     loop {
         match node {
             Node::Empty => return None,
-            Node::Bucket(leaves) => {
-                let leaf = if last { leaves.last() } else { leaves.first() };
+            Node::Bucket(bucket) => {
+                let leaf = if last {
+                    bucket.slice.last()
+                } else {
+                    bucket.slice.first()
+                };
                 return leaf.map(|leaf| leaf.key);
             }
             Node::Inner(inner) => {
@@ -95,7 +99,11 @@ pub fn neighbours(root: &Node, key: &Hash) -> (Option<Hash>, Option<Hash>) {
         }
         depth += 1;
     }
-    let leaves: &[Leaf] = if let Node::Bucket(leaves) = node { leaves } else { &[] };
+    let leaves: &[Leaf] = if let Node::Bucket(bucket) = node {
+        &bucket.slice
+    } else {
+        &[]
+    };
     let before = leaves.partition_point(|leaf| leaf.key < *key);
     let behind = leaves.partition_point(|leaf| leaf.key <= *key);
     let lower = before.checked_sub(1).map(|at| leaves[at].key);
@@ -117,7 +125,8 @@ fn scan(node: &Node, start: Option<&Hash>, depth: usize, limit: usize, out: &mut
     }
     match node {
         Node::Empty => {}
-        Node::Bucket(leaves) => {
+        Node::Bucket(bucket) => {
+            let leaves = &bucket.slice;
             let first = start.map_or(0, |start| leaves.partition_point(|leaf| leaf.key < *start));
             let found = &leaves[first..];
             out.extend_from_slice(&found[..found.len().min(limit - out.len())]);
@@ -162,7 +171,7 @@ impl Walk<'_> {
         match &child.node {
             Node::Empty => {}
             _ if count <= self.most => self.take(count, child.hash),
-            Node::Bucket(leaves) => self.slice(leaves),
+            Node::Bucket(bucket) => self.slice(&bucket.slice),
             Node::Inner(inner) => {
                 self.down(false, inner.right.hash, |walk| walk.child(&inner.left));
                 self.down(true, inner.left.hash, |walk| walk.child(&inner.right));

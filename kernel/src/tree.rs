@@ -7,21 +7,24 @@
 //!   * The hash of a node stands beside the reference to it, so that a path can be rebuilt without touching siblings.
 //!   * Depth is at most 256, and so is every recursion.
 
-use std::sync::Arc;
+use triomphe::{Arc, ThinArc};
 
 use crate::hash::{bit, Hash, Hasher, Leaf};
+use crate::prefetch;
 
 /// Most leaves of a bucket: more save memory, fewer save hashes.
-pub const BUCKET_MAX: usize = 12;
+pub const BUCKET_MAX: usize = 16;
 
-/// Memory of an inner node and of a bucket without its leaves, with the allocator's share.
-const INNER_BYTES: usize = 144;
-const BUCKET_BYTES: usize = 24;
+/// What stands in front of an inner node (a counter) and of a bucket's leaves (a counter and their number).
+const INNER_HEADER: usize = size_of::<usize>();
+const BUCKET_HEADER: usize = 2 * size_of::<usize>();
+/// Mean of what the allocator adds to a bucket, whose length is one of few.
+const BUCKET_SLACK: usize = 96;
 
 #[derive(Clone)]
 pub enum Node {
     Empty,
-    Bucket(Arc<[Leaf]>),
+    Bucket(ThinArc<(), Leaf>),
     Inner(Arc<Inner>),
 }
 
@@ -42,10 +45,48 @@ pub struct Inner {
 }
 
 impl Node {
+    /// The processor begins to fetch what this node is read or shared by.
+    #[inline]
+    pub fn prefetch(&self) {
+        match self {
+            Node::Empty => {}
+            Node::Bucket(bucket) => prefetch::counter(bucket.slice.as_ptr(), BUCKET_HEADER),
+            Node::Inner(inner) => prefetch::counter(Arc::as_ptr(inner), INNER_HEADER),
+        }
+    }
+
+    /// As `prefetch`, and all that stands in the node.
+    #[inline]
+    pub fn prefetch_all(&self) {
+        match self {
+            Node::Empty => {}
+            Node::Bucket(bucket) => prefetch::all(&bucket.slice, BUCKET_HEADER),
+            Node::Inner(inner) => prefetch::all(&**inner, INNER_HEADER),
+        }
+    }
+
+    /// The node is freed as far as nobody else has it: level by level, so that what comes next is fetched meanwhile.
+    pub fn free(self) {
+        let mut level = vec![self];
+        while !level.is_empty() {
+            let mut below = Vec::new();
+            for node in level {
+                let Node::Inner(inner) = node else { continue };
+                if let Ok(inner) = Arc::try_unwrap(inner) {
+                    for child in [inner.left.node, inner.right.node] {
+                        child.prefetch();
+                        below.push(child);
+                    }
+                }
+            }
+            level = below;
+        }
+    }
+
     pub fn leaves(&self) -> usize {
         match self {
             Node::Empty => 0,
-            Node::Bucket(leaves) => leaves.len(),
+            Node::Bucket(bucket) => bucket.slice.len(),
             Node::Inner(inner) => inner.leaves as usize,
         }
     }
@@ -61,14 +102,15 @@ impl Node {
     /// Estimate of the memory below and with this node: an inner node for each bucket, which holds but for long
     /// chains of shared bits.
     pub fn size_bytes(&self) -> usize {
-        self.buckets() as usize * (INNER_BYTES + BUCKET_BYTES) + self.leaves() * size_of::<Leaf>()
+        let bucket = INNER_HEADER + size_of::<Inner>() + BUCKET_HEADER + BUCKET_SLACK;
+        self.buckets() as usize * bucket + self.leaves() * size_of::<Leaf>()
     }
 
     /// All leaves, in order, behind those in `out`.
     pub fn collect(&self, out: &mut Vec<Leaf>) {
         match self {
             Node::Empty => {}
-            Node::Bucket(leaves) => out.extend_from_slice(leaves),
+            Node::Bucket(bucket) => out.extend_from_slice(&bucket.slice),
             Node::Inner(inner) => {
                 inner.left.node.collect(out);
                 inner.right.node.collect(out);
@@ -93,7 +135,7 @@ impl Child {
         if leaves.len() <= BUCKET_MAX {
             return Child {
                 hash: hasher.node(leaves, depth),
-                node: Node::Bucket(Arc::from(leaves)),
+                node: Node::Bucket(ThinArc::from_header_and_slice((), leaves)),
             };
         }
         let (left, right) = leaves.split_at(leaves.partition_point(|leaf| !bit(&leaf.key, depth)));

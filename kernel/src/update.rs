@@ -1,11 +1,12 @@
 //! A batch of changes makes the next version: disjoint subtrees are rebuilt by several threads, then the top is joined.
 
+use crate::build::Builder;
 use crate::hash::{bit, sha256, Hash, Hasher, Leaf};
 use crate::threads;
 use crate::tree::{Child, Node, BUCKET_MAX};
 
 /// Fewer changes than these are not worth a thread.
-const THREADED_MIN: usize = 256;
+pub const THREADED_MIN: usize = 256;
 /// Subtrees below this depth are never split among threads.
 const SPLIT_DEPTH: usize = 6;
 /// Keys and values that a thread hashes at a time.
@@ -56,6 +57,38 @@ struct Worker {
     leaves: Vec<Leaf>,
 }
 
+/// Changes whose way down the tree is fetched at a time.
+const FETCHED_AT_ONCE: usize = 64;
+
+/// The processor has fetched the ways of these changes down from the node: the nodes on them, and the counters of those
+/// beside them, which will be shared. All ways go down level by level, so the waiting for memory overlaps.
+#[inline(never)] // its array has no place in the frames of `apply`, which may be 256
+fn fetch(node: &Node, changes: &[Change], mut depth: usize) {
+    let mut ways = [(node, 0); FETCHED_AT_ONCE];
+    let mut count = changes.len().min(FETCHED_AT_ONCE);
+    for (number, way) in ways.iter_mut().enumerate() {
+        way.1 = number;
+    }
+    while count > 0 {
+        let mut kept = 0;
+        for at in 0..count {
+            let (node, change) = ways[at];
+            let Node::Inner(inner) = node else { continue };
+            let (own, other) = if bit(&changes[change].key, depth) {
+                (&inner.right.node, &inner.left.node)
+            } else {
+                (&inner.left.node, &inner.right.node)
+            };
+            own.prefetch_all();
+            other.prefetch();
+            ways[kept] = (own, change);
+            kept += 1;
+        }
+        count = kept;
+        depth += 1;
+    }
+}
+
 impl Worker {
     fn new(hasher: &Hasher) -> Self {
         Worker {
@@ -64,19 +97,24 @@ impl Worker {
         }
     }
 
-    /// The node with the changes applied, or `None` if they change nothing.
-    fn apply(&mut self, node: &Node, changes: &mut [Change], depth: usize) -> Option<Child> {
+    /// The node with the changes applied, or `None` if they change nothing. `fetched`: see `fetch`.
+    fn apply(&mut self, node: &Node, changes: &mut [Change], depth: usize, fetched: bool) -> Option<Child> {
         if changes.is_empty() {
             return None;
         }
         let inner = match node {
             Node::Empty => return self.splice(&[], changes, depth),
-            Node::Bucket(leaves) => return self.splice(leaves, changes, depth),
+            Node::Bucket(bucket) => return self.splice(&bucket.slice, changes, depth),
             Node::Inner(inner) => inner,
         };
+        let fetches = !fetched && changes.len() <= FETCHED_AT_ONCE;
+        if fetches {
+            fetch(node, changes, depth);
+        }
+        let fetched = fetched || fetches;
         let (lower, upper) = halves(changes, depth);
-        let left = self.apply(&inner.left.node, lower, depth + 1);
-        let right = self.apply(&inner.right.node, upper, depth + 1);
+        let left = self.apply(&inner.left.node, lower, depth + 1, fetched);
+        let right = self.apply(&inner.right.node, upper, depth + 1, fetched);
         rejoin(&mut self.hasher, &inner.left, &inner.right, left, right, depth)
     }
 
@@ -183,50 +221,21 @@ fn merge(
 pub fn apply(hasher: &Hasher, root: &Child, changes: &mut [Change]) -> Child {
     let threads = threads::count();
     let new = if threads == 1 || changes.len() < THREADED_MIN {
-        Worker::new(hasher).apply(&root.node, changes, 0)
+        Worker::new(hasher).apply(&root.node, changes, 0, false)
     } else if !matches!(root.node, Node::Inner(_)) {
         let (mut old, mut leaves) = (Vec::new(), Vec::with_capacity(BUCKET_MAX + changes.len()));
         root.node.collect(&mut old);
-        merge_leaves(&old, changes, &mut leaves).then(|| build(hasher, &leaves))
+        merge_leaves(&old, changes, &mut leaves).then(|| Builder::new(hasher).finish(leaves))
     } else {
         let mut tasks = Vec::with_capacity(1 << SPLIT_DEPTH);
         plan(&root.node, changes, 0, &mut tasks);
         let start = || Worker::new(hasher);
         let done = threads::run(threads, tasks, start, |worker, (node, part, depth)| {
-            worker.apply(node, part, depth)
+            worker.apply(node, part, depth, false)
         });
         merge(&mut hasher.clone(), &root.node, changes, 0, &mut done.into_iter())
     };
     new.unwrap_or_else(|| root.clone())
-}
-
-/// The tree of these leaves, which are in strict order.
-pub fn build(hasher: &Hasher, leaves: &[Leaf]) -> Child {
-    let threads = threads::count();
-    if threads == 1 || leaves.len() < THREADED_MIN {
-        return Child::build(&mut hasher.clone(), leaves, 0);
-    }
-    let mut parts = Vec::with_capacity(1 << SPLIT_DEPTH);
-    let mut rest = leaves;
-    for prefix in 0..1 << SPLIT_DEPTH {
-        let (part, others) = rest.split_at(rest.partition_point(|leaf| leaf.key[0] >> (8 - SPLIT_DEPTH) == prefix));
-        parts.push(part);
-        rest = others;
-    }
-    let start = || hasher.clone();
-    let mut level = threads::run(threads, parts, start, |hasher, part| {
-        Child::build(hasher, part, SPLIT_DEPTH)
-    });
-    let mut hasher = hasher.clone();
-    for depth in (0..SPLIT_DEPTH).rev() {
-        let mut pairs = level.into_iter();
-        let mut above = Vec::with_capacity(1 << depth);
-        while let (Some(left), Some(right)) = (pairs.next(), pairs.next()) {
-            above.push(Child::join(&mut hasher, left, right, depth));
-        }
-        level = above;
-    }
-    level.pop().expect("one node is left")
 }
 
 /// `node(leaves, depth)`, see `Hasher::node`, by several threads if there are many leaves.

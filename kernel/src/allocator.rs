@@ -1,0 +1,17 @@
+//! The allocator of the kernel: nodes come and go by the hundred thousand, on threads that live as long as a batch.
+
+use libmimalloc_sys::{mi_option_set, mi_option_t};
+use mimalloc::MiMalloc;
+
+#[global_allocator]
+static ALLOCATOR: MiMalloc = MiMalloc;
+
+/// `mi_option_purge_delay` of mimalloc.h.
+const PURGE_DELAY: mi_option_t = 15;
+
+/// What is freed goes back to the system at once: a large batch does not keep its memory.
+#[allow(unsafe_code)]
+pub fn tune() {
+    // SAFETY: sets one number of the allocator, which reads it with atomic operations.
+    unsafe { mi_option_set(PURGE_DELAY, 0) }
+}
