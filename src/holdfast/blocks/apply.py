@@ -179,20 +179,14 @@ def _switch(
         if indexes is not None:
             prepared.rows.update(indexes.cut(*fork))
     joined = _joined(canonical, fork, fresh, reader)
-    returned = 0
-    for height, block_hash, entry in joined:
-        adopted: Rows = {canonical_key(height): block_hash}
-        execution = content.executions.get(block_hash)
+    for _, _, entry in joined:
+        execution = content.executions.get(entry.hash)
         if execution is None and isinstance(entry, BlockInfo) and entry.executed is not None:
             execution = execution_of(entry)
-        if execution is not None:
-            adopted.update(chain_rows(execution))
-        if indexes is not None:
-            adopted.update(indexes.rows(entry, content))
-        prepared.chain_layers.append(Layer({}, adopted, (height, block_hash)))
-        if block_hash not in fresh:
-            prepared.rows[orphan_key(block_hash)] = None
-            returned += 1
+        _adopt(prepared, entry, execution, indexes)
+    returned = [block_hash for _, block_hash, _ in joined if block_hash not in fresh]
+    for block_hash in returned:
+        prepared.rows[orphan_key(block_hash)] = None
     for orphan in canonical.orphans:
         known = fresh.get(orphan.hash)
         if known is not None:
@@ -213,7 +207,7 @@ def _switch(
         state.finalized,
         canonical.floor,
         state.blocks + len(content.blocks),
-        state.orphans + len(canonical.orphans) - returned,
+        state.orphans + len(canonical.orphans) - len(returned),
         state.reorgs + (1 if left else 0),
         max(state.reorg_depth_max, len(left)),
         state.orphaned + len(left),
@@ -257,20 +251,26 @@ def _runs(blocks: list[BlockEntry], canonical: CanonicalEntry) -> bool:
     return parent == canonical.tip[1] and bool(blocks)
 
 
+def _adopt(
+    prepared: Prepared, entry: BlockEntry | BlockInfo, execution: Execution | None, indexes: ChainIndexes | None
+) -> None:
+    """The rows of a block that becomes canonical are a layer on top."""
+    rows: Rows = {canonical_key(entry.height): entry.hash}
+    if execution is not None:
+        rows.update(chain_rows(execution))
+    if indexes is not None:
+        more = indexes.rows(entry, prepared.content)
+        if more:
+            rows.update(more)
+    prepared.chain_layers.append(Layer({}, rows, (entry.height, entry.hash)))
+
+
 def _extend(prepared: Prepared, canonical: CanonicalEntry, indexes: ChainIndexes | None) -> None:
     """The common case of ``_switch``: new blocks on the tip, nothing leaves."""
-    content, state, layers = prepared.content, prepared.state, prepared.chain_layers
+    content, state = prepared.content, prepared.state
     blocks = content.blocks
     for entry in blocks:
-        adopted: Rows = {canonical_key(entry.height): entry.hash}
-        execution = content.executions.get(entry.hash)
-        if execution is not None:
-            adopted.update(chain_rows(execution))
-        if indexes is not None:
-            more = indexes.rows(entry, content)
-            if more:
-                adopted.update(more)
-        layers.append(Layer({}, adopted, (entry.height, entry.hash)))
+        _adopt(prepared, entry, content.executions.get(entry.hash), indexes)
     prepared.adopted = tuple([entry.hash for entry in blocks])
     tip_height, tip_hash = canonical.tip
     prepared.state = ChainState(
