@@ -187,13 +187,7 @@ def _switch(
     returned = [block_hash for _, block_hash, _ in joined if block_hash not in fresh]
     for block_hash in returned:
         prepared.rows[orphan_key(block_hash)] = None
-    for orphan in canonical.orphans:
-        known = fresh.get(orphan.hash)
-        if known is not None:
-            prepared.orphans.append((orphan, known.height, None))
-        else:
-            info = _load(orphan.hash, reader)
-            prepared.orphans.append((orphan, info.height, info.seen_us))
+    _put_orphans(prepared, canonical, fresh, reader)
     prepared.adopted = tuple(block_hash for _, block_hash, _ in joined)
     root = (state.root_height, state.root_hash) if fork is not None else joined[0][:2]
     state_root = state.state_root
@@ -214,6 +208,18 @@ def _switch(
         state_root,
         state.stateful,
     )
+
+
+def _put_orphans(
+    prepared: Prepared, canonical: CanonicalEntry, fresh: dict[bytes, BlockEntry], reader: RowReader
+) -> None:
+    for orphan in canonical.orphans:
+        known = fresh.get(orphan.hash)
+        if known is not None:
+            prepared.orphans.append((orphan, known.height, None))
+        else:
+            info = _load(orphan.hash, reader)
+            prepared.orphans.append((orphan, info.height, info.seen_us))
 
 
 def _joined(
