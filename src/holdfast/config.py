@@ -54,6 +54,7 @@ RESERVED_ENVIRONMENT: Final[Mapping[str, str]] = MappingProxyType(
         "HOLDFAST_DATA_DIR": "the data directory, where a command is not given one",
         "HOLDFAST_FAILPOINT": "where a test lets the process die",
         "HOLDFAST_JSON": "1: the command line answers in JSON",
+        "HOLDFAST_KERNEL_THREADS": "threads of the native kernel, 0 to 64; 0: as many as processors, at most 4",
         "HOLDFAST_PURE": "1: the native kernel is not loaded",
         "HOLDFAST_SHARED_DATA": "directory of the real-chain recordings (tests only)",
     }
@@ -137,6 +138,18 @@ class Settings(BaseModel):
         int, Field(ge=_MIB, le=1024 * _GIB, description="memory for the tree over the state, bytes")
     ] = 4 * _GIB
     cache_bytes: Annotated[int, Field(ge=0, le=1024 * _GIB, description="block cache of the engine, bytes")] = 32 * _MIB
+    state_cache_bytes: Annotated[
+        int,
+        Field(
+            ge=0, le=1024 * _GIB, description="cache of state rows, bytes; 0: off; 4 MiB to develop, 64 MiB to serve"
+        ),
+    ] = 16 * _MIB
+    state_cache_policy: Annotated[
+        Literal["lru", "lfu", "fifo"], Field(description="which row leaves a full cache of state rows first")
+    ] = "lru"
+    state_cache_stats: Annotated[bool, Field(description="hits and misses of the cache of state rows are counted")] = (
+        True
+    )
     index_rows_per_block_max: Annotated[
         int,
         Field(ge=1, le=limits.INDEX_ROWS_PER_BLOCK_MAX, description="rows that one index may give for one block"),
@@ -250,6 +263,8 @@ def _allowed(key: str) -> str:
     schema = Settings.model_json_schema()["properties"][key]
     if "enum" in schema:
         return "one of " + ", ".join(schema["enum"])
+    if schema["type"] == "boolean":
+        return "true or false"
     kind = "a whole number" if schema["type"] == "integer" else "a number"
     return f"{kind} from {schema['minimum']:,} to {schema['maximum']:,}"
 
@@ -258,6 +273,7 @@ def _allowed(key: str) -> str:
 
 _NUMBER_CHARACTERS_MAX: Final = 40
 _INTEGER: Final = re.compile(r"[+-]?[0-9]+(_[0-9]+)*", re.ASCII)
+_BOOLEANS: Final = {"true": True, "false": False}
 _DECIMAL: Final = re.compile(r"[+-]?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]+)?", re.ASCII)
 
 
@@ -284,6 +300,8 @@ def _from_text(text: str, kind: object) -> object:
         return int(text)
     if kind is float and _DECIMAL.fullmatch(text):
         return float(text)
+    if kind is bool and text in _BOOLEANS:
+        return _BOOLEANS[text]
     return text
 
 

@@ -37,9 +37,14 @@ def error_table() -> str:
     return _table(["code", "exit", "recovery", "meaning", "what to do"], rows)
 
 
+def _as_written(default: str | float) -> str:
+    """The default as a file or a variable spells it."""
+    return str(default).lower() if isinstance(default, bool) else str(default)
+
+
 def setting_table() -> str:
     rows = (
-        [f"`{info.key}`", f"`{info.default}`", info.allowed, f"`{info.variable}`", info.description]
+        [f"`{info.key}`", f"`{_as_written(info.default)}`", info.allowed, f"`{info.variable}`", info.description]
         for info in describe_settings()
     )
     return _table(["setting", "default", "allowed", "variable", "meaning"], rows)

@@ -68,6 +68,9 @@ def test_the_published_defaults() -> None:
         "history_every": 0,
         "tree_bytes_max": 4 * 1024 * 1024 * 1024,
         "cache_bytes": 32 * 1024 * 1024,
+        "state_cache_bytes": 16 * 1024 * 1024,
+        "state_cache_policy": "lru",
+        "state_cache_stats": True,
         "index_rows_per_block_max": 100_000,
         "log_level": "warning",
     }
@@ -124,12 +127,14 @@ def test_each_setting_holds_its_limits(info: object, tmp_path: Path) -> None:
     variable = "HOLDFAST_" + key.upper()
     if "enum" in schema:
         good, bad = schema["enum"], ["", "nonsense", schema["enum"][0].upper(), schema["enum"][0] + " "]
+    elif schema["type"] == "boolean":
+        good, bad = [True, False], ["", "yes", "TRUE", "1", "true ", "on"]
     else:
         low, high = schema["minimum"], schema["maximum"]
         good, bad = [low, high], [low - 1, high + 1, "", "x", "nan", "inf", "1e400", "0x10", " 1", "9" * 50, "9" * 5000]
     for value in good:
         for loaded in (
-            load_settings(environ={variable: str(value)}),
+            load_settings(environ={variable: str(value).lower()}),
             load_settings(environ={}, overrides={key: value}),
         ):
             assert getattr(loaded.settings, key) == value
@@ -314,4 +319,4 @@ def test_each_setting_is_described() -> None:
     for info in describe_settings():
         assert info.description
         assert info.variable == "HOLDFAST_" + info.key.upper()
-        assert info.allowed.startswith(("one of ", "a whole number from ", "a number from "))
+        assert info.allowed.startswith(("one of ", "a whole number from ", "a number from ", "true or false"))

@@ -138,6 +138,9 @@ def view_options(settings: Settings) -> ViewOptions:
         pinned_bytes_max=settings.pinned_bytes_max,
         paced=settings.durability == "sync",
         undo_window=settings.proof_window_blocks,
+        cache_bytes=settings.state_cache_bytes,
+        cache_policy=settings.state_cache_policy,
+        cache_stats=settings.state_cache_stats,
     )
 
 

@@ -8,14 +8,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import msgspec
 
 from ..engine.api import Page
 from .tables import Table
 
-__all__ = ["Applied", "FrameLayers", "HistoryRecord", "HistoryRule", "Layer", "RowReader", "Rows", "ViewOptions"]
+__all__ = [
+    "Applied",
+    "CachePolicy",
+    "FrameLayers",
+    "HistoryRecord",
+    "HistoryRule",
+    "Layer",
+    "RowReader",
+    "Rows",
+    "ViewOptions",
+]
+
+CachePolicy = Literal["lru", "lfu", "fifo"]
+"""Which entry leaves a full cache first: the one not read for longest, the one read least, or the oldest."""
 
 Rows = dict[bytes, bytes | None]
 """Engine key -> new value; ``None`` deletes the row."""
@@ -79,6 +92,11 @@ class ViewOptions:
     Useless where commits do not wait."""
     undo_window: int = 0
     """Undo is kept for so many blocks more than may still be undone, for proofs at old heights."""
+    cache_bytes: int = 0
+    """Budget of the cache of state rows; 0: none."""
+    cache_policy: CachePolicy = "lru"
+    cache_stats: bool = True
+    """Hits and misses are counted."""
 
 
 class HistoryRule(Protocol):

@@ -17,6 +17,8 @@ Invariants:
     * Before 3, every older pinned reader has what it needs, or has expired.
     * In 3a the rows of a key are added from low heights to high ones, in 3c removed from high to low: the first row of
       a key above a height is at any time the first one of the old branch or of the new one.
+    * What the cache holds of the state is dropped before the frames leave the overlay; from 3b until then it takes
+      nothing in.
     * What the record of the history claims is true before, while and after a flush: a block whose changes are not
       recorded raises its floor before 3.
     * After a failure nothing is flushed any more; readers stay right, because the overlay still has everything.
@@ -34,6 +36,7 @@ from ..engine.api import Batch, Engine, Reader
 from ..errors import EngineError, HoldfastError, StateError
 from ..limits import HASH_BYTES
 from .api import Applied, FrameLayers, Rows, ViewOptions
+from .cache import RowCache
 from .collect import SLICE_BYTES, HistoryChanges, UndoWriter
 from .keeper import HistoryKeeper
 from .overlay import MISSING, Overlay, Published
@@ -49,6 +52,7 @@ from .rows import (
     encode_flushing,
     encode_row,
 )
+from .tables import STATE
 from .undo import lost_undo, read_undo, undo_range_to
 
 __all__ = ["Flusher", "in_order", "load_applied"]
@@ -120,6 +124,7 @@ class Flusher:
         applied: Applied | None,
         make_durable: Callable[[int], None] | None = None,
         history: HistoryKeeper | None = None,
+        cache: RowCache | None = None,
     ) -> None:
         self._engine = engine
         self._overlay = overlay
@@ -133,6 +138,7 @@ class Flusher:
         self.undo_floor = 0 if applied is None else max(applied.undo_floor, applied.flushing_floor or 0)
         """Blocks at or below it may have no undo any more. Rises before the first undo goes."""
         self.history = history if history is not None else HistoryKeeper(engine, None, None)
+        self._cache = cache
         self.removals = 0
         """Rises before a flush removes history rows: whoever read a row before and its history after reads again."""
         self.rows_version = 0
@@ -219,6 +225,8 @@ class Flusher:
         self._freeze(pins, keys, frames[-1].version, pace)
         self._write(changes.added(), changes.rows, "views.flush.mid_history", pace)
         self.rows_version = frames[-1].version
+        if self._cache is not None:
+            self._cache.close()
         parts = []
         ordered = self._engine.capabilities.wants_sorted
         for part in _slices(keys, rows, self._slice_rows, ordered=ordered):
@@ -226,6 +234,10 @@ class Flusher:
             self._engine.apply(Batch(_encoded(part, rows)), sync=False)
             hit("views.flush.mid_rows")
             pace()
+        if self._cache is not None:
+            for part in parts:
+                self._cache.drop(key for key in part if key.startswith(STATE.prefix))
+            self._cache.open()
         self._remove_history(changes.removed(), pace)
         self._finish(last, floor)
         self._overlay.drop(frames, parts, pace)

@@ -227,7 +227,7 @@ class Overlay:
         return 0
 
     def heights_of(self, key: bytes) -> set[int]:
-        """Heights of the blocks in the overlay, on whichever branch, that change ``key``. Cost: blocks in the overlay."""
+        """Heights of blocks in the overlay, on whichever branch, that change ``key``. Cost: blocks in the overlay."""
         versions = set()
         node = self.nodes.get(key)
         while node is not None:

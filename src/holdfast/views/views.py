@@ -18,6 +18,8 @@ from ..engine.api import Engine, Reader
 from ..errors import CorruptionError, PrunedError, Recovery
 from ..limits import HASH_BYTES
 from .api import Applied, FrameLayers, HistoryRecord, HistoryRule, RowReader, Rows, ViewOptions
+from .cache import CacheStats, RowCache
+from .cached import state_getter
 from .flush import Flusher, load_applied
 from .historical import HistoricalReader
 from .keeper import HistoryKeeper
@@ -65,8 +67,9 @@ class Views:
         if applied is not None:
             self._overlay.durable_seq = self._overlay.visible_seq = applied.seq
         self._pins = Pins(engine, self._overlay, options.pinned_bytes_max)
+        self._cache = RowCache(options.cache_bytes, options.cache_policy) if options.cache_bytes else None
         self._flusher = Flusher(
-            engine, self._overlay, self._pins, options, frame_digest, applied, make_durable, history
+            engine, self._overlay, self._pins, options, frame_digest, applied, make_durable, history, self._cache
         )
         self._pins.refused = self._flusher.finishing is not None
         self._visible = VisibleReader(engine, self._overlay, self._pins)
@@ -74,6 +77,8 @@ class Views:
         self._historical = HistoricalReader(engine, self._overlay, self._pins, self._flusher)
         self.get: Callable[[bytes], bytes | None] = self._visible.get
         """The visible row, or ``None``."""
+        self.get_state = state_getter(engine, self._overlay, self._cache, count=options.cache_stats)
+        """The visible row of an engine key of the state, or ``None``: as ``get``, through the cache."""
         self.publish: Callable[[FrameLayers], None] = self._overlay.publish
         """The rows of a frame are there for ``latest``; for readers once ``set_visible`` reached its seq.
 
@@ -282,6 +287,11 @@ class Views:
         self._flusher.stop()
         if flush and self._flusher.finishing is None:
             self._flusher.flush()
+
+    @property
+    def cache_stats(self) -> CacheStats | None:
+        """Figures of the cache of state rows as of now; ``None`` if there is none."""
+        return None if self._cache is None else self._cache.stats
 
     @property
     def stats(self) -> ViewStats:
