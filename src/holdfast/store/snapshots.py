@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from .._failpoints import hit
@@ -171,12 +171,18 @@ def import_snapshot(
     with _target(fs, root):
         _Copy(fs, root / BASE_NAME, reader, progress).run(workers)
     hit("store.import.before_create")
+    _create(fs, root, place.engine, settings if settings is not None else Settings(), reader)
+    return reader.info
+
+
+def _create(fs: FileSystem, root: Path, engine: str | None, settings: Settings, reader: SnapshotReader) -> None:
+    """The store whose ``base/`` is complete exists, with its views, and is closed."""
     book = SafetyBook()
     plan = OpenPlan(
         fs,
         root,
-        place.engine,
-        settings if settings is not None else Settings(),
+        engine,
+        settings,
         spec_of(reader.manifest),
         True,
         book.parts,
@@ -185,15 +191,11 @@ def import_snapshot(
         base=base_parts(reader.manifest, reader.digest),
     )
     opened = open_for_writing(plan)
-    try:
-        opened.views.close(flush=True)
-        opened.engine.close()
-        opened.journal.close()
-        opened.lock.release()
-    except BaseException:
-        opened.abandon()
-        raise
-    return reader.info
+    with ExitStack() as stack:
+        stack.callback(opened.lock.release)
+        stack.callback(opened.journal.close)
+        stack.callback(opened.engine.close)
+        stack.callback(opened.views.close, flush=True)
 
 
 def _check_chain(reader: SnapshotReader, chain: Chain) -> None:
