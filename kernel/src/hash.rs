@@ -181,33 +181,3 @@ pub fn shared_bits(a: &Hash, b: &Hash) -> usize {
     }
     256
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn hex(hash: &Hash) -> String {
-        hash.iter().map(|byte| format!("{byte:02x}")).collect()
-    }
-
-    #[test]
-    fn sha256_of_known_messages() {
-        let known = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
-        assert_eq!(hex(&sha256(b"abc")), known);
-        let million = vec![b'a'; 1_000_000];
-        let known = "cdc76e5c9914fb9281a1c7e284d73e67f1809a48a497200e046d39ccc7112cd0";
-        assert_eq!(hex(&sha256(&million)), known);
-    }
-
-    #[test]
-    fn shared_bits_counts_to_the_first_difference() {
-        let zero = [0; 32];
-        assert_eq!(shared_bits(&zero, &zero), 256);
-        for at in 0..256 {
-            let mut other = zero;
-            other[at >> 3] = 0x80 >> (at & 7);
-            assert_eq!(shared_bits(&zero, &other), at);
-            assert!(bit(&other, at) && !bit(&zero, at));
-        }
-    }
-}
