@@ -89,6 +89,7 @@ def test_what_is_not_written(changes: dict[bytes, bytes | None], inserted: list[
         BACKEND.encode_changes(changes, inserted)
 
 
+@pytest.mark.slow
 def test_a_value_of_the_largest_size() -> None:
     value = bytes(STATE_VALUE_BYTES_MAX)
     data = BACKEND.encode_changes({b"a": value}, [])

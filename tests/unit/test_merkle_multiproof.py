@@ -76,6 +76,7 @@ def test_every_question_has_its_one_proof(
         refused(bad, tree.root, claims, scheme)
 
 
+@pytest.mark.slow
 @both_schemes
 @pytest.mark.parametrize("count", [0, 1, 2, 5, 60])
 @pytest.mark.parametrize("keys", [(b"key-0",), (b"absent",), (b"key-1", b"absent", b"key-7", b"absent-2", b"key-33")])

@@ -89,6 +89,7 @@ def test_vectors_of_the_ics23_project(shared_data: Path, name: str) -> None:
     refused(proof, sha(root), key, value, ICS23_SMT)
 
 
+@pytest.mark.slow
 @both_schemes
 @given(
     rows=st.dictionaries(st.binary(min_size=1, max_size=3), st.binary(min_size=1, max_size=3), min_size=1, max_size=20),
@@ -183,6 +184,7 @@ cases = pytest.mark.parametrize(
 )
 
 
+@pytest.mark.slow
 @cases
 def test_every_flipped_byte_is_refused(scheme: Scheme, count: int, key: bytes) -> None:
     tree, rows = state(count, scheme)
@@ -344,6 +346,7 @@ def test_a_proof_over_another_key_does_not_fold_by_its_own_sides() -> None:
     refused(encode(forged), root_over(forged), b"key-0", b"v", why="on its side")
 
 
+@pytest.mark.slow
 def test_neighbours_are_adjacent() -> None:
     tree, rows = state(40)
     order = sorted(rows.rows, key=sha)
@@ -367,9 +370,9 @@ def test_neighbours_are_adjacent() -> None:
                     accepted += 1
                 elif first is None or second is None or abs(first - place) < 3 or abs(second - place) < 3:
                     refused(bad, tree.root, key, None)
-        if accepted >= 12:
+        if accepted >= 6:
             break
-    assert accepted >= 12
+    assert accepted >= 6
 
 
 def test_a_present_key_is_not_absent() -> None:

@@ -111,6 +111,7 @@ def test_versions_live_side_by_side(scheme: Scheme, steps: list[tuple[int, dict[
         assert (tree.root, tree.count) == (node(scheme, leaves_of(scheme, rows)), len(rows))
 
 
+@pytest.mark.slow
 @both_schemes
 @given(
     steps=st.lists(st.dictionaries(key_hashes, st.one_of(st.none(), st.integers(0, 3)), max_size=20), max_size=6),
@@ -144,6 +145,7 @@ def folded(scheme: Scheme, found: bytes, key_hash: bytes, siblings: list[bytes])
     return found
 
 
+@pytest.mark.slow
 @both_schemes
 @given(keys=st.sets(key_hashes, max_size=30), asked=st.lists(key_hashes, min_size=1, max_size=10))
 def test_paths_and_neighbours(scheme: Scheme, keys: set[bytes], asked: list[bytes]) -> None:
@@ -167,6 +169,7 @@ def test_paths_and_neighbours(scheme: Scheme, keys: set[bytes], asked: list[byte
         )
 
 
+@pytest.mark.slow
 @both_schemes
 @given(keys=st.sets(key_hashes, max_size=30), most=st.integers(1, 9), start=key_hashes, limit=st.integers(0, 31))
 def test_parts(scheme: Scheme, keys: set[bytes], most: int, start: bytes, limit: int) -> None:
@@ -273,6 +276,18 @@ def test_full_depth_in_a_small_thread() -> None:
     assert isinstance(parts, list)
     assert (len(siblings), len(parts), parts[-1].depth <= 256) == (256, 257, True)
     assert lone == leaves[base]
+
+
+@pytest.mark.parametrize("turn", [0x00, 0xFF])
+def test_neighbours_across_a_long_ladder(turn: int) -> None:
+    """Sixty leaves share 196 bits, and one more stands at the other end of the tree."""
+    end = bytes([turn]) * 32
+    order = sorted([*(flipped(end, depth) for depth in range(196, 256)), bytes([turn ^ 0xFF]) * 32])
+    tree = loaded(JMT_SHA256, {key: leaf_of(JMT_SHA256, key, b"x") for key in order})
+    for at, key in enumerate(order):
+        above = order[at + 1] if at + 1 < len(order) else None
+        assert tree.neighbours(key) == (order[at - 1] if at else None, above)
+        assert tree.records(key, 2) == tree.records(bytes(32), 99)[at * RECORD_BYTES :][: 2 * RECORD_BYTES]
 
 
 @pytest.mark.parametrize("changes", [{b"": b"x"}, {b"x": b""}])
