@@ -113,7 +113,7 @@ def entry_info(entry: BlockEntry, seq: int, seen_us: int) -> BlockInfo:
         entry.header_bytes or 0,
         entry.body_bytes,
         entry.extra_bytes,
-        entry.state_root if entry.state_root != ZERO_HASH else None,
+        entry.state_root if entry.state_root != ZERO_HASH or entry.executed is not None else None,
         entry.executed,
     )
 

@@ -117,7 +117,7 @@ def encode_block_record(entry: BlockEntry, seq: int, seen_us: int) -> bytes:
         )
         + entry.producer
     )
-    if entry.state_root == ZERO_HASH:
+    if entry.state_root == ZERO_HASH and entry.executed is None:  # zeros are also the root of an empty state
         return record
     return record + _EXECUTED.pack(_NOT_EXECUTED if entry.executed is None else entry.executed, entry.state_root)
 
