@@ -179,6 +179,19 @@ class Counter(Contract, name="counter", version=1):
     def stop(self) -> None:
         raise SystemExit(3)
 
+    @entry
+    def add_after_view(self, amount: int) -> int:
+        self.total = self.get() + amount
+        return self.get()
+
+    @entry
+    def add_after_failed_view(self, amount: int) -> int:
+        try:
+            self.write_in_view()
+        except ContractRevert:
+            self.total = self.get() + amount
+        return self.get()
+
     @view
     def write_in_view(self) -> int:
         self.total = 1

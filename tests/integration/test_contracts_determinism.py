@@ -91,13 +91,13 @@ def test_seeds_orders_and_stacks_change_nothing() -> None:
 
 
 EXPECTED = """\
-199204adaa6e9cf511080411da4246921a59557e689c6370c61f87218095e541
+a859c0fda92493bc71d7df5c20aeb3e8b50af95229de3b280ab3b07e94967f73
 7d45625e7a40681867f8ced665a0332455f62bc689a2c98ddd864f680fc53482
 1
 1273
-94c491cc4ebfdda1ee7b7b935d987f1b7fb7a5d7a05b20a9e6f21792082636d5
+3239ee5e1522ab8afc667402b8b8904bf444dadf26f24ad9703c3f5ab0d1aee0
 1c74382841e04f61087cb61d116ef39d0e09ca4b16580fc130f66b6079432e9c
 2
 1431
 """
-"""Pinned: another machine, another Python, or a change of the rules is found here."""
+"""Pinned: another machine, another Python, or a change of the rules or of the contracts above is found here."""

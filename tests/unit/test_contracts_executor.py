@@ -290,7 +290,8 @@ def test_the_exact_gas_is_enough_and_one_less_is_not(bench: Bench) -> None:
     counter = bench.deploy("counter")
     bench.call(counter, "add", 5)
     used = bench.call(counter, "add", 0).gas_used
-    assert bench.call(counter, "add", 0, gas=used).gas_used == used
+    exact = bench.call(counter, "add", 0, gas=used)
+    assert (exact.status, exact.gas_used) == (Status.OK, used)
     for gas in (used - 1, used // 2, 1, 0):
         receipt = bench.call(counter, "add", 0, gas=gas)
         assert (receipt.status, receipt.gas_used) == (Status.OUT_OF_GAS, gas)
@@ -366,6 +367,13 @@ def test_who_calls_is_the_contract_and_who_began_is_the_account(bench: Bench) ->
     proxy = bench.deploy("proxy", counter)
     assert bench.ask(proxy, "ask_who") == [proxy, ALICE, counter]
     assert bench.ask(counter, "who") == [ALICE, ALICE, counter]
+
+
+def test_a_method_may_write_after_it_asked_a_view_of_its_own(bench: Bench) -> None:
+    counter = bench.deploy("counter")
+    bench.call(counter, "add", 5)
+    assert bench.ask(counter, "add_after_view", 2) == 7
+    assert bench.ask(counter, "add_after_failed_view", 2) == 9
 
 
 def test_a_view_cannot_write_through_another_contract(bench: Bench) -> None:
@@ -747,3 +755,16 @@ def test_the_stack_limit_of_the_process_is_as_it_was_afterwards(bench: Bench) ->
     counter = bench.deploy("counter")
     bench.call(counter, "fall_in_helper")
     assert sys.getrecursionlimit() == before
+
+
+def test_a_call_is_not_a_deployment(bench: Bench) -> None:
+    counter = bench.deploy("counter")
+    wrongs: list[Callable[[], Receipt]] = [
+        lambda: bench.executor.execute_call(Deploy("counter", 1), bench.context()),  # type: ignore[arg-type]
+        lambda: bench.executor.deploy(Call(counter, "add"), bench.context()),  # type: ignore[arg-type]
+        lambda: bench.executor.view(bench.state, Deploy("counter", 1), bench.context()),  # type: ignore[arg-type]
+    ]
+    for wrong in wrongs:
+        with pytest.raises(InvalidInputError, match="is expected"):
+            wrong()
+    assert bench.executor.in_block

@@ -71,6 +71,11 @@ def _check_arguments(arguments: object) -> None:
         raise InvalidInputError(f"arguments are encoded bytes, at most {ARGUMENTS_BYTES_MAX}", found=found)
 
 
+def _check_kind(given: object, kind: type) -> None:
+    if not isinstance(given, kind):
+        raise InvalidInputError(f"a '{kind.__name__}' is expected", found=type(given).__name__)
+
+
 @dataclass(frozen=True, slots=True)
 class Call:
     """A method of a deployed contract, with encoded arguments (``encode_arguments``)."""
@@ -165,6 +170,7 @@ class ContractExecutor:
             HoldfastError: the storage failed, or code is missing (see ``missing_code``): the block is discarded.
         """
         block = self._open_block(context)
+        _check_kind(call, Call)
 
         def work(session: Session) -> bytes:
             session.meter.charge(self.schedule.call + self.schedule.argument_byte * len(call.arguments))
@@ -179,6 +185,7 @@ class ContractExecutor:
         The address follows from the caller and the number of its deployments so far. Raises as ``execute_call``.
         """
         block = self._open_block(context)
+        _check_kind(deploy, Deploy)
 
         def work(session: Session) -> bytes:
             session.meter.charge(self.schedule.deploy + self.schedule.argument_byte * len(deploy.arguments))
@@ -221,6 +228,7 @@ class ContractExecutor:
         A method that writes gives ``reverted``. Raises what the state raises.
         """
         self._require_idle()
+        _check_kind(call, Call)
 
         def work(session: Session) -> bytes:
             session.meter.charge(self.schedule.call + self.schedule.argument_byte * len(call.arguments))
