@@ -63,6 +63,8 @@ WANTED = {
     "AnyLimitIsFine": "test_a_page_size_outside_the_limits_is_refused",
     "FloorIgnoresLow": "test_floor",
     "FloorIsStrict": "test_floor",
+    "CeilingIgnoresHigh": "test_ceiling",
+    "CeilingIsStrict": "test_ceiling",
     "RowsBeforeRanges": "test_delete_ranges_act_before_rows",
     "RangeKeepsItsFirstKey": "test_delete_ranges_act_before_rows",
     "ChangesTheBatch": "test_a_batch_is_not_kept_or_changed",

@@ -158,6 +158,9 @@ class CountingEngine:
     def floor(self, key: bytes, low: bytes = b"") -> tuple[bytes, bytes] | None:
         return self._engine.floor(key, low)
 
+    def ceiling(self, key: bytes, high: bytes) -> tuple[bytes, bytes] | None:
+        return self._engine.ceiling(key, high)
+
     def scan(self, start: bytes = b"", stop: bytes | None = None, *, reverse: bool = False, limit: int = 1000) -> Page:
         return self._engine.scan(start, stop, reverse=reverse, limit=limit)
 

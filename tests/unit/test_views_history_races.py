@@ -98,10 +98,8 @@ class Looks:
             return self.moments[0].overlay.get(key, version)
         return self.moments[1].rows.get(key)
 
-    def scan(self, start: bytes, stop: bytes, *, limit: int) -> object:
-        engine = RecordingEngine()
-        found = sorted(item for item in self.moments[2].rows.items() if start <= item[0] < stop)[:limit]
-        return type(engine.scan())(found, None)
+    def ceiling(self, key: bytes, high: bytes) -> tuple[bytes, bytes] | None:
+        return min((item for item in self.moments[2].rows.items() if key <= item[0] < high), default=None)
 
 
 class Watch:

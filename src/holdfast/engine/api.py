@@ -85,6 +85,9 @@ class Reader(Protocol):
     def floor(self, key: bytes, low: bytes = b"") -> Row | None:
         """The row with the greatest key ``k``, ``low <= k <= key``, or ``None``."""
 
+    def ceiling(self, key: bytes, high: bytes) -> Row | None:
+        """The row with the smallest key ``k``, ``key <= k < high``, or ``None``: quicker than a page of one row."""
+
     def scan(self, start: bytes = b"", stop: bytes | None = None, *, reverse: bool = False, limit: int = 1000) -> Page:
         """Rows with ``start <= key < stop`` in key order (or the reverse), at most ``limit`` (1..100,000) of them."""
 

@@ -128,6 +128,15 @@ def _get_many(transaction: lmdb.Transaction, keys: Sequence[bytes]) -> list[byte
         return [_get(transaction, key) for key in keys]
 
 
+def _ceiling(transaction: lmdb.Transaction, key: bytes, high: bytes) -> Row | None:
+    key = clamp_bound(key)
+    with transaction.cursor() as cursor:
+        if not (cursor.set_range(key) if key else cursor.first()):
+            return None
+        row = cast(Row, cursor.item())
+        return row if row[0] < high else None
+
+
 def _floor(transaction: lmdb.Transaction, key: bytes, low: bytes) -> Row | None:
     key = clamp_bound(key)
     if not key:
@@ -212,6 +221,10 @@ class _Snapshot:
     def floor(self, key: bytes, low: bytes = b"") -> Row | None:
         with self._gate, self._translated:
             return _floor(self._current(), key, low)
+
+    def ceiling(self, key: bytes, high: bytes) -> Row | None:
+        with self._gate, self._translated:
+            return _ceiling(self._current(), key, high)
 
     def scan(self, start: bytes = b"", stop: bytes | None = None, *, reverse: bool = False, limit: int = 1000) -> Page:
         check_limit(limit)
@@ -375,6 +388,10 @@ class LmdbEngine:
     def floor(self, key: bytes, low: bytes = b"") -> Row | None:
         with self._gate, self._translated, self._env.begin() as transaction:
             return _floor(transaction, key, low)
+
+    def ceiling(self, key: bytes, high: bytes) -> Row | None:
+        with self._gate, self._translated, self._env.begin() as transaction:
+            return _ceiling(transaction, key, high)
 
     def scan(self, start: bytes = b"", stop: bytes | None = None, *, reverse: bool = False, limit: int = 1000) -> Page:
         check_limit(limit)

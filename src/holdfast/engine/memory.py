@@ -57,6 +57,13 @@ class _Rows:
         found: bytes = self.keys[position]
         return (found, self.values[found]) if found >= low else None
 
+    def ceiling(self, key: bytes, high: bytes) -> Row | None:
+        position = self.keys.bisect_left(key)
+        if position == len(self.keys):
+            return None
+        found: bytes = self.keys[position]
+        return (found, self.values[found]) if found < high else None
+
     def scan(self, start: bytes, stop: bytes | None, reverse: bool, limit: int) -> Page:
         first = self.keys.bisect_left(start)
         last = len(self.keys) if stop is None else self.keys.bisect_left(stop)
@@ -91,6 +98,10 @@ class _Snapshot:
     def floor(self, key: bytes, low: bytes = b"") -> Row | None:
         with self._engine.gate:
             return self._rows.floor(key, low)
+
+    def ceiling(self, key: bytes, high: bytes) -> Row | None:
+        with self._engine.gate:
+            return self._rows.ceiling(key, high)
 
     def scan(self, start: bytes = b"", stop: bytes | None = None, *, reverse: bool = False, limit: int = 1000) -> Page:
         check_limit(limit)
@@ -132,6 +143,10 @@ class MemoryEngine:
     def floor(self, key: bytes, low: bytes = b"") -> Row | None:
         with self.gate, self._lock:
             return self._rows.floor(key, low)
+
+    def ceiling(self, key: bytes, high: bytes) -> Row | None:
+        with self.gate, self._lock:
+            return self._rows.ceiling(key, high)
 
     def scan(self, start: bytes = b"", stop: bytes | None = None, *, reverse: bool = False, limit: int = 1000) -> Page:
         check_limit(limit)

@@ -112,6 +112,18 @@ def _floor(rows: RdictIter, key: bytes, low: bytes) -> Row | None:
     return found, value
 
 
+def _ceiling(rows: RdictIter, key: bytes, high: bytes) -> Row | None:
+    rows.seek(key)
+    if not rows.valid():
+        rows.status()
+        return None
+    found: bytes = rows.key()
+    if found >= high:
+        return None
+    value: bytes = rows.value()
+    return found, value
+
+
 def _scan_forward(rows: RdictIter, start: bytes, stop: bytes | None, limit: int) -> Page:
     found: list[Row] = []
     valid, key_of, value_of, step = rows.valid, rows.key, rows.value, rows.next
@@ -197,6 +209,10 @@ class _Snapshot:
     def floor(self, key: bytes, low: bytes = b"") -> Row | None:
         with self._gate, self._translated:
             return _floor(self._iterator(), key, low)
+
+    def ceiling(self, key: bytes, high: bytes) -> Row | None:
+        with self._gate, self._translated:
+            return _ceiling(self._iterator(), key, high)
 
     def scan(self, start: bytes = b"", stop: bytes | None = None, *, reverse: bool = False, limit: int = 1000) -> Page:
         check_limit(limit)
@@ -339,6 +355,10 @@ class RocksDbEngine:
     def floor(self, key: bytes, low: bytes = b"") -> Row | None:
         with self._gate, self._translated:
             return _floor(self._db.iter(), key, low)
+
+    def ceiling(self, key: bytes, high: bytes) -> Row | None:
+        with self._gate, self._translated:
+            return _ceiling(self._db.iter(), key, high)
 
     def scan(self, start: bytes = b"", stop: bytes | None = None, *, reverse: bool = False, limit: int = 1000) -> Page:
         check_limit(limit)

@@ -139,6 +139,14 @@ def _floor(connection: sqlite3.Connection, key: bytes, low: bytes) -> Row | None
     return None
 
 
+def _ceiling(connection: sqlite3.Connection, key: bytes, high: bytes) -> Row | None:
+    query = "SELECT k, v FROM rows WHERE k >= ? AND k < ? ORDER BY k ASC LIMIT 1"
+    for row in connection.execute(query, (key, high)).fetchall():
+        found: Row = row
+        return found
+    return None
+
+
 def _scan(connection: sqlite3.Connection, start: bytes, stop: bytes | None, *, reverse: bool, limit: int) -> Page:
     order = "DESC" if reverse else "ASC"
     upper, bounds = ("", (start,)) if stop is None else (" AND k < ?", (start, stop))
@@ -180,6 +188,10 @@ class _Snapshot:
     def floor(self, key: bytes, low: bytes = b"") -> Row | None:
         with self._gate, self._translated:
             return _floor(self._current(), key, low)
+
+    def ceiling(self, key: bytes, high: bytes) -> Row | None:
+        with self._gate, self._translated:
+            return _ceiling(self._current(), key, high)
 
     def scan(self, start: bytes = b"", stop: bytes | None = None, *, reverse: bool = False, limit: int = 1000) -> Page:
         check_limit(limit)
@@ -331,6 +343,10 @@ class SqliteEngine:
     def floor(self, key: bytes, low: bytes = b"") -> Row | None:
         with self._gate, self._translated, self._reading() as connection:
             return _floor(connection, key, low)
+
+    def ceiling(self, key: bytes, high: bytes) -> Row | None:
+        with self._gate, self._translated, self._reading() as connection:
+            return _ceiling(connection, key, high)
 
     def scan(self, start: bytes = b"", stop: bytes | None = None, *, reverse: bool = False, limit: int = 1000) -> Page:
         check_limit(limit)

@@ -232,6 +232,20 @@ class FloorIsStrict(RememberingEngine):
         return page.rows[0] if page.rows else None
 
 
+class CeilingIgnoresHigh(RememberingEngine):
+    """``ceiling`` finds rows at or above ``high``."""
+
+    def ceiling(self, key: bytes, high: bytes) -> Row | None:
+        return super().ceiling(key, b"\xff" * 600)
+
+
+class CeilingIsStrict(RememberingEngine):
+    """``ceiling`` does not find the key itself."""
+
+    def ceiling(self, key: bytes, high: bytes) -> Row | None:
+        return super().ceiling(key + b"\x00", high)
+
+
 class RowsBeforeRanges(RememberingEngine):
     """Range deletions delete the rows of their own batch."""
 

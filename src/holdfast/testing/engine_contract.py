@@ -292,6 +292,20 @@ class EngineContract:
                             wanted = (below[-1], b"v" + below[-1]) if below else None
                             assert reader.floor(key, low) == wanted, (key, low)
 
+    def test_ceiling(self, tmp_path: Path) -> None:
+        keys = (b"b", b"b\x00", b"d", b"d\xff", b"\xff\xff", b"\xff" * 500)
+        with self.opened(tmp_path) as engine:
+            assert engine.ceiling(b"", b"\xff") is None
+            engine.apply(Batch({key: b"v" + key[:3] for key in keys}), sync=True)
+            probes = (b"", b"a", b"b", b"b\x00", b"b\x00\x00", b"c", b"d", b"d\xfe", b"e", b"\xff" * 3, b"\xff" * 501)
+            with engine.snapshot() as view:
+                for reader in (engine, view):
+                    for key in probes:
+                        for high in probes:
+                            above = [found for found in keys if key <= found < high]
+                            wanted = (above[0], b"v" + above[0][:3]) if above else None
+                            assert reader.ceiling(key, high) == wanted, (key, high)
+
     def test_paging_forward_and_reverse_under_garbage_collection(self, tmp_path: Path) -> None:
         rows = [(b"key%05d" % i, b"x" * (i % 40)) for i in range(300)]
         with self.opened(tmp_path) as engine:
@@ -354,6 +368,7 @@ class EngineContract:
                     assert engine.get(low) == model.get(low)
                     below = [row for row in ordered if low <= row[0] <= high]
                     assert engine.floor(high, low) == (below[-1] if below else None)
+                    assert engine.ceiling(low, high) == (wanted[0] if wanted else None)
 
         check()
 
@@ -439,6 +454,7 @@ class EngineContract:
             lambda: get(b"a"),
             lambda: engine.get_many([b"a"]),
             lambda: engine.floor(b"a"),
+            lambda: engine.ceiling(b"a", b"b"),
             engine.scan,
             lambda: engine.apply(Batch({b"a": b"2"}), sync=False),
             engine.sync,

@@ -94,12 +94,12 @@ class HistoricalReader:
                 if value is not MISSING:
                     return value
             flat = engine.get(key)
-            rows = engine.scan(low, high, limit=1).rows
+            row = engine.ceiling(low, high)
             if flusher.removals == removals:
                 break
         self._check(height, snapshot)
-        if rows:
-            ((row_key, stored),) = rows
+        if row is not None:
+            row_key, stored = row
             return decode_old(row_key, decode_row(row_key, stored))
         return None if flat is None else decode_row(key, flat)
 
