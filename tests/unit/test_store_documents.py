@@ -6,7 +6,6 @@ import os
 import shutil
 import threading
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -414,8 +413,8 @@ def test_a_rebuild_holds_no_more_than_the_overlay_may(tmp_path: Path, monkeypatc
     most = 0
 
     class Watched(Views):
-        def __init__(self, *args: Any) -> None:
-            super().__init__(*args)
+        def __init__(self, *args: Any, **more: Any) -> None:
+            super().__init__(*args, **more)
             publish = self.publish
 
             def watched(frame: FrameLayers) -> None:
@@ -425,9 +424,11 @@ def test_a_rebuild_holds_no_more_than_the_overlay_may(tmp_path: Path, monkeypatc
 
             self.publish = watched
 
-    options = ViewOptions(overlay_bytes_max=500_000)
+    def build(*args: Any, **more: Any) -> renewal.Built:
+        return renewal.build_generation(*args, **more | {"options": ViewOptions(overlay_bytes_max=500_000)})
+
     monkeypatch.setattr(renewal, "Views", Watched)
-    monkeypatch.setattr(rebuild_module, "build_generation", partial(renewal.build_generation, options=options))
+    monkeypatch.setattr(rebuild_module, "build_generation", build)
     rebuild_views(tmp_path)
     assert 500_000 < most < 700_000
     with open_quick(tmp_path) as store:
