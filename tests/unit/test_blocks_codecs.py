@@ -147,7 +147,7 @@ def test_rows(entry: BlockEntry, seq: int, seen: int, orphan: OrphanInfo, state:
     assert (info.state_root, info.executed) == (None, None)
     executed = structs.replace(entry, state_root=entry.hash, executed=entry.part)
     info = decode_block_record(entry.hash, encode_block_record(executed, seq, seen))
-    assert (info.state_root, info.executed) == ((entry.hash, entry.part) if any(entry.hash) else (None, None))
+    assert (info.state_root, info.executed) == (entry.hash, entry.part)
     assert info.producer == entry.producer
     assert decode_orphan_record(orphan.hash, encode_orphan_record(orphan)) == orphan
     assert decode_state(encode_state(state)) == state
