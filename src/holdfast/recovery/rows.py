@@ -3,6 +3,8 @@
 Invariants:
     * The fresh views are made by the same function as live commits, from the journal alone.
     * The comparison reads both sides in key order, page by page: memory does not grow with the store.
+    * History rows are compared whole. Those that the views' own record gives up may be missing or not; those that are
+      there must be right.
 """
 
 from __future__ import annotations
@@ -19,11 +21,13 @@ from ..engine.api import Engine
 from ..engine.memory import MemoryEngine
 from ..engine.open import open_engine
 from ..errors import CorruptionError, Recovery
+from ..state.history import StateHistory
 from ..store.base import load_base
 from ..store.replay import Replayer
-from ..views.api import Applied, Rows, ViewOptions
+from ..views.api import Applied, HistoryRecord, Rows, ViewOptions
+from ..views.history import HISTORY_KEY, load_history
 from ..views.rows import CHECKSUM_BYTES, FLUSHING_KEY, decode_row, table_name
-from ..views.tables import INDEX_FIRST, INDEX_LAST, META, UNDO
+from ..views.tables import HISTORY, INDEX_FIRST, INDEX_LAST, META, UNDO
 from ..views.undo import decode_undo
 from ..views.views import Views
 from .links import Counter, Frames, engine_rows
@@ -86,6 +90,7 @@ def compare_views(
         else:
             tally.problem(problem)
 
+    record = load_history(engine.get)
     state = decode_state(applied.state) if applied is not None and target else EMPTY
     blocks = state.blocks
     window = max(0, state.floor - applied.undo_floor) if applied is not None else 0
@@ -93,12 +98,18 @@ def compare_views(
         if target:
             load_base(fresh, fs, root, source)
         options = ViewOptions(undo_window=window)
-        views = Views.open(fresh, options=options, frame_digest=lambda seq: source.frame(seq).digest)
+        views = Views.open(
+            fresh,
+            options=options,
+            frame_digest=lambda seq: source.frame(seq).digest,
+            history=StateHistory() if record is not None else None,
+            tip_height=lambda data: max(0, decode_state(data).tip_height),
+        )
         try:
             replayer = Replayer(views, SafetyBook())
             _replay(replayer, source, target, tally)
             views.flush()
-            skipped = _compare(engine, fresh, tally, report, exact=exact)
+            skipped = _compare(engine, fresh, tally, report, _Kept(record), exact=exact)
             if pending and flushing is not None:
                 _replay(replayer, source, flushing, tally)
                 views.flush()
@@ -121,8 +132,37 @@ def _of_index(key: bytes) -> bool:
     return INDEX_FIRST <= int.from_bytes(key[:2], "big") <= INDEX_LAST or key.startswith(_INDEX_RECORDS)
 
 
+class _Kept:
+    """Which history rows must be there, by the record of the views. Ask in the order of the keys."""
+
+    def __init__(self, record: HistoryRecord | None) -> None:
+        self._record = record
+        self._last = (b"", -1)
+
+    def needs(self, key: bytes) -> bool:
+        """True if the row of this engine key answers for a height that can be read; always of other tables."""
+        record = self._record
+        if record is None or not key.startswith(HISTORY.prefix):
+            return True
+        height = int.from_bytes(key[-8:], "big")
+        if height > record.floor:
+            return True
+        if not record.every:
+            return False
+        base = (height - 1) // record.every * record.every
+        first = self._last != (key[:-8], base)
+        self._last = (key[:-8], base)
+        return first and base >= record.oldest
+
+
 def _compare(
-    engine: Engine, fresh: Engine, tally: Counter, report: Callable[[bytes, CorruptionError], None], *, exact: bool
+    engine: Engine,
+    fresh: Engine,
+    tally: Counter,
+    report: Callable[[bytes, CorruptionError], None],
+    kept: _Kept,
+    *,
+    exact: bool,
 ) -> int:
     stored_rows, expected_rows = engine_rows(engine), engine_rows(fresh)
     stored, expected = next(stored_rows, None), next(expected_rows, None)
@@ -137,13 +177,15 @@ def _compare(
                 report(key, bad)
             elif _of_index(key):
                 skipped += 1
-            elif key != FLUSHING_KEY and (exact or not key.startswith(UNDO.prefix)):
+            elif key not in (FLUSHING_KEY, HISTORY_KEY) and (exact or not key.startswith(UNDO.prefix)):
                 report(key, _problem("a row that the journal does not explain", key))
             stored = next(stored_rows, None)
         elif stored is None or expected[0] < stored[0]:
-            report(expected[0], _problem("a row is missing", expected[0]))
+            if kept.needs(expected[0]):
+                report(expected[0], _problem("a row is missing", expected[0]))
             expected = next(expected_rows, None)
         else:
+            kept.needs(expected[0])
             difference = _difference(stored, expected[1])
             if difference is not None:
                 report(stored[0], difference)
@@ -167,7 +209,7 @@ def _checksum(key: bytes, stored: bytes) -> CorruptionError | None:
 
 def _difference(row: tuple[bytes, bytes], expected: bytes) -> CorruptionError | None:
     key, stored = row
-    if stored == expected:
+    if stored == expected or key == HISTORY_KEY:  # what was given up is no matter of the journal
         return None
     bad = _checksum(key, stored)
     if bad is not None:
