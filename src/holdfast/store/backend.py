@@ -85,7 +85,7 @@ class Backend(Protocol):
 
     @property
     def hot_get(self) -> Callable[[bytes], bytes | None]:
-        """The quickest way to a visible row of the state."""
+        """The quickest way to a visible row of the state, until ``renewed`` is called."""
 
     def the_views(self) -> Views:
         """The live views, caught up."""
@@ -156,6 +156,8 @@ class WriterBackend:
         self._branches = Branches(self._moment)
         self.closing: Callable[[], object] = _nothing
         """Called when everything durable is in the engine, before the journal is closed."""
+        self.renewed: Callable[[], object] = _nothing
+        """Called when other views have taken over."""
         self.stopping: Callable[[], object] = _nothing
         """Called first when the store is closed: background work ends."""
         self._renewing = threading.Lock()
@@ -212,7 +214,7 @@ class WriterBackend:
 
     @property
     def hot_get(self) -> Callable[[bytes], bytes | None]:
-        return self.rows.get
+        return self.writer.views.get_state
 
     def the_views(self) -> Views:
         return self.writer.views
@@ -302,6 +304,7 @@ class WriterBackend:
         writer.indexes, self._indexes = indexes.live, indexes
         opened.engine, opened.views, opened.generation = engine, views, number
         views.start()
+        self.renewed()
 
     def _release_retired(self) -> None:
         for views, engine in self._retired:

@@ -307,7 +307,7 @@ class Follower:
 
     @property
     def hot_get(self) -> Callable[[bytes], bytes | None]:
-        return self.rows.get
+        return lambda key: self._now().views.get_state(key)
 
     def the_views(self) -> Views:
         return self._now().views

@@ -18,7 +18,7 @@ from typing import Protocol
 from ..blocks.records import block_key, canonical_key, decode_block_record
 from ..blocks.state import ChainState
 from ..engine.api import Page, Reader
-from ..errors import BlockNotFound, CorruptionError, InvalidInputError, PrunedError, Recovery, ViewExpired
+from ..errors import BlockNotFound, CorruptionError, InvalidInputError, PrunedError, Recovery, StateError, ViewExpired
 from ..limits import HEIGHT_MAX
 from ..merkle.api import Scheme
 from ..merkle.ics23 import encode
@@ -55,7 +55,7 @@ class StateSource(Protocol):
 
     @property
     def hot_get(self) -> Callable[[bytes], bytes | None]:
-        """The quickest way to a visible row of the state."""
+        """The quickest way to a visible row of the state; asked for again after ``StoreState.rebind``."""
 
     @property
     def scheme(self) -> Scheme:
@@ -189,6 +189,10 @@ class StoreState(StateReader):
         super().__init__(source.rows, source.rows.get, source.hot_get)
         self._source = source
 
+    def rebind(self, get: Callable[[bytes], bytes | None] | None = None) -> None:
+        """Single rows are read by ``get`` from now on, or by what the source gives now: other views took over."""
+        self._get = get if get is not None else self._source.hot_get
+
     @property
     def root(self) -> bytes:
         """Root of the state at the tip, 32 bytes; that of an empty tree while nothing was executed."""
@@ -242,9 +246,14 @@ class StoreState(StateReader):
     def diff(self, first: int, second: int) -> Iterator[tuple[bytes, bytes | None, bytes | None]]:
         """(key, value at ``first``, value at ``second``) for every key that differs between two heights, in order.
 
-        Cost: O(keys changed since the lower height). Raises as ``at`` does.
+        Cost: O(keys changed since the lower height). Raises as ``at`` does, and ``StateError`` without history.
         """
         one, two = self.at(first), self.at(second)
+        if self._source.the_views().history is None:
+            raise StateError(
+                "without a history nobody knows which keys changed between two heights",
+                remedy="switch the setting 'history' on; heights from then on can be compared",
+            )
         start: bytes | None = b""
         while start is not None:
             with self._source.reading() as (views, snapshot):
@@ -254,6 +263,69 @@ class StoreState(StateReader):
                 if before != after:
                     yield key, one.get(key), two.get(key)
             start = page.resume
+
+    def changes(self, first: int, last: int) -> Iterator[tuple[bytes, list[tuple[int, bytes | None]]]]:
+        """(key, its values) for every key that a block above ``first`` up to ``last`` changed, in order of the keys.
+
+        The values are (``first``, value there), then (height, value from there on) for each change; ``None``: absent.
+        Cost: O(changes since ``first``). Raises as ``at`` does, for every height from ``first`` on, and ``StateError``
+        without history.
+        """
+        source = self._source
+        self.at(first)
+        end = _RowsAt(source, last, self._canonical(last).hash)
+        start: bytes | None = b""
+        while start is not None:
+            with source.reading() as (views, snapshot):
+                state, record = source.state, views.history
+                if record is None:
+                    raise StateError(
+                        "without a history nobody knows which keys changed",
+                        remedy="switch the setting 'history' on; changes from then on are kept",
+                    )
+                if first < record.floor:
+                    raise PrunedError(
+                        "changes above this height were pruned", height=first, least_readable=record.floor
+                    )
+                page = views.history_keys(start, None, first, _PAGE_KEYS, snapshot)
+                found = []
+                for row_key in (STATE.prefix + key for key in page.keys):
+                    heights = [height for height in views.heights_of(row_key, first, snapshot) if height < last]
+                    stored = [(height, views.read_at(row_key, height, snapshot)) for height in (first, *heights)]
+                    found.append((row_key, [*stored, (last, end.get(row_key))] if first < last else stored))
+                if (source.state.reorgs, views.history) != (state.reorgs, record):
+                    continue  # some of them may be of another branch
+            for row_key, stored in found:
+                changes = [item for at, item in enumerate(stored) if not at or item[1] != stored[at - 1][1]]
+                if len(changes) > 1:
+                    get = source.rows.get
+                    values = [(height, None if row is None else full_value(row, get)) for height, row in changes]
+                    yield row_key[len(STATE.prefix) :], values
+            start = page.resume
+
+    def statistics(self, *, tree: bool = True) -> dict[str, object]:
+        """The root, the tree, and which heights can be read and proved, as JSON values.
+
+        ``history_floor`` and ``proof_floor`` are the lowest heights that can be read and proved; ``None`` in an empty
+        store, and without a history. ``tree`` false leaves the tree out, which a read-only store has to load first.
+        """
+        source = self._source
+        views, state = source.the_views(), source.state
+        record = views.history
+        found: dict[str, object] = {
+            "root": self.root.hex(),
+            "scheme": source.scheme.name,
+            "history_floor": max(record.floor, state.root_height) if record is not None and state.has_tip else None,
+            "history_every": record.every if record is not None else None,
+            "proof_floor": max(views.undo_floor, state.root_height) if state.has_tip else None,
+        }
+        if tree:
+            held = source.open_state(None)
+            try:
+                found |= {"keys": held.tree.count, "tree_bytes": held.tree.size_bytes()}
+            finally:
+                held.release()
+        return found
 
     def prove(self, key: bytes, *, height: int | None = None) -> Proof:
         """A proof that ``key`` has the value it has, or none, at the tip or after the canonical block at ``height``.

@@ -26,6 +26,7 @@ from ..consensus.records import SafetyRecord, check_identity, check_position
 from ..errors import ClosedError, InternalError, InvalidInputError, ParentMismatch, ReadOnlyError
 from ..journal.api import Part
 from ..state.draft import BlockState
+from ..state.reader import StateReader
 from ..state.snapshot import SnapshotInfo
 from ..state.snapshot_export import CHUNK_BYTES_DEFAULT
 from ..types import ZERO_HASH, AddResult, Block, BlockInfo, RecoveryStats, ReorgInfo
@@ -70,6 +71,8 @@ class StoreSnapshot:
         self.blocks = blocks
         self.tip = tip
         self.finalized = state.finalized if state.finalized >= 0 else None
+        self.state = StateReader(rows)
+        """The state as of this moment; the root is that of ``tip``."""
 
     def documents(self, name: str) -> Documents:
         """The space of documents of this name as of this moment; it cannot be written to."""
@@ -106,8 +109,11 @@ class Store:
         """Questions about blocks, answered as of each call."""
         self._writer: Writer | None = None
         self._adder: Adder | None = None
+        self.state = StoreState(backend)
+        """The state at the tip that readers see, at a height, and its proofs."""
         if isinstance(backend, WriterBackend):
             self._writer = backend.writer
+            backend.renewed = self.state.rebind
             latest = BlockReader(
                 backend.latest_rows,
                 backend.journal,
@@ -118,8 +124,6 @@ class Store:
             )
             self._adder = Adder(backend.writer, chain, latest, self._waiting, backend.open_state)
             self._latest = latest
-        self.state = StoreState(backend)
-        """The state at the tip that readers see, at a height, and its proofs."""
         self.safety = Safety(backend.book, self._writer, self._check)
         """What a validator has promised."""
         _open_stores.add(self)
@@ -562,6 +566,7 @@ class Store:
                 return
             self._closed = "the store is closed"
         _open_stores.discard(self)
+        self.state.rebind(self._refuse_row)
         self._backend.close()
 
     def __enter__(self) -> Store:
@@ -575,7 +580,12 @@ class Store:
     def _forked(self) -> None:
         self._closed = "the store was opened before fork(); open it again in the child"
         self._close_lock = threading.Lock()
+        self.state.rebind(self._refuse_row)
         self._backend.abandon()
+
+    def _refuse_row(self, key: bytes) -> bytes | None:
+        self._check()
+        raise InternalError("a closed store was asked for a row")
 
     def _check(self) -> Backend:
         if self._closed is not None:
