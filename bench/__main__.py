@@ -30,6 +30,7 @@ BENCHES = {
     "follower": "follower",
     "engines": "engines",
     "kernel": "kernel",
+    "cache": "cache",
     "profile": "where",
 }
 """Name of a bench, and the module it is in."""
