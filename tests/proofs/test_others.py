@@ -144,7 +144,11 @@ def forged_steps(scheme: Scheme) -> Iterator[Check]:
                 if step.suffix
                 else InnerOp(1, scheme.inner_prefix, sibling)
             )
-            for bad in (turned, replace(step, hash=2), InnerOp(1, scheme.inner_prefix + sibling, sibling)):
+            for bad in (
+                turned,
+                InnerOp(2, step.prefix, step.suffix),
+                InnerOp(1, scheme.inner_prefix + sibling, sibling),
+            ):
                 bent.append(replace(proof, path=(*path[:place], bad, *path[place + 1 :])))
         for bad_proof in bent:
             yield scheme.name, tree.root, key, rows[key], encode(bad_proof)

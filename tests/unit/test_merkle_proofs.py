@@ -286,9 +286,9 @@ def test_every_step_is_pinned_to_its_side() -> None:
             InnerOp(1, prefix, b""),
             InnerOp(1, prefix + sibling * 2, b""),
             InnerOp(1, prefix, sibling * 2),
-            replace(step, hash=2),
-            replace(step, hash=0),
-            replace(step, prefix=JMT_SHA256.leaf_prefix + step.prefix[16:]),
+            step._replace(hash=2),
+            step._replace(hash=0),
+            step._replace(prefix=JMT_SHA256.leaf_prefix + step.prefix[16:]),
         ]
         for bad in bad_steps:
             path = (*proof.path[:place], bad, *proof.path[place + 1 :])
