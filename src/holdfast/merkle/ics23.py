@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from ..errors import ProofInvalid
 from ..limits import PROOF_BYTES_MAX, PROOF_DEPTH_MAX
@@ -45,8 +45,7 @@ class LeafOp:
     prefix: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class InnerOp:
+class InnerOp(NamedTuple):
     """One step towards the root: H(prefix + child + suffix)."""
 
     hash: int
@@ -83,7 +82,12 @@ CommitmentProof: TypeAlias = ExistenceProof | NonExistenceProof | EmptyProof
 # -- writing -------------------------------------------------------------------------------------------------------
 
 
+_SMALL = tuple(bytes((number,)) for number in range(0x80))
+
+
 def _varint(number: int) -> bytes:
+    if number <= 0x7F:
+        return _SMALL[number]
     out = bytearray()
     while number > 0x7F:
         out.append(number & 0x7F | 0x80)
@@ -110,12 +114,20 @@ def _leaf(leaf: LeafOp) -> bytes:
 
 
 def _inner(step: InnerOp) -> bytes:
-    return _number(1, step.hash) + _bytes(2, step.prefix) + _bytes(3, step.suffix)
+    """An element of ``path``, with its head. Most of a proof is these, so short ones are put together at once."""
+    hash_op, prefix, suffix = step
+    size = len(prefix) + len(suffix)
+    if 0 < hash_op <= 0x7F and prefix and size + 6 <= 0x7F:
+        if suffix:
+            head = bytes((0x22, size + 6, 0x08, hash_op, 0x12, len(prefix)))
+            return b"".join((head, prefix, bytes((0x1A, len(suffix))), suffix))
+        return bytes((0x22, size + 4, 0x08, hash_op, 0x12, size)) + prefix
+    return _message(4, _number(1, hash_op) + _bytes(2, prefix) + _bytes(3, suffix))
 
 
 def _existence(proof: ExistenceProof) -> bytes:
     leaf = None if proof.leaf is None else _leaf(proof.leaf)
-    path = b"".join(_message(4, _inner(step)) for step in proof.path)
+    path = b"".join(map(_inner, proof.path))
     return _bytes(1, proof.key) + _bytes(2, proof.value) + _message(3, leaf) + path
 
 

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from ..errors import CorruptionError, InvalidInputError, Recovery
 from .api import JMT_SHA256, Scheme, Tree
-from .bits import bit_at
+from .bits import HASH_BITS
 from .ics23 import SHA256, CommitmentProof, EmptyProof, ExistenceProof, InnerOp, LeafOp, NonExistenceProof
 from .values import tree_value
 
@@ -67,8 +67,9 @@ def _existence(tree: Tree, key_hash: bytes, lookup: Lookup, scheme: Scheme) -> E
     assert leaf[0] == key_hash
     key, value = held_value(leaf, lookup, scheme)
     prefix = scheme.inner_prefix
-    path = tuple(
-        InnerOp(SHA256, prefix + sibling, b"") if bit_at(key_hash, depth) else InnerOp(SHA256, prefix, sibling)
-        for depth, sibling in zip(range(len(siblings) - 1, -1, -1), siblings, strict=True)
-    )
-    return ExistenceProof(key, value, LeafOp(SHA256, SHA256, SHA256, 0, scheme.leaf_prefix), path)
+    sides = int.from_bytes(key_hash, "big") >> (HASH_BITS - len(siblings))  # the lowest bit is that of the leaf's side
+    path = []
+    for sibling in siblings:
+        path.append(InnerOp(SHA256, prefix + sibling, b"") if sides & 1 else InnerOp(SHA256, prefix, sibling))
+        sides >>= 1
+    return ExistenceProof(key, value, LeafOp(SHA256, SHA256, SHA256, 0, scheme.leaf_prefix), tuple(path))

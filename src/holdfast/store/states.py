@@ -21,7 +21,7 @@ from ..engine.api import Page, Reader
 from ..errors import BlockNotFound, CorruptionError, InvalidInputError, PrunedError, Recovery, StateError, ViewExpired
 from ..limits import HEIGHT_MAX
 from ..merkle.api import Scheme
-from ..merkle.ics23 import encode
+from ..merkle.ics23 import ExistenceProof, encode
 from ..merkle.multiproof import prove_many
 from ..merkle.prove import prove
 from ..state.draft import BlockState
@@ -335,9 +335,10 @@ class StoreState(StateReader):
         """
         check_key(key)
         with self._held(height) as (info, held):
-            reader = StateReader(held.rows)
-            data = encode(prove(held.tree, key, RowLookup(reader), scheme=self._source.scheme))
-            return Proof(data, held.tree.root, key, reader.get(key), info, self._source.scheme.name)
+            scheme = self._source.scheme
+            proof = prove(held.tree, key, RowLookup(StateReader(held.rows)), scheme=scheme)
+            value = full_value(proof.value, held.rows.get) if isinstance(proof, ExistenceProof) else None
+            return Proof(encode(proof), held.tree.root, key, value, info, scheme.name)
 
     def prove_many(self, keys: Sequence[bytes], *, height: int | None = None) -> MultiProof:
         """One compact proof for all of ``keys`` (docs/FORMAT.md, section 8.3), present and absent ones."""
