@@ -208,7 +208,7 @@ class LmdbMachine(DocumentsMachine):
 TestMemory = pytest.mark.slow(DocumentsMachine.TestCase)
 TestMemory.settings = settings(max_examples=60, stateful_step_count=30)
 TestSqlite = pytest.mark.slow(SqliteMachine.TestCase)
-TestSqlite.settings = settings(max_examples=30, stateful_step_count=25)
+TestSqlite.settings = settings(max_examples=20, stateful_step_count=25)
 TestRocks = pytest.mark.slow(RocksMachine.TestCase)
 TestRocks.settings = settings(max_examples=12, stateful_step_count=20)
 TestLmdb = pytest.mark.slow(LmdbMachine.TestCase)
