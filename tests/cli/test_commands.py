@@ -149,7 +149,7 @@ def test_finalize_is_kept_and_refuses_to_go_back(pow_store: Path) -> None:
     assert (refused.code, refused.error["code"]) == (11, "below_finality")
 
 
-@pytest.mark.parametrize("level", ["quick", "links", "views"])
+@pytest.mark.parametrize("level", ["quick", "links", "state", "views", "full"])
 def test_a_sound_store_verifies(pow_store_made: Path, level: str) -> None:
     report = done("verify", "--level", level, "-d", pow_store_made, "--json").record
     assert report["ok"] is True

@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import holdfast
 from holdfast import Store
 from holdfast.merkle.api import SCHEMES, Scheme
 from holdfast.store.backend import WriterBackend
-from holdfast.store.chain import ChainSpec, CustomChain, SchemeName
+from holdfast.store.chain import Chain, ChainSpec, CustomChain, SchemeName
 from holdfast.store.draft import Draft
 from holdfast.types import BlockInfo
 from tests.unit.merkle_support import leaves_of, node
@@ -65,7 +66,7 @@ def large(mark: object, size: int) -> bytes:
 
 
 def open_state_store(
-    url: str | Path, *, scheme: SchemeName = "jmt-sha256", chain: CustomChain | None = None, **fields: object
+    url: str | Path, *, scheme: SchemeName = "jmt-sha256", chain: Chain | None = None, **fields: Any
 ) -> Store:
     """A store whose tree has this scheme; nothing happens in its background."""
     chain = chain if chain is not None else CustomChain(ChainSpec(name="custom", scheme=scheme))

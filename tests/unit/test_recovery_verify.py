@@ -116,7 +116,9 @@ def test_each_level_checks_more(path: Path) -> None:
     names = [[check.name for check in verify_store(path, level=level).checks] for level in LEVELS]
     assert names[0] == ["identity", "watermark", "journal", "views"]
     assert names[1] == ["identity", "watermark", "journal", "segments", "views", "blocks", "canonical"]
-    assert names[2] == [*names[1], "rows"]
+    assert names[2] == [*names[1], "state", "preimages", "blobs", "tree image", "history"]
+    assert names[3] == [*names[2], "rows"]
+    assert names[4] == [*names[3], "roots"]
 
 
 @pytest.mark.parametrize("engine", ENGINES)

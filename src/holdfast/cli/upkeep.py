@@ -33,8 +33,12 @@ class _Stopped(Exception):
 def verify(
     data_dir: DataDir,
     level: Annotated[
-        Literal["quick", "links", "views"],
-        typer.Option("--level", help="quick: frames of the files; links: every byte; views: and every row."),
+        Literal["quick", "links", "state", "views", "full"],
+        typer.Option(
+            "--level",
+            help="quick: frames of the files; links: every byte; state: and the root of the state from its rows; "
+            "views: and every row; full: and every root.",
+        ),
     ] = "links",
     progress_seconds: Seconds = 2.0,
     as_json: Json = False,

@@ -15,7 +15,7 @@ from ..errors import HoldfastError, Recovery
 
 __all__ = ["PROBLEMS_MAX", "Check", "Level", "Problem", "RebuildReport", "VerifyReport"]
 
-Level = Literal["quick", "links", "views"]
+Level = Literal["quick", "links", "state", "views", "full"]
 PROBLEMS_MAX = 100
 """Problems of one check that are kept in full; the rest is only counted."""
 

@@ -1,8 +1,11 @@
-"""``verify``: is a store at rest what was written? Three levels, each with everything of the one before.
+"""``verify``: is a store at rest what was written? Five levels, each with everything of the one before.
 
     quick   identity, headers and seals of the segments, watermark and tail, the views' record of their last flush
     links   every byte of every segment, the chain of digests, the links of blocks, the canonical table from end to end
-    views   the journal replayed into fresh views, every row compared both ways
+    state   the tree built from the rows of the state has the root of the tip; keys, preimages, large values and the
+            tree's image fit; the history of the newest 64 blocks leads to their roots
+    views   the journal replayed into fresh views, every row compared both ways, the whole history too
+    full    the changes of every block, applied to the tree of its parent, give the root that it was stored with
 
 Invariants:
     * Nothing of the store is changed; its LOCK is held meanwhile, so that nobody else changes it.
@@ -41,13 +44,16 @@ from ..store.base import base_of, read_base
 from ..store.generations import Generations
 from ..store.identity import IDENTITY_BYTES_MAX, IDENTITY_NAME, Identity, decode_identity
 from ..store.opening import read_identity
+from ..store.tree import scheme_of
 from ..store.url import parse_url
 from ..views.api import Applied
 from ..views.flush import load_applied
 from .links import check_block_links, check_canonical, check_tip
 from .report import PROBLEMS_MAX, Check, Level, Problem, VerifyReport
 from .resting import RestingJournal, read_marks, verify_loose_segment
+from .roots import check_roots
 from .rows import compare_views
+from .state import check_blobs, check_image, check_preimages, check_recent_history, check_rows
 
 __all__ = ["Stopped", "Verification", "verify_store"]
 
@@ -55,6 +61,12 @@ Progress = Callable[[str, int, int], None]
 """(name of the check, done, total); total 0 when it is not known."""
 
 _PROBE_SECONDS = 30.0
+_LEVELS = get_args(Level)
+
+
+def _reaches(level: Level, wanted: Level) -> bool:
+    """True if ``level`` includes ``wanted``."""
+    return _LEVELS.index(level) >= _LEVELS.index(wanted)
 
 
 class Stopped(Exception):
@@ -132,15 +144,15 @@ def verify_store(
 
     Args:
         url: as for ``open``; an engine named in it is ignored.
-        level: ``quick``, ``links`` or ``views``.
+        level: ``quick``, ``links``, ``state``, ``views`` or ``full``.
         progress: called with (check, done, total) about every thousand steps.
         stop: asked as often; after ``True`` the report covers what was checked so far and is not ``ok``.
         fs: the file system of journal and identity; the machine's if ``None``.
     Raises:
         StoreNotFound, ForeignStore, StoreLocked, FormatTooNew: there is nothing that can be verified.
     """
-    if level not in get_args(Level):
-        raise InvalidInputError("unknown level", found=level, expected=", ".join(get_args(Level)))
+    if level not in _LEVELS:
+        raise InvalidInputError("unknown level", found=level, expected=", ".join(_LEVELS))
     root = parse_url(url).path
     if root is None:
         raise InvalidInputError("a store in memory is not at rest")
@@ -219,7 +231,9 @@ def _verify(fs: FileSystem, root: Path, level: Level, run: Verification) -> None
         if level != "quick":
             _verify_segments(journal, run)
             _verify_base(fs, root, journal, run)
-        _verify_views(fs, root, level, journal, mark, run)
+        seen = _verify_views(fs, root, level, journal, identity, run)
+        if _reaches(level, "full"):
+            _verify_roots(fs, root, journal, identity, seen, run)
     finally:
         if journal is not None:
             journal.close()
@@ -267,8 +281,11 @@ def _verify_segments(journal: RestingJournal, run: Verification) -> None:
 
 def _verify_base(fs: FileSystem, root: Path, journal: RestingJournal, run: Verification) -> None:
     """The snapshot that the journal stands on, if it was imported."""
-    if journal.first_seq != 1 or base_of(journal) is None:
+    if journal.first_seq != 1:
         return
+    with contextlib.suppress(CorruptionError):  # frame 1 is damaged: that is a problem of its segment
+        if base_of(journal) is None:
+            return
     with run.check("base") as tally:
         for chunk in read_base(fs, root, journal):
             tally.step(chunk.head.count)
@@ -291,31 +308,21 @@ def _verify_loose(fs: FileSystem, root: Path, identity: Identity, run: Verificat
 
 
 def _verify_views(
-    fs: FileSystem, root: Path, level: Level, journal: RestingJournal, mark: DurableMark | None, run: Verification
-) -> None:
+    fs: FileSystem, root: Path, level: Level, journal: RestingJournal, identity: Identity, run: Verification
+) -> tuple[int, bytes] | None:
+    """Frame and root of the last flush, if the views say them and are of one version."""
     engine: Engine | None = None
     applied: Applied | None = None
     state: ChainState | None = None
-    name = ""
     usable = False
     with contextlib.ExitStack() as stack:
         with run.check("views") as tally:
-            generations = Generations(fs, root)
-            number = generations.current()
-            if number is None:
-                run.notes.append("there are no views; the next open makes them from the journal")
-            else:
-                name = generations.engine_name(number)
-                run.facts["engine"] = name
-                path = generations.data_path(number)
-                if not journal.found.clean:
-                    probe_engine(name, path, deadline_seconds=_PROBE_SECONDS)
-                engine = open_engine(name, path, create=False, read_only=True)
-                stack.callback(engine.close)
+            engine = _open_views(Generations(fs, root), journal, stack, run)
+            if engine is not None:
                 applied = load_applied(engine)
                 if journal.found.clean and (applied is None or applied.seq < journal.found.last_seq):
                     # RocksDB opened read-only shows an older state where a table is gone; the probe is strict.
-                    probe_engine(name, path, deadline_seconds=_PROBE_SECONDS)
+                    _probe(Generations(fs, root))
                 state = _check_applied(applied, journal)
                 if applied is not None and applied.flushing is not None:
                     run.notes.append("a flush was interrupted; the next open finishes it")
@@ -325,22 +332,95 @@ def _verify_views(
                 usable = True
                 tally.step()
         if level == "quick":
-            return
+            return None
         whole = applied is None or applied.flushing is None
         with run.check("blocks") as tally:
             check_block_links(journal, engine if usable and whole else None, tally)
         if engine is None or not usable:
-            return
+            return None
         if whole and state is not None:
             with run.check("canonical") as tally:
                 check_canonical(engine, state, tally)
-        if level == "views":
+            if _reaches(level, "state"):
+                assert applied is not None
+                _verify_state(fs, root, journal, identity, engine, applied.seq, state, run)
+        if _reaches(level, "views"):
             with run.check("rows") as tally:
+                name = str(run.facts["engine"])
                 skipped = compare_views(
                     journal, engine, name, applied, tally, exact=journal.found.clean, fs=fs, root=root
                 )
                 if skipped:
                     run.notes.append(f"{skipped} rows of user indexes were not compared: their functions are not here")
+        return (applied.seq, state.state_root) if whole and applied is not None and state is not None else None
+
+
+def _open_views(
+    generations: Generations, journal: RestingJournal, stack: contextlib.ExitStack, run: Verification
+) -> Engine | None:
+    number = generations.current()
+    if number is None:
+        run.notes.append("there are no views; the next open makes them from the journal")
+        return None
+    name = generations.engine_name(number)
+    run.facts["engine"] = name
+    if not journal.found.clean:
+        _probe(generations)
+    engine = open_engine(name, generations.data_path(number), create=False, read_only=True)
+    stack.callback(engine.close)
+    return engine
+
+
+def _probe(generations: Generations) -> None:
+    number = generations.current()
+    assert number is not None
+    probe_engine(generations.engine_name(number), generations.data_path(number), deadline_seconds=_PROBE_SECONDS)
+
+
+def _verify_state(
+    fs: FileSystem,
+    root: Path,
+    journal: RestingJournal,
+    identity: Identity,
+    engine: Engine,
+    seq: int,
+    state: ChainState,
+    run: Verification,
+) -> None:
+    scheme = scheme_of(identity)
+    tree = None
+    with run.check("state") as tally:
+        tally.step()
+        tree = check_rows(engine, scheme, state, tally)
+    with run.check("preimages") as tally:
+        tally.step()
+        check_preimages(engine, tally)
+    with run.check("blobs") as tally:
+        tally.step()
+        check_blobs(engine, tally)
+    with run.check("tree image") as tally:
+        check_image(fs, root, identity, scheme, journal, (seq, state.state_root), tally)
+    with run.check("history") as tally:
+        tally.step()
+        if tree is not None:
+            check_recent_history(journal, engine, state, tree, tally)
+
+
+def _verify_roots(
+    fs: FileSystem,
+    root: Path,
+    journal: RestingJournal,
+    identity: Identity,
+    seen: tuple[int, bytes] | None,
+    run: Verification,
+) -> None:
+    if journal.first_seq != 1:
+        run.notes.append("the roots were not recomputed: the first frames of the journal are gone")
+        return
+    with run.check("roots") as tally:
+        lost = check_roots(fs, root, journal, scheme_of(identity), tally, tip=seen)
+        if lost:
+            run.notes.append(f"the roots of {lost} blocks were not recomputed: they forked below the reorg floor")
 
 
 def _check_applied(applied: Applied | None, journal: RestingJournal) -> ChainState | None:
