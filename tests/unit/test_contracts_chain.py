@@ -382,3 +382,16 @@ def test_bytes_and_hashes_are_pinned() -> None:
 def test_a_transaction_is_within_its_limits(make: Any) -> None:
     with pytest.raises(InvalidInputError):
         make()
+
+
+def test_receipts_that_contradict_themselves_are_refused() -> None:
+    event = EventRecord(ALICE, "seen", (("number", b"\x02\x00"),))
+    for wrong, why in (
+        (Receipt(Status.REVERTED, 1, b"", (event,)), "has no events"),
+        (Receipt(Status.REVERTED, 1, b"\x00"), "has a result"),
+        (Receipt(Status.OK, 1, b""), "has a result"),
+        (Receipt(Status.OK, 1, b"\x02\x01\x00"), "shortest form"),
+        (Receipt(Status.OK, 1, b"\x00", (replace(event, fields=(("number", b"\x09"),)),)), "unknown tag"),
+    ):
+        with pytest.raises(InvalidInputError, match=why):
+            decode_receipts(encode_receipts([wrong]))

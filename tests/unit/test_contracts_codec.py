@@ -28,8 +28,8 @@ TYPES: list[Any] = [int, bytes, str, bool, Address, list[int], list[bytes], list
 INT, BYTES, STR, BOOL, ADDRESS = (type_of(kind) for kind in TYPES[:5])
 
 ints = st.one_of(st.integers(INT_MIN, INT_MAX), st.sampled_from([0, 1, -1, 127, 128, -128, -129, INT_MIN, INT_MAX]))
-texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
-raws = st.binary(max_size=20)
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20) | st.text("\x00\x01\x02\u00ff", max_size=4)
+raws = st.binary(max_size=20) | st.lists(st.sampled_from([0, 1, 2, 254, 255]), max_size=4).map(bytes)
 addresses = st.binary(min_size=20, max_size=20).map(Address)
 simple = {INT: ints, BYTES: raws, STR: texts, BOOL: st.booleans(), ADDRESS: addresses}
 typed = st.sampled_from(list(simple)).flatmap(

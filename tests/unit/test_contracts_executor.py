@@ -29,8 +29,10 @@ from holdfast.contracts import (
     entry,
 )
 from holdfast.contracts.codec import decode_any
+from holdfast.contracts.gas import GasMeter
 from holdfast.contracts.limits import CALL_DEPTH_MAX, METHOD_DEPTH_MAX
 from holdfast.contracts.registry import decode_deployment, deployment_key, encode_deployment, nonce_key
+from holdfast.contracts.signals import OutOfGas
 from holdfast.errors import (
     CorruptionError,
     DeviceError,
@@ -317,6 +319,16 @@ def test_a_meter_that_ran_out_in_a_call_cannot_be_caught_by_the_caller(bench: Be
     assert bench.ask(counter, "get") == 0
 
 
+def test_a_meter_that_ran_out_stays_out() -> None:
+    meter = GasMeter(10)
+    meter.charge(10)
+    meter.charge(0)
+    for amount in (1, 0, 0):
+        with pytest.raises(OutOfGas):
+            meter.charge(amount)
+    assert (meter.used, meter.exhausted) == (10, True)
+
+
 @pytest.mark.parametrize("price", [-1, 1.5, True, None, 2**63])
 def test_a_price_is_a_whole_number(price: int) -> None:
     with pytest.raises(InvalidInputError, match="'read'"):
@@ -407,7 +419,8 @@ def test_the_depth_of_a_call_does_not_depend_on_the_stack_below() -> None:
             bench.call(counter, "fall_in_helper"),
         ]
 
-    assert at(0) == at(500)
+    assert at(0) == at(700)
+    assert at(0)[0].ok
 
 
 def test_methods_are_entered_to_a_depth_and_no_further() -> None:
@@ -624,6 +637,22 @@ def test_no_memory_is_the_nodes_failure_not_the_contracts(bench: Bench, through:
     with pytest.raises(ResourceExhausted):
         bench.call(proxy, "poke_and_catch", "eat_memory") if through else bench.call(counter, "eat_memory")
     assert not bench.executor.in_block
+
+
+def test_no_memory_between_two_contracts_is_the_nodes_failure_too(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counter = bench.deploy("counter")
+    proxy = bench.deploy("proxy", counter)
+
+    def no_memory(raw: bytes, kinds: object) -> list[object]:
+        if raw == pack():
+            raise MemoryError
+        return ["get"]
+
+    monkeypatch.setattr("holdfast.contracts.executor.decode_arguments", no_memory)
+    with pytest.raises(ResourceExhausted):
+        bench.call(proxy, "poke_and_catch", "get")
 
 
 def test_stored_bytes_that_no_contract_wrote_are_corruption(bench: Bench) -> None:

@@ -12,7 +12,7 @@
 store. docs/CONTRACTS.md has the rules that contracts must keep.
 """
 
-from .building import BuiltBlock, build_block, read_receipts, read_transactions
+from .building import BuiltBlock, audit, build_block, read_receipts, read_transactions
 from .chain import ContractChain, ContractRules, Proposal
 from .codec import Address, Plain, decode, decode_arguments, encode, encode_arguments
 from .context import CallContext
@@ -55,6 +55,7 @@ __all__ = [
     "Transaction",
     "Value",
     "WriteInView",
+    "audit",
     "build_block",
     "contract_address",
     "decode",

@@ -1,21 +1,22 @@
-"""The live way: a block of transactions is executed on a draft of the store and committed.
+"""The live way: a block of transactions is executed on a draft of the store and committed; and the audit of a store.
 
-It goes through ``ContractChain.apply`` like every block that is received or replayed.
+Both go through ``ContractChain.apply`` like every block that is received.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
-from ..errors import InvalidInputError
+from ..errors import CorruptionError, InvalidBlock, InvalidInputError, RootMismatch
+from ..store.factory import open_store
 from ..store.store import Store
 from ..types import BlockInfo
 from .chain import ContractChain
 from .receipts import Receipt, decode_receipts
 from .transactions import Transaction, decode_body
 
-__all__ = ["BuiltBlock", "build_block", "chain_of", "read_receipts", "read_transactions"]
+__all__ = ["BuiltBlock", "audit", "build_block", "chain_of", "read_receipts", "read_transactions"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,3 +74,56 @@ def read_receipts(store: Store, block: BlockInfo) -> list[Receipt]:
     extra = store.blocks.extra(block)
     assert extra is not None, "every block of this chain is stored with its receipts"
     return decode_receipts(extra)
+
+
+def audit(store: Store, *, progress: Callable[[int], None] | None = None) -> int:
+    """Every canonical block was executed again from the genesis on and gave the stored root and receipts; their number.
+
+    Nothing but the bodies is taken from the store, so a value of the state that comes from no transaction is found.
+    Cost: the time of all executions; the whole state in memory.
+
+    Args:
+        progress: called with each height that is done.
+    Raises:
+        CorruptionError: a block gives another root or other receipts than are stored; the height is in the context.
+        InvalidInputError: the store does not begin with the genesis block.
+        StateError: the code of a contract is missing.
+    """
+    done = 0
+    with open_store("memory:", chain=chain_of(store)) as again:
+        for info in store.blocks.canonical():
+            block = store.blocks.block(info)
+            if done == 0:
+                if info.height != 0:
+                    raise InvalidInputError("an audit needs every block from the genesis on", found=info.height)
+                found = again.tip
+            else:
+                try:
+                    found = again.add(replace(block, extra=None)).block
+                except (InvalidBlock, RootMismatch) as error:
+                    raise CorruptionError(
+                        f"a stored block cannot be executed again: {error.message}",
+                        height=info.height,
+                        hash=info.hash,
+                        found=error.context.get("found"),
+                        expected=error.context.get("expected"),
+                    ) from error
+            assert found is not None
+            if (found.hash, found.state_root) != (info.hash, info.state_root):
+                raise CorruptionError(
+                    "a stored block gives another state when it is executed again",
+                    height=info.height,
+                    hash=info.hash,
+                    found=info.state_root,
+                    expected=found.state_root,
+                )
+            if again.blocks.extra(found) != block.extra:
+                raise CorruptionError(
+                    "a block is stored without the receipts that its execution gives",
+                    height=info.height,
+                    hash=info.hash,
+                )
+            done += 1
+            if progress is not None:
+                progress(info.height)
+    return done
