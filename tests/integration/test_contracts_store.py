@@ -117,6 +117,7 @@ def test_a_node_that_receives_the_blocks_has_the_same_state_receipts_and_roots(l
     assert [receipt.status for receipt in read_receipts(live, tip)] == [Status.OK] * 3
 
 
+@pytest.mark.slow
 def test_memory_and_disk_agree_and_a_reopened_store_goes_on(tmp_path: Path, live: Store) -> None:
     with opened(tmp_path / "data") as store:
         assert [b.hash for b in filled(store)] == [info.hash for info in live.blocks.canonical()]

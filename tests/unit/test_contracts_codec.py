@@ -213,6 +213,7 @@ def test_wrong_arguments_name_their_place() -> None:
 key_parts = st.sampled_from(list(simple)).flatmap(lambda kind: st.tuples(st.just(kind), simple[kind], simple[kind]))
 
 
+@pytest.mark.slow
 @given(st.lists(key_parts, min_size=1, max_size=4))
 def test_keys_keep_order_and_come_back(parts: list[tuple[ValueType, Any, Any]]) -> None:
     kinds = [kind for kind, _, _ in parts]
