@@ -793,6 +793,23 @@ def test_an_export_onto_a_whole_one_keeps_it_and_mends_it() -> None:
     assert contents(fs, source.tree.root) == source.values
 
 
+def test_while_a_snapshot_is_written_anew_there_is_none() -> None:
+    """Its chunks are replaced one by one: a manifest would name some that are gone."""
+    source = source_of(numbered(200))
+    fs, _ = export(source)
+
+    def progress(done: int, total: int) -> None:
+        if done == total:
+            raise Stop
+
+    with pytest.raises(Stop):
+        export_snapshot(source, PLACE, chunk_bytes=4096, fs=fs, tree_backend=BACKEND, progress=progress)
+    assert not fs.exists(PLACE / MANIFEST_NAME)
+    info = export_snapshot(source, PLACE, chunk_bytes=4096, fs=fs, tree_backend=BACKEND)
+    assert info.kept == info.chunks == len(chunk_names(fs))
+    assert contents(fs, source.tree.root) == source.values
+
+
 def test_chunks_of_an_unfinished_export_of_another_state_are_replaced() -> None:
     old, new = source_of(numbered(200), height=6), source_of(numbered(150, b"new"), height=7)
     fs, _ = export(old)
