@@ -23,7 +23,7 @@ from ..errors import (
     SafetyError,
 )
 from ..limits import BLOCKS_PER_FRAME_MAX
-from ..merkle.api import Tree
+from ..merkle.api import SCHEMES, Tree
 from ..state.draft import BlockState, DraftState
 from ..state.rows import Execution
 from ..types import ZERO_HASH, AddResult, AddStatus, Block, BlockInfo, ReorgInfo
@@ -254,8 +254,11 @@ class Adder:
         if safety is not None:
             writer.book.check(safety)
         self._judge(block, parent, self._stored, validate=True)
-        if self._executing is not None and executed is not None:
-            _check_claim(block, self._executing.state_root(block), executed[0].root)
+        if self._executing is not None:
+            before = parent.state_root if parent is not None else None
+            unchanged = before if before is not None else SCHEMES[self._chain.spec.scheme].null
+            after = executed[0].root if executed is not None else unchanged
+            _check_claim(block, self._executing.state_root(block), after)
         written = self._write(block, parent, tip, safety, executed)
         if len(self._waiting) and self._connect(block.hash)[0]:
             return Written(writer.journal.appended_seq, written.tip, written.reorg, written.blocks)
