@@ -14,7 +14,8 @@ Invariants:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 
@@ -100,10 +101,6 @@ def check_rows(engine: Engine, scheme: Scheme, state: ChainState, tally: Counter
 
 
 def _records(engine: Engine, scheme: Scheme, tally: Counter) -> Iterator[bytes]:
-    def piece(key: bytes) -> bytes | None:
-        stored = engine.get(key)
-        return None if stored is None else decode_row(key, stored)
-
     whole: set[bytes] = set()
     for page in _pages(engine, STATE.prefix, STATE.end, tally):
         rows = [(key[_PREFIX:], value) for key, value in page if _well_formed(key, value, tally)]
@@ -112,15 +109,20 @@ def _records(engine: Engine, scheme: Scheme, tally: Counter) -> Iterator[bytes]:
             if stored is None:
                 tally.problem(_bad("the preimage of a key of the state is missing", row, state_key=key))
             if is_reference(value) and value not in whole:
-                _check_value(value, piece, key, tally)
+                _check_value(value, engine, key, tally)
                 if len(whole) < _PAGE_ROWS:
                     whole.add(value)
         yield backend().hash_rows(scheme, rows)
 
 
-def _check_value(value: bytes, piece: Callable[[bytes], bytes | None], key: bytes, tally: Counter) -> None:
+def _piece(engine: Engine, key: bytes) -> bytes | None:
+    stored = engine.get(key)
+    return None if stored is None else decode_row(key, stored)
+
+
+def _check_value(value: bytes, engine: Engine, key: bytes, tally: Counter) -> None:
     try:
-        full_value(value, piece)
+        full_value(value, partial(_piece, engine))
     except CorruptionError as error:
         error.context.setdefault("state_key", key)
         tally.problem(error)
@@ -246,7 +248,10 @@ def check_recent_history(source: Frames, engine: Engine, state: ChainState, tree
                 tally.step()
                 if stored is None:
                     raise _bad("a history row is missing", row, state_key=key, height=height)
-                old[key] = decode_old(row, decode_row(row, stored))
+                value = decode_old(row, decode_row(row, stored))
+                if value is not None and is_reference(value):
+                    full_value(value, partial(_piece, engine))
+                old[key] = value
             tree = tree.update(old).tree
         expected = below.state_root if below.state_root is not None else ZERO_HASH
         if not fits(tree, expected):
