@@ -546,6 +546,33 @@ def test_the_example_of_the_format_and_the_limits(kernel: KernelBackend, module:
 
 
 @needs_kernel
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "000000",
+        "00000001",
+        "00000000 00",
+        "00000001 0000 00000000",
+        "00000001 0191" + "61" * 401 + "00000001 cc",
+        "00000001 0002 61",
+        "00000001 0001 61 000000",
+        "00000001 0001 61 00000002 cc",
+        "00000001 0001 61 80000000",
+        "00000001 0001 61 04000001" + "cc" * 8,
+        "00000002 0001 61 00000000 0001 61 00000000",
+        "00000002 0001 62 00000000 0001 61 00000000",
+        "00000001 0001 61 00000000 00",
+    ],
+)
+def test_broken_bytes_of_changes_are_refused(kernel: KernelBackend, text: str) -> None:
+    data = bytes.fromhex(text)
+    for backend in (kernel, TWIN):
+        with pytest.raises(ValueError):
+            backend.decode_changes(data)
+
+
+@needs_kernel
 def test_rows_of_the_views(module: KernelModule) -> None:
     keys = [b"key-%d" % number for number in range(50)]
     values = [None if number % 7 == 0 else b"v" * number for number in range(50)]
