@@ -12,7 +12,7 @@ import pytest
 
 import holdfast
 from holdfast import ChainSpec, CustomChain
-from holdfast._fs import RealFileSystem
+from holdfast._fs import FileLock, RealFileSystem
 from holdfast.engine.memory import MemoryEngine
 from holdfast.errors import (
     BlockNotFound,
@@ -343,6 +343,29 @@ def test_two_imports_at_once(tmp_path: Path) -> None:
     taken_in(tmp_path)
 
 
+class _Overtaken(RealFileSystem):
+    """Another import begins and ends just before this one gets the lock."""
+
+    def __init__(self, work: Callable[[], object]) -> None:
+        self._work: Callable[[], object] | None = work
+
+    def lock(self, path: Path, owner: str) -> FileLock:
+        work, self._work = self._work, None
+        if work is not None:
+            work()
+        return super().lock(path, owner)
+
+
+def test_an_import_that_was_overtaken_touches_nothing(tmp_path: Path) -> None:
+    exported(tmp_path)
+    with pytest.raises(StoreExists):
+        taken_in(tmp_path, fs=_Overtaken(lambda: taken_in(tmp_path)))
+    before = listing(tmp_path / "new")
+    with pytest.raises(StoreExists):
+        taken_in(tmp_path)
+    assert listing(tmp_path / "new") == before
+
+
 def test_settings_beside_the_store_may_be_there(tmp_path: Path) -> None:
     exported(tmp_path)
     (tmp_path / "new").mkdir()
@@ -394,8 +417,9 @@ def test_an_unfinished_import_of_another_snapshot_leaves_nothing_behind(tmp_path
     shutil.rmtree(tmp_path / "snapshot")
     with open_state_store(f"sqlite:{tmp_path / 'old'}") as store:
         commit(store, "more", {b"x": b"1", b"key/40": None})
-        info = store.export_snapshot(tmp_path / "snapshot", chunk_bytes=CHUNK * 2)
+        info = store.export_snapshot(tmp_path / "snapshot", chunk_bytes=8 * 1024 * 1024)
         values = dict(store.state.scan())
+    assert info.chunks == 1
     assert taken_in(tmp_path) == info
     assert listing(tmp_path / "new" / "base") == listing(tmp_path / "snapshot")
     with open_state_store(f"sqlite:{tmp_path / 'new'}") as store:
