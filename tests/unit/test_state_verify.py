@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,7 +24,7 @@ Change = Callable[[Engine], dict[bytes, bytes | None]]
 """Rows to store as they are; ``None`` removes one."""
 
 
-def filled(url: str | Path, **fields: object) -> Values:
+def filled(url: str | Path, **fields: Any) -> Values:
     """A closed store with a history, forks, a reorg, large values present and past; the state at its tip."""
     with open_state_store(url, **fields) as store:
         chain = grown(
@@ -94,7 +95,7 @@ def found(report: VerifyReport, *checks: str) -> None:
 def test_a_good_state_is_good(tmp_path: Path, engine: str, scheme: str) -> None:
     filled(f"{engine}:{tmp_path}", scheme=scheme)
     for level in ("state", "views", "full"):
-        report = verify_store(tmp_path, level=level)  # type: ignore[arg-type]
+        report = verify_store(tmp_path, level=level)
         assert report.ok, report.as_dict()
         assert report.notes == ()
     counts = {check.name: check.checked for check in verify_store(tmp_path, level="full").checks}

@@ -20,7 +20,7 @@ from ..limits import (
 )
 from ..merkle.api import Tree
 from ..merkle.values import is_reference, tree_value
-from .reader import Rowlike, StateReader, check_key
+from .reader import Rowlike, StateReader, check_key, scan_bounds
 from .rows import Changes, Execution
 
 __all__ = ["BlockState", "DraftState", "check_value"]
@@ -93,6 +93,8 @@ class DraftState:
     def get(self, key: bytes) -> bytes | None:
         """The value, or ``None``."""
         writes = self._writes
+        if type(key) is not bytes:
+            check_key(key)
         if key in writes:
             return writes[key]
         return self._reader().get(key)
@@ -100,7 +102,7 @@ class DraftState:
     def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """The values in the order of ``keys``, all of one version."""
         writes = self._writes
-        wanted = [key for key in keys if key not in writes]
+        wanted = [key for key in keys if check_key(key) not in writes]
         found = dict(zip(wanted, self._reader().get_many(wanted), strict=True)) if wanted else {}
         return [writes[key] if key in writes else found[key] for key in keys]
 
@@ -122,6 +124,7 @@ class DraftState:
 
         Own writes of before the call are seen, later ones are not.
         """
+        scan_bounds(prefix, start, stop)
         low = prefix if start is None or start < prefix else start
         writes = dict(self._writes)
         mine = sorted(
@@ -189,6 +192,11 @@ class DraftState:
     def changed(self) -> bool:
         """True once something was written, even if it equals what was there."""
         return bool(self._writes)
+
+    @property
+    def closed(self) -> bool:
+        """True once it was committed or dropped."""
+        return self._closed
 
     @property
     def base(self) -> Tree:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable
 
+from ..errors import StateError
 from ..state.draft import BlockState, DraftState
 from ..types import BlockInfo
 
@@ -37,8 +38,13 @@ class Draft:
 
     @property
     def touched(self) -> DraftState | None:
-        """The state, if it was written to."""
-        return self._state if self._state is not None and self._state.changed else None
+        """The state, if it was written to. Raises ``StateError`` if the draft was committed before."""
+        state = self._state
+        if state is None or not state.changed:
+            return None
+        if state.closed:
+            raise StateError("the draft was committed already", remedy="make a new draft on the tip")
+        return state
 
     def close(self) -> None:
         """The draft was committed or is not wanted any more; twice is harmless."""
