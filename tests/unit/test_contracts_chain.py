@@ -188,7 +188,12 @@ def test_a_block_whose_fields_are_not_its_headers_is_refused(chain: ContractChai
         with pytest.raises(InvalidBlock, match="fields are not those"):
             chain.validate(replace(block, **change), info_of(chain.genesis()), NOBODY)
     with pytest.raises(InvalidBlock, match="must have a body"):
-        chain.decode(block.header, None, parent=None)
+        chain.validate(replace(block, body=None), info_of(chain.genesis()), NOBODY)
+
+
+def test_a_header_alone_is_enough_for_the_base_of_a_store(chain: ContractChain) -> None:
+    block = propose(chain, [deploy()], DictState(), chain.genesis()).block
+    assert chain.decode(block.header, None, parent=None) == replace(block, body=None, extra=None)
 
 
 def test_a_block_has_enough_gas_and_no_transaction_twice() -> None:

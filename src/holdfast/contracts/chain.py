@@ -168,11 +168,12 @@ class ContractChain:
     def decode(
         self, header: bytes, body: bytes | None, *, parent: BlockInfo | None, extra: bytes | None = None
     ) -> Block:
-        """The block of these bytes; the header says its height. Raises ``InvalidBlock``."""
+        """The block of these bytes; the header says its height. Raises ``InvalidBlock``.
+
+        Without a body it is what the header says, as at the base of a store; ``validate`` and ``execute`` refuse it.
+        """
         decoded = decode_header(header)
-        if body is None:
-            raise InvalidBlock("a block of this chain must have a body", height=decoded.height)
-        if body_hash(body) != decoded.body:
+        if body is not None and body_hash(body) != decoded.body:
             raise InvalidBlock(
                 "the body does not belong to the header",
                 height=decoded.height,
@@ -186,12 +187,15 @@ class ContractChain:
                 found=receipts_hash(extra),
                 expected=decoded.receipts,
             )
-        self._check_transactions(decode_body(body))
+        if body is not None:
+            self._check_transactions(decode_body(body))
         return self._block(decoded, body, extra)
 
     def validate(self, block: Block, parent: BlockInfo | None, ancestry: Ancestry) -> None:
         """Nothing happens if ``block`` keeps every rule that shows without its execution; else ``InvalidBlock``."""
         decoded = self.decode(block.header, block.body, parent=parent, extra=block.extra)
+        if block.body is None:
+            raise InvalidBlock("a block of this chain must have a body", hash=block.hash, height=block.height)
         if block != decoded:
             raise InvalidBlock("the block's fields are not those of its header and body", hash=block.hash)
         header = decode_header(block.header)
@@ -305,7 +309,7 @@ class ContractChain:
             if seen.setdefault(transaction.hash, position) != position:
                 raise InvalidBlock("a block has the same transaction twice", found=transaction.hash, position=position)
 
-    def _block(self, header: Header, body: bytes, extra: bytes | None) -> Block:
+    def _block(self, header: Header, body: bytes | None, extra: bytes | None) -> Block:
         return Block(
             hash=header_hash(header),
             parent=header.parent,
