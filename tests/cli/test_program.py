@@ -18,8 +18,9 @@ def test_every_command_answers_in_json() -> None:
     assert [name for name, command in commands() if "--json" not in option_names(command)] == []
 
 
-def test_every_command_names_its_data_directory_alike() -> None:
-    assert [name for name, command in commands() if "--data-dir" not in option_names(command)] == []
+def test_every_command_that_needs_a_store_names_its_directory_alike() -> None:
+    without = [name for name, command in commands() if "--data-dir" not in option_names(command)]
+    assert without == ["verify-proof", "snapshot verify"]
 
 
 def test_every_command_and_option_is_explained() -> None:
@@ -63,14 +64,15 @@ def test_completion_is_offered() -> None:
         text=True,
         timeout=60,
     )
-    assert answer.stdout.split() == ["verify"], answer.stderr
+    assert answer.stdout.split() == ["verify-proof", "verify"], answer.stderr
     assert "--install-completion" in done("--help").out
 
 
 def test_help_needs_no_engine() -> None:
     code = (
         "import sys, json, holdfast.cli.main\n"
-        "names = ('rocksdict', 'lmdb', 'sqlite3', 'psutil', 'rich.progress', 'holdfast.chains', 'holdfast.recovery')\n"
+        "names = ('rocksdict', 'lmdb', 'sqlite3', 'psutil', 'rich.progress', 'matplotlib', 'numpy', 'holdfast.chains', "
+        "'holdfast.contracts', 'holdfast.recovery')\n"
         "print(json.dumps([name for name in names if name in sys.modules]))"
     )
     answer = subprocess.run(

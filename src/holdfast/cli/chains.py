@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from ..errors import InvalidInputError
 
 if TYPE_CHECKING:
+    from ..contracts import ContractRegistry
     from ..store.chain import Chain, ChainSpec
 
 __all__ = [
@@ -27,7 +28,7 @@ __all__ = [
     "parse_producer",
 ]
 
-CHAIN_NAMES = ("pow", "bitcoin", "evm", "custom")
+CHAIN_NAMES = ("pow", "bitcoin", "evm", "contracts", "custom")
 _HASH = re.compile(r"(0x)?[0-9a-fA-F]{64}")
 _ADDRESS = re.compile(r"(0x)?([0-9a-fA-F]{2})*")
 _CHAIN_ID_DIGITS_MAX = 20
@@ -66,6 +67,12 @@ def new_chain(name: str, options: ChainOptions) -> Chain:
         from ..chains.evm import EvmChain
 
         return EvmChain(0 if options.network is None else _chain_id(options.network))
+    if name == "contracts":
+        from ..contracts import ContractChain, ContractRules
+        from .contracts import load_registry
+
+        rules = ContractRules() if options.network is None else ContractRules(network=options.network)
+        return ContractChain(load_registry(None), rules)
     from ..store.chain import CustomChain
 
     if options.network is not None:
@@ -73,8 +80,11 @@ def new_chain(name: str, options: ChainOptions) -> Chain:
     return CustomChain()
 
 
-def chain_of(spec: ChainSpec, *, from_base: bool = True) -> Chain:
-    """The chain of an existing store. ``from_base`` false lets an empty bitcoin store begin with its genesis block."""
+def chain_of(spec: ChainSpec, *, from_base: bool = True, registry: ContractRegistry | None = None) -> Chain:
+    """The chain of an existing store. ``from_base`` false lets an empty bitcoin store begin with its genesis block.
+
+    ``registry`` is the code of a contract chain; without it the examples.
+    """
     if spec.name == "pow":
         from ..chains.pow import PowChain
 
@@ -87,6 +97,11 @@ def chain_of(spec: ChainSpec, *, from_base: bool = True) -> Chain:
         from ..chains.evm import EvmChain
 
         return EvmChain(_chain_id(spec.id or "0"))
+    if spec.name == "contracts":
+        from ..contracts import ContractChain
+        from .contracts import load_registry
+
+        return ContractChain.from_spec(spec, load_registry(None) if registry is None else registry)
     from ..store.chain import CustomChain
 
     return CustomChain(spec)

@@ -20,7 +20,7 @@ def register(app: typer.Typer) -> None:
 
 def init(
     data_dir: DataDir,
-    chain: Annotated[str, typer.Option("--chain", metavar="NAME", help="pow, bitcoin, evm or custom.")],
+    chain: Annotated[str, typer.Option("--chain", metavar="NAME", help="pow, bitcoin, evm, contracts or custom.")],
     engine: Engine = None,
     network: Network = None,
     difficulty: Annotated[int | None, typer.Option("--difficulty", help="pow: difficulty of the first epoch.")] = None,

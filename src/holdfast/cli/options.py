@@ -9,7 +9,20 @@ import typer
 
 from ..errors import InvalidInputError
 
-__all__ = ["BatchBlocks", "Config", "DataDir", "Durability", "Engine", "EngineName", "Json", "Network", "Seconds"]
+__all__ = [
+    "AtBlock",
+    "BatchBlocks",
+    "Config",
+    "DataDir",
+    "Durability",
+    "Engine",
+    "EngineName",
+    "Height",
+    "Hex",
+    "Json",
+    "Network",
+    "Seconds",
+]
 
 EngineName = Literal["rocksdb", "lmdb", "sqlite"]
 
@@ -53,6 +66,15 @@ Durability = Annotated[
     Literal["sync", "buffered"] | None,
     typer.Option("--durability", help="sync: each batch is on the device before the next; buffered: faster."),
 ]
+Height = Annotated[
+    int | None,
+    typer.Option("--height", min=0, help="The state after the canonical block at this height; else the tip."),
+]
+AtBlock = Annotated[
+    str | None,
+    typer.Option("--at-block", metavar="HASH", help="The state after this block, which must be canonical."),
+]
+Hex = Annotated[bool, typer.Option("--hex", help="Every key and value given is hex digits.")]
 Network = Annotated[
     str | None, typer.Option("--network", metavar="NAME", help="Which network of this chain, where there are several.")
 ]

@@ -1,8 +1,8 @@
 """What the commands print: JSON or plain text on stdout, errors and notes on stderr.
 
 Invariants:
-    * stdout carries only the answer; with ``--json`` it is exactly one JSON value, and an error is exactly one JSON
-      object on stderr, below the log events, if any were asked for.
+    * stdout carries only the answer; with ``--json`` it is exactly one JSON value (of a listing of the state, one
+      object a line), and an error is exactly one JSON object on stderr, below the log events, if any were asked for.
     * Text that came from a chain never reaches a terminal raw: what is not printable is escaped.
     * A reader that went away (SIGPIPE) ends the command quietly after the store is closed.
 """
@@ -165,6 +165,27 @@ class Output:
             _write("  ".join(cells).rstrip() + "\n")
             count += 1
         return count
+
+    def lines(self, columns: Sequence[str], rows: Iterable[Mapping[str, object]], *, empty: str = "nothing") -> int:
+        """As ``rows``, for listings without an end: JSON is one object a line, each complete where it stands."""
+        if not self.as_json:
+            return self._text_rows(columns, iter(rows), empty)
+        count = 0
+        for row in rows:
+            _write(json.dumps(row, default=str) + "\n")
+            count += 1
+        return count
+
+    def data(self, data: bytes) -> None:
+        """Bytes as they are, for another program."""
+        flush_output()
+        try:
+            sys.stdout.buffer.write(data)
+        except BrokenPipeError:
+            raise PipeClosed from None
+        except OSError as error:
+            forget_stdout()
+            raise translate_os_error(error, "stdout") from error
 
     def text(self, text: str) -> None:
         """Text as it is, for answers that have no fields."""

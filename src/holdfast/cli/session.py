@@ -21,7 +21,8 @@ from .progress import Progress
 
 if TYPE_CHECKING:
     from ..config import Settings
-    from ..store.chain import Chain
+    from ..contracts import ContractRegistry
+    from ..store.chain import Chain, ChainSpec
     from ..store.identity import Identity
     from ..store.store import Store
     from .output import Output
@@ -74,6 +75,14 @@ def _identity(data_dir: Path) -> Identity:
     return found
 
 
+def _spec_of(data_dir: Path, chain: str | None) -> ChainSpec:
+    """What the store's identity says of its chain, which is of the kind ``chain``."""
+    spec = _identity(data_dir).spec
+    if chain is not None and spec.name != chain:
+        raise ForeignStore("the store holds another kind of chain", path=data_dir, found=spec.name, expected=chain)
+    return spec
+
+
 @contextmanager
 def _recovering(*, quiet: bool) -> Iterator[Callable[[int, int], None]]:
     """Shows how far the replay of the journal is, where it takes long."""
@@ -81,8 +90,16 @@ def _recovering(*, quiet: bool) -> Iterator[Callable[[int, int], None]]:
         yield lambda done, total: progress.stage("recovering", done, total)
 
 
-def open_to_read(data_dir: Path, config: Path | None = None) -> Store:
+def open_to_read(
+    data_dir: Path,
+    config: Path | None = None,
+    *,
+    chain: str | None = None,
+    registry: ContractRegistry | None = None,
+) -> Store:
     """The existing store, for looking at it: read-only, so that neither its writer nor its indexes are disturbed.
+
+    ``chain`` names the kind of chain it must hold, ``registry`` the code of its contracts.
 
     Where its views cannot be read so, it is opened for writing once if nobody else has it: they are made from the
     journal then.
@@ -90,14 +107,14 @@ def open_to_read(data_dir: Path, config: Path | None = None) -> Store:
     from ..store.factory import open_store
     from .chains import chain_of
 
-    chain = chain_of(_identity(data_dir).spec)
+    found = chain_of(_spec_of(data_dir, chain), registry=registry)
     settings = load(data_dir, config)
     try:
-        return open_store(data_dir, chain=chain, create=False, read_only=True, settings=settings)
+        return open_store(data_dir, chain=found, create=False, read_only=True, settings=settings)
     except CorruptionError as damage:
         try:
             with _recovering(quiet=True) as step:
-                return open_store(data_dir, chain=chain, create=False, settings=settings, progress=step)
+                return open_store(data_dir, chain=found, create=False, settings=settings, progress=step)
         except (StoreLocked, ReadOnlyError):
             raise damage from None
 
@@ -119,17 +136,18 @@ def open_to_write(
     *,
     chain: str | None = None,
     quiet: bool = False,
+    registry: ContractRegistry | None = None,
 ) -> Store:
-    """The existing store, for changing it. ``chain`` names the kind of chain it must hold."""
+    """The existing store, for changing it. ``chain`` names the kind of chain it must hold, ``registry`` its code."""
     from ..store.factory import open_store
     from .chains import chain_of
 
-    spec = _identity(data_dir).spec
-    if chain is not None and spec.name != chain:
-        raise ForeignStore("the store holds another kind of chain", path=data_dir, found=spec.name, expected=chain)
+    spec = _spec_of(data_dir, chain)
     settings = load(data_dir, config, overrides)
     with _recovering(quiet=quiet) as step:
-        return open_store(data_dir, chain=chain_of(spec), create=False, settings=settings, progress=step)
+        return open_store(
+            data_dir, chain=chain_of(spec, registry=registry), create=False, settings=settings, progress=step
+        )
 
 
 def create_or_open(

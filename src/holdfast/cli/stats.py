@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
 from .options import Config, DataDir, Json
@@ -16,8 +18,16 @@ def register(app: typer.Typer) -> None:
     app.command("stats")(stats)
 
 
-def stats(data_dir: DataDir, config: Config = None, as_json: Json = False) -> None:
-    """Show the counters of the chain, the journal, the views and the engine, and what recovery found."""
+def stats(
+    data_dir: DataDir,
+    no_tree: Annotated[
+        bool,
+        typer.Option("--no-tree", help="Leave out what needs the tree of the state: loading a large one takes long."),
+    ] = False,
+    config: Config = None,
+    as_json: Json = False,
+) -> None:
+    """Show the counters of the chain, the state, the journal, the views and the engine, and what recovery found."""
     from .session import open_to_read
 
     with open_to_read(data_dir, config) as store:
@@ -29,6 +39,8 @@ def stats(data_dir: DataDir, config: Config = None, as_json: Json = False) -> No
                 "engine": store.engine,
                 "read_only": store.read_only,
             },
+            "state": store.state.statistics(tree=not no_tree)
+            | {"proof_window_blocks": store.settings.proof_window_blocks},
             **store.statistics(),
             "process": {"memory_bytes": memory_bytes()},
         }

@@ -1,0 +1,109 @@
+"""``holdfast prune``: the state of old heights is given up, to get room."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ..errors import InvalidInputError
+from .options import Config, DataDir, Json, Seconds
+from .output import Output, bytes_text, count_text
+from .progress import INTERRUPTED, Progress, StopSignals
+
+if TYPE_CHECKING:
+    from ..store.pruning import PruneReport
+
+__all__ = ["register"]
+
+
+def register(app: typer.Typer) -> None:
+    """The command is part of ``app``."""
+    app.command("prune")(prune)
+
+
+def prune(
+    data_dir: DataDir,
+    blocks: Annotated[
+        int | None, typer.Option("--blocks", min=0, help="Final heights to keep; 0 = all; else the setting.")
+    ] = None,
+    below: Annotated[
+        int | None, typer.Option("--below", min=0, metavar="HEIGHT", help="Give up every height below this one.")
+    ] = None,
+    every: Annotated[
+        int | None, typer.Option("--every", min=0, help="Below those, keep every so many-th height; 0 = none.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what would go, and how much room it is.")
+    ] = False,
+    progress_seconds: Seconds = 2.0,
+    config: Config = None,
+    as_json: Json = False,
+) -> None:
+    """Give up the state of old heights. Blocks, the present state and recent proofs stay. Stopped, it goes on later.
+
+    Only heights of final blocks can go. Without options it does what the settings say; a running node does so itself.
+    """
+    from .session import load, open_to_write, tell_recovery
+
+    if blocks is not None and below is not None:
+        raise InvalidInputError("--blocks and --below exclude each other")
+    out = Output(as_json=as_json)
+    settings = load(data_dir, config)
+    # The store must not prune by its settings while this looks at it: a dry run would change it.
+    with open_to_write(data_dir, config, {"history_blocks": 0}, quiet=as_json) as store, StopSignals() as stop:
+        tell_recovery(store, out)
+        before = _size(store.statistics())
+        title = "counting" if dry_run else "pruning"
+        with Progress(title, None, quiet=as_json, seconds=progress_seconds) as progress:
+            report = store.prune(
+                blocks=settings.history_blocks if blocks is None else blocks,
+                every=settings.history_every if every is None else every,
+                below=below,
+                dry_run=dry_run,
+                progress=lambda done, total: progress.stage(title, done, total),
+                keep_going=lambda: not stop(),
+            )
+        after = _size(store.statistics())
+    if as_json:
+        out.record(report.as_dict() | {"bytes_before": before, "bytes_after": after})
+    else:
+        _tell(report, before, after, out)
+    if not report.complete:
+        out.note("stopped; what was done stays. next: run the same command again, it goes on from there")
+        raise typer.Exit(INTERRUPTED)
+
+
+def _size(statistics: dict[str, object]) -> int | None:
+    views = statistics.get("views")
+    size = views.get("size_bytes") if isinstance(views, dict) else None
+    return size if isinstance(size, int) else None
+
+
+def _tell(report: PruneReport, before: int | None, after: int | None, out: Output) -> None:
+    values: dict[str, object] = {
+        "readable_before": f"from height {report.floor_before} on",
+        "readable_after": _readable(report),
+        "heights_lost": report.heights_lost,
+        "proofs": f"from height {report.proof_floor} on, as before",
+        "blocks_looked_at": report.blocks,
+    }
+    if report.dry_run:
+        values["rows_to_remove"] = report.rows
+        values["room_to_gain"] = f"about {bytes_text(report.estimated_bytes)}, before compression"
+    else:
+        values["rows_removed"] = report.rows
+        if before is not None and after is not None:
+            values["views"] = f"{bytes_text(before)} before, {bytes_text(after)} after"
+    out.record(values)
+    if not report.heights_lost and not report.rows:
+        out.text("nothing to prune\n")
+    elif report.dry_run:
+        out.text(f"dry run: {count_text(report.heights_lost)} heights would stop working; nothing was changed\n")
+
+
+def _readable(report: PruneReport) -> str:
+    text = f"from height {report.floor_after} on"
+    if report.every:
+        text += f", and every {report.every}th from {report.oldest} on"
+    return text
