@@ -33,7 +33,6 @@ from ..state.rows import Execution, blob_rows, preimage_key, state_key
 from ..state.snapshot import SnapshotReader, VerifiedChunk
 from ..state.snapshot_format import Manifest, SnapshotChain
 from ..types import Block
-from ..views.api import Rows
 from ..views.rows import FLUSHING_KEY, encode_flushing, encode_row
 from .chain import ChainSpec, ForkChoiceName, SchemeName
 
@@ -54,8 +53,7 @@ BASE_NAME = "base"
 
 _BASE = struct.Struct(">BQQ32s32s32s")
 _EMPTY, _SNAPSHOT = 0, 1
-_BATCH_BYTES = 4 * 1024 * 1024
-_ROW_BYTES = 64
+_BATCH_ROWS = 10_000
 assert _BASE.size == 113
 
 
@@ -201,20 +199,22 @@ def load_base(engine: Engine, fs: FileSystem, root: Path, source: FrameSource) -
 
 
 def _load_chunk(engine: Engine, chunk: VerifiedChunk) -> None:
+    """The rows of the chunk are applied. A batch holds at most what a chunk may: 64 MiB, or one long value."""
     rows: dict[bytes, bytes | None] = {}
-    size = 0
-    records = chunk.records
-    for at, (key, value) in zip(range(0, len(records), RECORD_BYTES), chunk.rows, strict=True):
-        plain: Rows = {state_key(key): tree_value(value), preimage_key(records[at : at + HASH_BYTES]): key}
+    records, at = chunk.records, 0
+    for key, value in chunk.rows:
+        row_key, hash_key = state_key(key), preimage_key(records[at : at + HASH_BYTES])
+        at += RECORD_BYTES
         if len(value) > STATE_INLINE_BYTES_MAX:
-            plain.update(blob_rows({key: value}))
-        for row_key, row in plain.items():
-            assert row is not None
-            rows[row_key] = encode_row(row_key, row)
-            size += len(row_key) + len(row) + _ROW_BYTES
-        if size >= _BATCH_BYTES:
+            for piece_key, piece in blob_rows({key: value}).items():
+                assert piece is not None
+                rows[piece_key] = encode_row(piece_key, piece)
+            value = tree_value(value)
+        rows[row_key] = encode_row(row_key, value)
+        rows[hash_key] = encode_row(hash_key, key)
+        if len(rows) >= _BATCH_ROWS:
             _apply(engine, rows)
-            rows, size = {}, 0
+            rows = {}
     _apply(engine, rows)
 
 
