@@ -86,7 +86,9 @@ def commit(
 def commit_draft(store: Store, draft: Draft, name: object, *, work: int = 1) -> BlockInfo:
     """The draft is a block."""
     above = draft.parent.hash if draft.parent is not None else b""
-    return store.commit(draft, hash=hash_of("state", above, name), header=b"header", work=work, time=draft.height)
+    return store.commit(
+        draft, hash=hash_of("state", above, name), header=b"header", work=work, time=draft.height, producer=b"maker"
+    )
 
 
 def grown(store: Store, steps: Iterable[Changes]) -> list[tuple[BlockInfo, Values]]:
