@@ -44,6 +44,10 @@ pytestmark = pytest.mark.slow  # each makes whole stores on disk
 CHUNK = 2048
 
 
+class Stop(Exception):
+    """The test ends the import."""
+
+
 def steps(count: int) -> list[dict[bytes, bytes | None]]:
     """Changes of ``count`` blocks: keys that come, change and go, and two values that do not fit into the tree."""
     made: list[dict[bytes, bytes | None]] = []
@@ -366,16 +370,40 @@ def test_an_import_that_was_overtaken_touches_nothing(tmp_path: Path) -> None:
     assert listing(tmp_path / "new") == before
 
 
+class _NoIdentity(RealFileSystem):
+    """The process dies before ``holdfast.toml`` is there."""
+
+    def write_atomic(self, path: Path, data: bytes) -> None:
+        if path.name == "holdfast.toml":
+            raise Stop
+        super().write_atomic(path, data)
+
+
+def test_an_import_that_ended_with_the_first_frame_goes_on_whatever_its_length(tmp_path: Path) -> None:
+    header = os.urandom(1024 * 1024)
+    with open_state_store(f"sqlite:{tmp_path / 'old'}") as store:
+        draft = store.draft()
+        draft.state[b"a"] = b"1"
+        store.commit(draft, hash=b"h" * 32, header=header, producer=b"p" * 128)
+        store.export_snapshot(tmp_path / "snapshot")
+    with pytest.raises(Stop):
+        taken_in(tmp_path, fs=_NoIdentity())
+    assert (tmp_path / "new" / "journal" / "0000000001.seg").exists()
+    with pytest.raises(ForeignStore, match="did not end"):
+        open_state_store(f"sqlite:{tmp_path / 'new'}")
+    taken_in(tmp_path)
+    with open_state_store(f"sqlite:{tmp_path / 'new'}") as store:
+        assert store.tip is not None
+        assert store.blocks.header(store.tip) == header
+        assert_tip(store, {b"a": b"1"})
+
+
 def test_settings_beside_the_store_may_be_there(tmp_path: Path) -> None:
     exported(tmp_path)
     (tmp_path / "new").mkdir()
     (tmp_path / "new" / "config.toml").write_text("cache_bytes = 67108864\n")
     taken_in(tmp_path)
     assert (tmp_path / "new" / "config.toml").exists()
-
-
-class Stop(Exception):
-    """The test ends the import."""
 
 
 def test_an_import_that_was_stopped_goes_on(tmp_path: Path) -> None:
