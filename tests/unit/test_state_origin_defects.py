@@ -64,6 +64,7 @@ def test_d1_what_was_acknowledged_is_applied_again_after_a_kill_never_discarded(
         die(again)
 
 
+@pytest.mark.slow
 def test_d2_one_encoding_of_heights_for_writing_reading_undoing_and_pruning(tmp_path: Path) -> None:
     """The original wrote binary heights and looked for decimal text, so discard and pruning did nothing."""
     with open_state_store(f"sqlite:{tmp_path}", max_reorg_depth=300) as store:
@@ -330,7 +331,7 @@ def test_pr_1983_what_no_block_wrote_is_found(tmp_path: Path) -> None:
     engine.apply(Batch({key: encode_row(key, value) for key, value in ghost.items()}), sync=True)
     engine.close()
     for level in ("state", "views"):
-        assert not verify_store(tmp_path, level=level).ok  # type: ignore[arg-type]
+        assert not verify_store(tmp_path, level=level).ok
     rebuild_views(tmp_path)
     with open_state_store(tmp_path) as store:
         assert_tip(store, {b"wallet": b"1"})
