@@ -97,14 +97,11 @@ def _helpers(result: Result, backend: KernelBackend, size: int, rounds: int) -> 
     pure = backend_named("pure")
     changes = _updates(random.Random(1), size * 2, size)
     data = pure.encode_changes(changes, list(changes))
-    plain: Callable[[], object] = lambda: {b"prefix" + key: value for key, value in changes.items()}  # noqa: E731
     calls: dict[str, Callable[[], object]] = {
         "encode_changes, kernel": lambda: backend.encode_changes(changes, list(changes)),
         "encode_changes, pure": lambda: pure.encode_changes(changes, list(changes)),
         "decode_changes, kernel": lambda: backend.decode_changes(data),
         "decode_changes, pure": lambda: pure.decode_changes(data),
-        "prefixed, kernel": lambda: backend.module.prefixed(b"prefix", changes),
-        "prefixed, a comprehension": plain,
     }
     for name, call in calls.items():
         times = []

@@ -1,4 +1,4 @@
-//! The native kernel of Holdfast. Python sees it through `holdfast.merkle.kernel`, which asks for this very version.
+//! The native kernel of Holdfast. Python sees it through `holdfast._kernel`, which asks for this very version.
 //!
 //! Invariants:
 //!   * Long work runs with the interpreter lock released, on bytes objects that are held meanwhile.
@@ -407,6 +407,9 @@ fn holdfast_kernel(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(decode_changes, module)?)?;
     module.add_function(wrap_pyfunction!(set_threads, module)?)?;
     module.add_function(wrap_pyfunction!(rows::encode_rows, module)?)?;
-    module.add_function(wrap_pyfunction!(rows::prefixed, module)?)?;
+    module.add_function(wrap_pyfunction!(rows::decode_rows, module)?)?;
+    module.add_function(wrap_pyfunction!(rows::undo_parts, module)?)?;
+    module.add_function(wrap_pyfunction!(rows::history_rows, module)?)?;
+    module.add_function(wrap_pyfunction!(rows::publish_rows, module)?)?;
     Ok(())
 }

@@ -22,7 +22,9 @@ from hypothesis import strategies as st
 from holdfast import limits
 from holdfast.merkle import backend as choice
 from holdfast.merkle.api import ICS23_SMT, JMT_SHA256, Backend, Scheme, Tree
-from holdfast.merkle.kernel import MODULE, THREADS_VARIABLE, VERSION, KernelBackend, KernelModule, KernelTree
+from holdfast import _kernel as found
+from holdfast._kernel import MODULE, THREADS_VARIABLE, VERSION, KernelModule
+from holdfast.merkle.kernel import KernelBackend, KernelTree
 from holdfast.merkle.pure import BACKEND as TWIN
 
 ROOT = FilePath(__file__).resolve().parents[2]
@@ -573,21 +575,6 @@ def test_broken_bytes_of_changes_are_refused(kernel: KernelBackend, text: str) -
 
 
 @needs_kernel
-def test_rows_of_the_views(module: KernelModule) -> None:
-    keys = [b"key-%d" % number for number in range(50)]
-    values = [None if number % 7 == 0 else b"v" * number for number in range(50)]
-    expected = [
-        None if value is None else zlib.crc32(key + value).to_bytes(4, "big") + value
-        for key, value in zip(keys, values, strict=True)
-    ]
-    assert module.encode_rows(keys, values) == expected
-    with pytest.raises(ValueError, match="as many"):
-        module.encode_rows(keys, values[1:])
-    changes = dict(zip(keys, values, strict=True))
-    assert module.prefixed(b"p", changes) == {b"p" + key: value for key, value in changes.items()}
-
-
-@needs_kernel
 def test_a_large_version_is_freed_while_another_one_shares_it(kernel: KernelBackend) -> None:
     old = filled(kernel, JMT_SHA256, range(6_000))
     root = old.root
@@ -608,12 +595,12 @@ def _fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
     """The choice of the backend is open again, before and after the test."""
     monkeypatch.delenv("HOLDFAST_PURE", raising=False)
     monkeypatch.delenv(THREADS_VARIABLE, raising=False)
-    choice.backend.cache_clear()
-    choice._kernel.cache_clear()
+    for cached in (choice.backend, choice._kernel, found.kernel, found.installed):
+        cached.cache_clear()
     yield monkeypatch
     monkeypatch.undo()
-    choice.backend.cache_clear()
-    choice._kernel.cache_clear()
+    for cached in (choice.backend, choice._kernel, found.kernel, found.installed):
+        cached.cache_clear()
     if FOUND is not None:
         FOUND.module.set_threads(0)
 

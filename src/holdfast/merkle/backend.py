@@ -5,24 +5,18 @@ Invariant: the choice never changes a byte of what is stored or a hash; it chang
 
 from __future__ import annotations
 
-import os
 from functools import cache
 
+from .._kernel import installed, kernel
 from .api import Backend
 
-__all__ = ["PURE_VARIABLE", "backend", "backend_named"]
-
-PURE_VARIABLE = "HOLDFAST_PURE"
-"""Environment: ``1`` leaves the native kernel alone."""
+__all__ = ["backend", "backend_named"]
 
 
 @cache
 def backend() -> Backend:
     """The backend of this process. The first call decides, and warns if a kernel of another version is installed."""
-    if os.environ.get(PURE_VARIABLE, "") not in ("", "0"):
-        return backend_named("pure")
-    found = _kernel()
-    return backend_named("pure") if found is None else found
+    return backend_named("pure") if kernel() is None else backend_named("kernel")
 
 
 def backend_named(name: str) -> Backend:
@@ -44,6 +38,7 @@ def backend_named(name: str) -> Backend:
 
 @cache
 def _kernel() -> Backend | None:
-    from .kernel import load
+    from .kernel import KernelBackend
 
-    return load()
+    module = installed()
+    return None if module is None else KernelBackend(module)

@@ -12,8 +12,9 @@ from collections.abc import Callable
 
 from ..engine.api import Batch, Engine
 from .api import HistoryRule, Rows
-from .history import encode_old, history_key
-from .rows import decode_row, encode_row
+from .bulk import bulk
+from .history import history_key
+from .rows import encode_row
 from .undo import encode_undo
 
 __all__ = ["SLICE_BYTES", "HistoryChanges", "UndoWriter"]
@@ -26,6 +27,7 @@ class UndoWriter:
 
     def __init__(self, engine: Engine, slice_rows: int, pace: Callable[[], None]) -> None:
         self._engine = engine
+        self._bulk = bulk()
         self._slice_rows = slice_rows
         self._pace = pace
         self._blocks: list[tuple[int, bytes, Rows]] = []
@@ -35,10 +37,10 @@ class UndoWriter:
     def add(self, height: int, block_hash: bytes, known: Rows, unknown: list[bytes]) -> Rows:
         """The undo of a block: rows that are known, and keys whose rows are the engine's."""
         rows = dict(known)
+        unknown.sort()  # neighbours lie in the same pages
         for at in range(0, len(unknown), self._slice_rows):
             part = unknown[at : at + self._slice_rows]
-            for key, stored in zip(part, self._engine.get_many(part), strict=True):
-                rows[key] = None if stored is None else decode_row(key, stored)
+            rows.update(zip(part, self._bulk.decode(part, self._engine.get_many(part)), strict=True))
             if len(part) == self._slice_rows:
                 self._pace()
         self._blocks.append((height, block_hash, rows))
@@ -67,6 +69,7 @@ class HistoryChanges:
 
     def __init__(self, rule: HistoryRule | None) -> None:
         self._rule = rule
+        self._bulk = bulk()
         self._prefix = b"" if rule is None else rule.table.prefix
         self.rows: Rows = {}
         """Engine key -> plain value of a row to add; ``None`` for one to remove."""
@@ -88,11 +91,7 @@ class HistoryChanges:
 
     def add(self, height: int, undo: Rows) -> None:
         """The block with this undo is canonical at ``height``."""
-        prefix, rows = self._prefix, self.rows
-        skip = len(prefix)
-        for key, value in undo.items():
-            if key.startswith(prefix):
-                rows[history_key(key[skip:], height)] = encode_old(value)
+        self._bulk.history(undo, self._prefix, height, self.rows)
 
     def remove(self, height: int, undo: Rows) -> None:
         """The block with this undo is not canonical any more."""

@@ -29,21 +29,20 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
-from zlib import crc32
 
 from .._failpoints import hit
 from ..engine.api import Batch, Engine, Reader
 from ..errors import EngineError, HoldfastError, StateError
 from ..limits import HASH_BYTES
 from .api import Applied, FrameLayers, Rows, ViewOptions
+from .bulk import bulk
 from .cache import RowCache
 from .collect import SLICE_BYTES, HistoryChanges, UndoWriter
 from .keeper import HistoryKeeper
-from .overlay import MISSING, Overlay, Published
+from .overlay import Overlay, Published
 from .readers import PinnedReader, Pins
 from .rows import (
     APPLIED_KEY,
-    CHECKSUM_BYTES,
     FLUSHING_KEY,
     decode_applied,
     decode_flushing,
@@ -151,6 +150,7 @@ class Flusher:
         self._one = threading.Lock()
         self._wake = threading.Event()
         overlay.wake = self._nudge
+        self._bulk = bulk()
         self._done = threading.Condition(threading.Lock())
         self._waiting = 0
         self._stopping = False
@@ -231,7 +231,7 @@ class Flusher:
         ordered = self._engine.capabilities.wants_sorted
         for part in _slices(keys, rows, self._slice_rows, ordered=ordered):
             parts.append(part)
-            self._engine.apply(Batch(_encoded(part, rows)), sync=False)
+            self._engine.apply(Batch(self._bulk.encode(part, rows)), sync=False)
             hit("views.flush.mid_rows")
             pace()
         if self._cache is not None:
@@ -248,7 +248,7 @@ class Flusher:
     def _write(self, keys: list[bytes], rows: Rows, name: str, pace: Callable[[], None]) -> None:
         """The rows of ``keys`` are in the engine, written in key order."""
         for part in _slices(keys, rows, self._slice_rows, ordered=True):
-            self._engine.apply(Batch(_encoded(part, rows)), sync=False)
+            self._engine.apply(Batch(self._bulk.encode(part, rows)), sync=False)
             hit(name)
             pace()
 
@@ -322,14 +322,9 @@ class Flusher:
             for layer in published.frame.layers:
                 wanted = layer.block is not None and changes.wants(layer.block[0])
                 if layer.block is not None and (wanted or layer.block[0] > floor):
-                    known: Rows = {}
-                    unknown: list[bytes] = []
-                    for key in layer.chain_rows:
-                        value = merged.get(key, MISSING)
-                        if value is MISSING:
-                            unknown.append(key)
-                        else:
-                            known[key] = value
+                    keys = layer.chain_rows.keys()
+                    known: Rows = {key: merged[key] for key in keys & merged.keys()} if merged else {}
+                    unknown = [key for key in keys if key not in known] if known else list(keys)
                     undo = writer.add(*layer.block, known, unknown)
                     if wanted:
                         changes.add(layer.block[0], undo)
@@ -453,14 +448,6 @@ class Flusher:
 
 def _nothing() -> None:
     """A flush in the foreground does not pause."""
-
-
-def _encoded(keys: list[bytes], rows: Rows) -> Rows:
-    # encode_row, written out: this is the innermost loop of every import
-    return {
-        key: None if (value := rows[key]) is None else crc32(value, crc32(key)).to_bytes(CHECKSUM_BYTES, "big") + value
-        for key in keys
-    }
 
 
 def _merged(frames: list[Published], pace: Callable[[], None]) -> Rows:

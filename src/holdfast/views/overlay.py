@@ -24,6 +24,7 @@ from typing import Final
 from sortedcontainers import SortedList
 
 from .api import FrameLayers, Layer
+from .bulk import bulk
 
 __all__ = ["LATEST", "MISSING", "ROW_COST_BYTES", "Missing", "Overlay", "Published", "SortedKeys"]
 
@@ -98,6 +99,7 @@ class Overlay:
         self.wake_bytes = wake_bytes
         self.wake: Callable[[], None] = _nobody
         """Called by ``publish`` above ``wake_rows`` rows or ``wake_bytes`` bytes."""
+        self._publish_rows = bulk().publish
         self.lock = threading.Lock()
         self.nodes: dict[bytes, Node] = {}
         self.blocks: dict[int, BlockNode] = {}
@@ -123,8 +125,7 @@ class Overlay:
 
     def publish(self, frame: FrameLayers) -> None:
         """The rows of ``frame`` are on top; they are visible at once if the frame is known to be durable."""
-        nodes = self.nodes
-        get = nodes.get
+        nodes, publish = self.nodes, self._publish_rows
         count = 0
         size = 0
         with self.lock:
@@ -133,9 +134,7 @@ class Overlay:
                 version += 1
                 rows = layer.rows
                 while True:
-                    for key, value in rows.items():
-                        nodes[key] = (version, value, get(key))
-                        size += len(key) if value is None else len(key) + len(value)
+                    size += publish(nodes, rows, version)
                     count += len(rows)
                     if rows is layer.chain_rows:
                         break

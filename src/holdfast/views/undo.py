@@ -13,11 +13,12 @@ Invariants:
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from ..errors import CorruptionError, Recovery
 from ..limits import ENGINE_KEY_BYTES_MAX, HASH_BYTES, TABLE_ID_BYTES
 from .api import Rows
+from .bulk import bulk
 from .rows import decode_row
 from .tables import UNDO
 
@@ -39,7 +40,6 @@ _KEY = struct.Struct(">Q32sH")
 _PART = struct.Struct(">BI")
 _KEY_LENGTH = struct.Struct(">H")
 _VALUE_LENGTH = struct.Struct(">I")
-_ABSENT = b"\x00"
 _PRESENT = 1
 
 
@@ -62,33 +62,12 @@ def undo_range_to(height: int) -> tuple[bytes, bytes]:
     return UNDO.prefix, UNDO.prefix + (height + 1).to_bytes(8, "big")
 
 
-def _parts(rows: Rows) -> Iterator[tuple[int, bytearray]]:
-    body = bytearray()
-    count = 0
-    for key in sorted(rows):
-        if len(body) >= PART_BYTES_MAX:
-            yield count, body
-            body = bytearray()
-            count = 0
-        body += _KEY_LENGTH.pack(len(key))
-        body += key
-        value = rows[key]
-        if value is None:
-            body += _ABSENT
-        else:
-            body.append(_PRESENT)
-            body += _VALUE_LENGTH.pack(len(value))
-            body += value
-        count += 1
-    yield count, body
-
-
 def encode_undo(height: int, block_hash: bytes, rows: Rows) -> dict[bytes, bytes]:
     """The undo rows (engine key -> plain value) of one block: one, or several if it is large."""
-    parts = list(_parts(rows))
+    parts = bulk().undo_parts(rows, PART_BYTES_MAX)
     last = len(parts) - 1
     return {
-        undo_key(height, block_hash, number): _PART.pack(number != last, count) + bytes(body)
+        undo_key(height, block_hash, number): _PART.pack(number != last, count) + body
         for number, (count, body) in enumerate(parts)
     }
 
