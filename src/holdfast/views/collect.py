@@ -45,7 +45,7 @@ class UndoWriter:
                 self._pace()
         self._blocks.append((height, block_hash, rows))
         self._wanted += len(rows)
-        self._size += sum(len(value) for value in rows.values() if value is not None)
+        self._size += sum(map(len, filter(None, rows.values())))
         if self._wanted >= self._slice_rows or self._size >= SLICE_BYTES:
             self.write()
         return rows

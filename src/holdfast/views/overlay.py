@@ -68,6 +68,9 @@ class SortedKeys:
         self._members: set[bytes] = set()
         self._sorted: SortedList | None = None
 
+    def __bool__(self) -> bool:
+        return bool(self._members)
+
     def add(self, keys: set[bytes]) -> None:
         """``keys`` are in the set. Cost: n log n for many, and then at once."""
         keys = keys - self._members
@@ -299,14 +302,18 @@ class Overlay:
         self.epoch += 1
         for keys in slices:
             with self.lock:
-                nodes, discard = self.nodes, self._keys.discard
-                for key in keys:
-                    node = nodes.get(key)
-                    if node is not None and node[0] <= to_version:
-                        del nodes[key]
-                        discard(key)
-                    elif node is not None:
-                        self._cut(key, node, to_version)
+                nodes = self.nodes
+                gone = [key for key in keys if (node := nodes.get(key)) is not None and node[0] <= to_version]
+                for key in gone:
+                    del nodes[key]
+                if self._keys:
+                    for key in gone:
+                        self._keys.discard(key)
+                if len(gone) != len(keys):
+                    for key in keys:
+                        newer = nodes.get(key)
+                        if newer is not None:
+                            self._cut(key, newer, to_version)
             pace()
         with self.lock:
             for published in frames:
