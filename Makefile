@@ -22,7 +22,7 @@ KERNEL := $(wildcard kernel/Cargo.toml kernel/pyproject.toml kernel/src/*.rs)
 CARGO_MANIFEST := --manifest-path kernel/Cargo.toml
 SLOWEST := --durations=5 --durations-min=2
 
-.PHONY: help setup demo test test-slow test-live test-proofs lint types meta check crash crash-quick bench docs wheel clean
+.PHONY: help setup demo test test-pure test-slow test-live test-proofs lint types meta check crash crash-quick bench docs wheel clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1\t\2/' | expand -t 16
@@ -52,6 +52,10 @@ demo: $(STAMP) ## import a recorded chain, kill the importer, resume, verify, re
 
 test: $(STAMP) ## every test but the crash, live and proofs tiers
 	$(PY) -m pytest -n $(JOBS) --dist loadfile $(SLOWEST)
+
+test-pure: $(STAMP) ## the tests of the state and the tree without the native kernel
+	HOLDFAST_PURE=1 $(PY) -m pytest -n $(JOBS) --dist loadfile $(SLOWEST) \
+	    tests/unit/test_state_*.py tests/unit/test_views_*.py tests/unit/test_merkle_*.py tests/model/test_state_model.py
 
 test-slow: $(STAMP) ## only the tests marked slow
 	$(PY) -m pytest -n $(JOBS) --dist loadfile -m "slow and not crash and not live and not proofs" $(SLOWEST)
