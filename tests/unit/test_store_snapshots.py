@@ -210,6 +210,7 @@ def test_new_views_begin_with_the_base(make: Callable[[Path], None], tmp_path: P
     after.pop(b"same")
     make(path)
     with holdfast.open(path, settings=quick()) as store:
+        assert not store.recovery.finished_flush
         assert_tip(store, after)
         assert store.state[b"blob"] == values[b"blob"]
     report = verify_store(path, level="views")

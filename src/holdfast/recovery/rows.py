@@ -92,9 +92,8 @@ def compare_views(
 
     record = load_history(engine.get)
     state = decode_state(applied.state) if applied is not None and target else EMPTY
-    blocks = state.blocks
     window = max(0, state.floor - applied.undo_floor) if applied is not None else 0
-    with _fresh_engine(engine, name, blocks) as fresh:
+    with _fresh_engine(engine, name, state.blocks) as fresh:
         if target:
             load_base(fresh, fs, root, source)
         options = ViewOptions(undo_window=window)

@@ -327,37 +327,46 @@ def _check_first_frame(journal: Journal, data: bytes, path: Path) -> None:
 # -- views ----------------------------------------------------------------------------------------------------------
 
 
+def _open_generation(
+    plan: OpenPlan,
+    journal: Journal,
+    recovery: JournalRecovery,
+    generations: Generations,
+    created: bool,
+    notes: list[str],
+) -> tuple[int, str, bool, Engine, Views]:
+    """The live generation, or a fresh one: number, engine's name, whether it is fresh, engine and views."""
+    wanted = plan.engine or plan.settings.engine
+    number, name = (None, wanted) if created else _current(generations, plan.engine, wanted, notes)
+    if number is not None:
+        if plan.engine is not None and plan.engine != name:
+            raise EngineMismatch(
+                "the store was made with another engine", found=name, asked=plan.engine, path=plan.root
+            )
+        found = _try_views(plan, journal, recovery, generations, number, name, notes)
+        if found is not None:
+            return number, name, False, *found
+    number = generations.prepare(name)
+    return number, name, True, *_fresh_views(plan, journal, name, generations.data_path(number))
+
+
 def _open_views(
     plan: OpenPlan, lock: FileLock, identity: Identity, journal: Journal, recovery: JournalRecovery, created: bool
 ) -> Opened:
     notes: list[str] = []
-    wanted = plan.engine or plan.settings.engine
+    generations, number, name, fresh = None, None, "memory", False
     if not plan.fs.persistent:
-        engine, views = _fresh_views(plan, journal, "memory", MEMORY_ROOT)
-        generations, number, name, fresh = None, None, "memory", False
+        engine, views = _fresh_views(plan, journal, name, MEMORY_ROOT)
     else:
         generations = Generations(plan.fs, plan.root)
-        number, name = (None, wanted) if created else _current(generations, plan.engine, wanted, notes)
-        found = None
-        if number is not None:
-            if plan.engine is not None and plan.engine != name:
-                raise EngineMismatch(
-                    "the store was made with another engine", found=name, asked=plan.engine, path=plan.root
-                )
-            found = _try_views(plan, journal, recovery, generations, number, name, notes)
-        fresh = found is None
-        if found is None:
-            number = generations.prepare(name)
-            engine, views = _fresh_views(plan, journal, name, generations.data_path(number))
-        else:
-            engine, views = found
+        number, name, fresh, engine, views = _open_generation(plan, journal, recovery, generations, created, notes)
     try:
         plan.book.load_rows(views.latest())
         replayer = Replayer(views, plan.book)
         if plan.indexes_of is not None:
             replayer.indexes = plan.indexes_of(views, engine, journal, replayer.state)
         start = replayer.seq
-        unfinished = views.applied is not None and views.applied.flushing is not None
+        unfinished = not fresh and views.applied is not None and views.applied.flushing is not None
         replayer.run(journal, recovery.last_seq, flush=True, progress=plan.progress)
         if generations is not None and number is not None and fresh:
             views.flush()
