@@ -25,6 +25,7 @@ from holdfast.errors import (
     SnapshotInvalid,
 )
 from holdfast.merkle.api import ICS23_SMT, JMT_SHA256, SCHEMES
+from holdfast.merkle.backend import backend
 from holdfast.merkle.pure import BACKEND
 from holdfast.merkle.values import tree_value
 from holdfast.state import snapshot as reading
@@ -129,6 +130,17 @@ def test_one_huge_value_does_not_make_every_chunk_tiny() -> None:
     _, few = export(plain, chunk_bytes=8192)
     _, info = export(source, chunk_bytes=8192)
     assert few.chunks <= info.chunks <= few.chunks + 12
+
+
+def test_every_backend_writes_and_reads_the_same() -> None:
+    source = source_of({**numbered(150), b"blob": b"b" * LARGE})
+    fs, info = export(source)
+    files = {path: bytes(data) for path, data in fs._files.items()}
+    again = MemoryFileSystem()
+    assert export_snapshot(source, PLACE, chunk_bytes=1024, compress=False, fs=again, tree_backend=backend()) == info
+    assert {path: bytes(data) for path, data in again._files.items()} == files
+    assert verify_snapshot(PLACE, source.tree.root, fs=fs, tree_backend=backend()) == info
+    assert backend().node_hash(JMT_SHA256, b"", 5) == JMT_SHA256.null
 
 
 def test_workers_give_the_same_in_the_same_order() -> None:
