@@ -31,6 +31,13 @@ BENCHES = {
     "engines": "engines",
     "kernel": "kernel",
     "cache": "cache",
+    "state": "state",
+    "stateload": "state_load",
+    "statehistory": "state_history",
+    "stateprofile": "state_profile",
+    "statereads": "state_reads",
+    "stateopen": "state_open",
+    "sidebyside": "sidebyside",
     "profile": "where",
 }
 """Name of a bench, and the module it is in."""
