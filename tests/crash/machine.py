@@ -19,6 +19,7 @@ from holdfast.engine.api import Batch, Engine
 from holdfast.engine.memory import MemoryEngine
 from holdfast.errors import HoldfastError, MissingFile, PoisonedError
 from holdfast.journal.journal import JournalOptions
+from holdfast.recovery import verify, verify_store
 from holdfast.store import opening
 from holdfast.store.backend import WriterBackend
 from holdfast.testing.crashfs import CrashableFileSystem, Fault, Keep, SimulatedCrash
@@ -90,7 +91,9 @@ class Machine:
         disks = {path: disk.crash(rng, keep) for path, disk in self.disks.items()}
         return Machine(self.root, self.fs.crash(rng, keep=keep), disks)
 
-    def open_engine(self, name: str, path: Path, *, create: bool, cache_bytes: int = 0) -> Engine:
+    def open_engine(
+        self, name: str, path: Path, *, create: bool, cache_bytes: int = 0, read_only: bool = False
+    ) -> Engine:
         """In place of ``holdfast.engine.open.open_engine``."""
         if path not in self.disks:
             if not create:
@@ -113,6 +116,8 @@ class Machine:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(opening, "open_engine", self.open_engine)
             patch.setattr(opening, "probe_engine", probe)
+            patch.setattr(verify, "open_engine", self.open_engine)
+            patch.setattr(verify, "probe_engine", probe)
             patch.setattr(opening, "journal_options", options)
             yield
 
@@ -285,4 +290,6 @@ def check_image(machine: Machine, model: Model) -> int:
         check_frontier(again.store, model, ahead=0)
         check_deep(again.store, model, newest=12, sample=4)
         again.close()
+        report = verify_store(machine.root, level="state", fs=again.machine.fs)
+        assert report.ok, report.as_dict()
     return kept

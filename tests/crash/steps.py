@@ -19,6 +19,7 @@ from holdfast.engine.api import Batch, Engine, EngineStats, Page, Reader
 from holdfast.engine.open import open_engine
 from holdfast.journal.journal import JournalOptions
 from holdfast.recovery import rebuild
+from holdfast.state import image
 from holdfast.store import indexing, opening, writer
 from holdfast.views import flush
 
@@ -60,7 +61,7 @@ class Steps:
             self.step(f"failpoint:{name}")
 
         _failpoints.hit = hit
-        for module in (flush, indexing, rebuild, writer):
+        for module in (flush, image, indexing, rebuild, writer):
             module.hit = hit  # type: ignore[attr-defined]
 
         def counting(*args: Any, **kwargs: Any) -> Engine:

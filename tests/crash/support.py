@@ -22,9 +22,12 @@ from typing import NamedTuple, Self
 import holdfast
 from holdfast import Settings, Store
 from holdfast._fs import FileSystem
-from holdfast.errors import HoldfastError, SafetyStateMissing
+from holdfast.errors import HoldfastError, PrunedError, SafetyStateMissing
+from holdfast.state.api import MutableState
+from holdfast.store.chain import CustomChain
 from holdfast.store.indexes import IndexSpec
-from holdfast.types import ZERO_HASH, Block
+from holdfast.types import ZERO_HASH, Block, BlockInfo
+from tests.unit.state_support import Changes, Values, after, root_of, writer_backend
 
 ROOT = Path(__file__).resolve().parents[2]
 ENGINES = ("rocksdb", "lmdb", "sqlite")
@@ -61,6 +64,33 @@ class Picture(NamedTuple):
     orphans: dict[bytes, Orphan]
     finalized: int | None
     safety: tuple[tuple[int, ...], bytes] | None
+    root: bytes
+
+
+def changes_of(block_hash: bytes) -> Changes:
+    """What a block does to the state, a function of its hash: writes and removals, seldom a value above 64 KiB."""
+    if block_hash[6] % 8 == 0:
+        return {}
+    changes: dict[bytes, bytes | None] = {}
+    for at in range(block_hash[7] % 8):
+        number = block_hash[8 + at] % 40
+        key = b"key/%d" % number if number % 4 else bytes(number) + b"\x00"
+        length = block_hash[16 + at]
+        changes[key] = None if length < 60 else NOISE[block_hash[at] * 64 :][:length]
+    if block_hash[6] % 16 == 1:
+        changes[b"big/%d" % (block_hash[7] % 3)] = NOISE[block_hash[1] * 8 :][: 66_000 + block_hash[2]]
+    return changes
+
+
+class StateChain(CustomChain):
+    """Received blocks change the state, too."""
+
+    def execute(self, block: Block, parent: BlockInfo | None, state: MutableState) -> bytes | None:
+        state.update(changes_of(block.hash))
+        return None
+
+    def state_root(self, block: Block) -> bytes | None:
+        return None
 
 
 def make_block(seed: int, number: int, part: int, parent: Block | None, *, work: int, body_max: int = 200_000) -> Block:
@@ -92,6 +122,8 @@ class Model:
     canonical: list[bytes] = field(default_factory=list)
     orphans: dict[bytes, Orphan] = field(default_factory=dict)
     recent: list[bytes] = field(default_factory=list)
+    states: dict[bytes, Values] = field(default_factory=dict)
+    """The state after each block."""
     finalized: int | None = None
     floor: int = 0
     safety: tuple[tuple[int, ...], bytes] | None = None
@@ -107,6 +139,7 @@ class Model:
             canonical=list(self.canonical),
             orphans=dict(self.orphans),
             recent=list(self.recent),
+            states=dict(self.states),
         )
 
     @property
@@ -114,7 +147,12 @@ class Model:
         return self.blocks[self.canonical[-1]]
 
     def picture(self) -> Picture:
-        return Picture(tuple(self.canonical), dict(self.orphans), self.finalized, self.safety)
+        return Picture(tuple(self.canonical), dict(self.orphans), self.finalized, self.safety, root_of(self.state))
+
+    @property
+    def state(self) -> Values:
+        """The state at the tip."""
+        return self.states[self.canonical[-1]] if self.canonical else {}
 
     def at(self, height: int) -> bytes | None:
         return self.canonical[height] if 0 <= height < len(self.canonical) else None
@@ -203,6 +241,7 @@ class Model:
         self.blocks[block.hash] = block
         self.total[block.hash] = total = block.work + self.total.get(block.parent, 0)
         self.recent.append(block.hash)
+        self.states[block.hash] = after(self.states.get(block.parent, {}), changes_of(block.hash))
         if not self.canonical or block.parent == self.canonical[-1]:
             self.canonical.append(block.hash)
         elif total > self.total[self.canonical[-1]]:
@@ -243,8 +282,10 @@ def perform(store: Store, op: Op) -> None:
     elif op.kind == "commit":
         assert op.block is not None
         block = op.block
+        draft = store.draft()
+        draft.state.update(changes_of(block.hash))
         store.commit(
-            store.draft(),
+            draft,
             hash=block.hash,
             header=block.header,
             body=block.body,
@@ -297,7 +338,7 @@ def settings(**fields: object) -> Settings:
 def open_store(url: str, *, late: bool = False, fs: FileSystem | None = None, **fields: object) -> Store:
     """The store of a crash test."""
     specs = [BY_PRODUCER, BY_PREFIX] if late else [BY_PRODUCER]
-    return holdfast.open(url, settings=settings(**fields), indexes=specs, fs=fs)
+    return holdfast.open(url, chain=StateChain(), settings=settings(**fields), indexes=specs, fs=fs)
 
 
 # -- checks ---------------------------------------------------------------------------------------------------------
@@ -316,7 +357,7 @@ def picture_of(store: Store) -> Picture:
         safety = (record.position, record.payload)
     except SafetyStateMissing:
         safety = None
-    return Picture(canonical, orphans, store.finalized, safety)
+    return Picture(canonical, orphans, store.finalized, safety, store.state.root)
 
 
 def second_position(store: Store) -> int:
@@ -359,6 +400,8 @@ def difference(found: Picture, wanted: Picture) -> str:
         lines.append(f"finalized: {found.finalized} found, {wanted.finalized} wanted")
     if found.safety != wanted.safety:
         lines.append(f"safety: {found.safety} found, {wanted.safety} wanted")
+    if found.root != wanted.root:
+        lines.append(f"root of the state: {found.root.hex()} found, {wanted.root.hex()} wanted")
     return "; ".join(lines) or "equal"
 
 
@@ -382,6 +425,7 @@ def check_deep(store: Store, model: Model, *, newest: int = 60, sample: int = 40
         assert store.blocks.is_canonical(info) == (model.at(info.height) == each)
         if info.parent != ZERO_HASH:
             assert each in {child.hash for child in store.blocks.children(info.parent)}
+    check_state(store, model)
     figures = store.blocks.statistics()
     assert figures["blocks"] == len(model.blocks)
     assert figures["orphans"] == len(model.orphans)
@@ -401,6 +445,36 @@ def check_deep(store: Store, model: Model, *, newest: int = 60, sample: int = 40
             extra, missing = sorted({*found} - {*wanted}), sorted({*wanted} - {*found})
             heights = f"extra at {[row[1] for row in extra]}, missing at {[row[1] for row in missing]}"
             assert found == wanted, f"index {spec.name}: {heights}, tip {len(model.canonical) - 1}"
+
+
+def check_state(store: Store, model: Model) -> None:
+    """Rows and tree of the state at the tip, its proofs, the heights below it and the newest side branches."""
+    if not model.canonical:
+        return
+    assert dict(store.state.scan()) == model.state, "the rows of the state are wrong"
+    tree = writer_backend(store).writer.tree
+    assert (tree.root, tree.count) == (root_of(model.state), len(model.state)), "the tree of the state is wrong"
+    for key in (b"key/1", b"key/%d" % (model.number % 40), b"absent/%d" % model.number):
+        proof = store.state.prove(key)
+        assert proof.value == model.state.get(key)
+        proof.verify(root_of(model.state), key, model.state.get(key))
+    tip = len(model.canonical) - 1
+    for height in {tip, max(0, tip - 1), max(0, tip - 5), max(model.floor, tip - DEPTH)}:
+        values = model.states[model.canonical[height]]
+        state = store.state.at(height)
+        assert dict(state.scan()) == values, f"the state at height {height}, below the tip at {tip}, is wrong"
+        assert state.root == root_of(values)
+    side = [each for each in model.recent[-6:] if each in model.orphans and model.fork(each) >= model.floor]
+    for each in side[-2:]:
+        draft = store.draft(each)
+        assert dict(draft.state.scan()) == model.states[each], "the state of a side branch is wrong"
+        assert draft.state.root() == root_of(model.states[each])
+    if model.floor > 2:
+        try:
+            deep = dict(store.state.at(model.floor // 2).scan())
+        except PrunedError:
+            return
+        assert deep == model.states[model.canonical[model.floor // 2]], "the state of an old height is wrong"
 
 
 # -- the agent ------------------------------------------------------------------------------------------------------

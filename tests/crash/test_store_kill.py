@@ -58,7 +58,7 @@ class Run:
         assert not outcome.hung
         self.count(outcome)
         if number % 10 == 9:
-            self.agent.must("verify", {"url": self.url, "level": "views" if number % 20 == 9 else "links"})
+            self.agent.must("verify", {"url": self.url, "level": "full" if number % 20 == 9 else "state"})
             self.counts["verified"] += 1
 
     def count(self, outcome: Outcome) -> None:
@@ -111,7 +111,7 @@ def test_killed_at_random(agent: Agent, engine: str, tmp_path: Path, crash_round
         with open_store(url, late=run.late) as store:
             check_frontier(store, model)
             check_deep(store, model)
-        agent.must("verify", {"url": url, "level": "views"})
+        agent.must("verify", {"url": url, "level": "full"})
         run.counts["operations"] = model.number
         run.counts["records of the second thread"] = run.second
         total += run.counts

@@ -9,13 +9,23 @@ from pathlib import Path
 
 import pytest
 
+from holdfast.blocks import apply
+from holdfast.blocks.apply import Prepared
 from holdfast.errors import HoldfastError, OutOfSpace
 from holdfast.journal.journal import Journal
+from holdfast.merkle.api import Tree
+from holdfast.state.rows import Execution, chain_rows, preimage_key, tree_changes
+from holdfast.store import tree
 from holdfast.store.replay import Replayer
 from holdfast.store.store import Store
+from holdfast.store.writer import Writer
 from holdfast.testing.crashfs import CrashableFileSystem, Fault
+from holdfast.views.api import Rows
+from holdfast.views.collect import HistoryChanges
 from holdfast.views.flush import Flusher
 from holdfast.views.overlay import Published
+from holdfast.views.tables import PREIMAGES, STATE, Table
+from holdfast.views.views import Views
 from tests.crash.machine import Life, check_image, images, new_machine, operations
 from tests.crash.support import report
 
@@ -40,7 +50,8 @@ def explore(root: Path, points: range, *, count: int) -> Counter[str]:
 @pytest.mark.crash
 def test_power_cut_at_every_operation(tmp_path: Path, crash_rounds: int) -> None:
     total = operations(tmp_path)
-    counts = explore(tmp_path, range(1, total + 1), count=1 if crash_rounds < ALL_FROM else 40)
+    few = crash_rounds < ALL_FROM
+    counts = explore(tmp_path, range(1, total + 1, 2 if few else 1), count=1 if few else 40)
     report(
         f"power cut, {total} operations",
         counts,
@@ -54,7 +65,7 @@ def test_power_cut_at_every_operation(tmp_path: Path, crash_rounds: int) -> None
 def test_error_at_every_operation(tmp_path: Path, code: int, persistent: bool, crash_rounds: int) -> None:
     total = operations(tmp_path)
     counts: Counter[str] = Counter()
-    for at in range(1 + persistent, total + 1, 2 if crash_rounds < ALL_FROM else 1):
+    for at in range(1 + persistent, total + 1, 5 if crash_rounds < ALL_FROM else 1):
         life = Life(new_machine(tmp_path, seed=at, faults=(Fault(at, error=code, persistent=persistent, torn=True),)))
         life.live_with_errors()
         assert life.machine.fs.hits, f"operation {at} was never made"
@@ -98,7 +109,8 @@ def writes_applied_first(patch: Patch) -> None:
     write = Flusher._flush
 
     def flush(self: Flusher, frames: list[Published], pins: list[object], pace: object) -> None:
-        finish(self, frames[-1])
+        last = frames[-1].frame
+        finish(self, last, self._floor(last.undo_floor))
         write(self, frames, pins, pace)  # type: ignore[arg-type]
 
     patch.setattr(Flusher, "_flush", flush)
@@ -124,11 +136,13 @@ def forgets_to_sync_directories(patch: Patch) -> None:
 def forgets_the_undo(patch: Patch) -> None:
     write = Flusher._write_undo
 
-    def undo(self: Flusher, frames: list[Published], pace: Callable[[], None]) -> object:
+    def undo(
+        self: Flusher, frames: list[Published], floor: int, changes: HistoryChanges, pace: Callable[[], None]
+    ) -> object:
         real = self._engine
         self._engine = _Deaf(real)  # type: ignore[assignment]
         try:
-            return write(self, frames, pace)
+            return write(self, frames, floor, changes, pace)
         finally:
             self._engine = real
 
@@ -146,10 +160,69 @@ class _Deaf:
         return getattr(self._engine, name)
 
 
+def forgets_a_preimage(patch: Patch) -> None:
+    def rows(execution: Execution) -> Rows:
+        found = chain_rows(execution)
+        for key_hash, _ in list(execution.inserted)[:1]:
+            del found[preimage_key(key_hash)]
+        return found
+
+    patch.setattr(apply, "chain_rows", rows)
+
+
+def undoes_without_the_state(patch: Patch) -> None:
+    _undo_without(patch, STATE, PREIMAGES)
+
+
+def undoes_without_preimages(patch: Patch) -> None:
+    _undo_without(patch, PREIMAGES)
+
+
+def adopts_without_looking_at_the_root(patch: Patch) -> None:
+    _undo_without(patch, STATE, PREIMAGES)
+    _looks_at_no_root(patch)
+
+
+def _undo_without(patch: Patch, *tables: Table) -> None:
+    undo_of = Views.undo_of
+    left_out = tuple(table.prefix for table in tables)
+
+    def undo(self: Views, height: int, block_hash: bytes) -> Rows:
+        rows = undo_of(self, height, block_hash)
+        return {key: value for key, value in rows.items() if not key.startswith(left_out)}
+
+    patch.setattr(Views, "undo_of", undo)
+
+
+def _looks_at_no_root(patch: Patch) -> None:
+    def tree_after(self: Writer, prepared: Prepared, known: Tree | None) -> Tree | None:
+        if not prepared.chain_layers:
+            return None
+        changes = tree_changes(layer.chain_rows for layer in prepared.chain_layers)
+        return known if known is not None else self.tree.update(changes).tree
+
+    patch.setattr(Writer, "_tree_after", tree_after)
+
+
+def trusts_the_image(patch: Patch) -> None:
+    patch.setattr(tree, "caught_up", lambda image, *_rest: image)
+    patch.setattr(tree, "_fits", lambda image, state: True)
+
+
+def forgets_large_values(patch: Patch) -> None:
+    patch.setattr(apply, "blob_rows", lambda changes: {})
+
+
 @pytest.mark.crash
 @pytest.mark.parametrize(
     "bug",
     [
+        forgets_a_preimage,
+        undoes_without_the_state,
+        undoes_without_preimages,
+        adopts_without_looking_at_the_root,
+        trusts_the_image,
+        forgets_large_values,
         commits_without_a_sync,
         acknowledges_before_the_sync,
         skips_replay,

@@ -22,6 +22,7 @@ KINDS = (
     ("current generation", r"views/CURRENT"),
     ("engine name", r"views/\d+/engine"),
     ("lock", r"LOCK"),
+    ("tree image", r"tree/image"),
     ("rocksdb table", r"views/.*\.sst"),
     ("rocksdb log", r"views/.*\.log"),
     ("rocksdb manifest", r"views/.*/MANIFEST-\d+"),
