@@ -23,7 +23,10 @@ __all__ = ["run"]
 
 MIB = 1024 * 1024
 BUDGET_BYTES = 16 * MIB
-VALUE_BYTES = 96
+VALUE_BYTES = 62
+"""With keys of 34 bytes an entry has 96 bytes of its own."""
+ORIGINAL_COST_BYTES = 64
+"""What the system that this cache replaces counts for an entry besides key and value; the objects cost more."""
 THREADS = 16
 BLOCKS = 20
 POLICIES: tuple[CachePolicy, ...] = ("lru", "lfu", "fifo")
@@ -94,16 +97,23 @@ def _loop(get: Callable[[bytes], object], keys: list[bytes], rounds: int) -> lis
 def run(plan: Plan) -> Result:
     """Zipf(1.0) over the keys; then hot, overlay, engine and historical reads of views over RocksDB."""
     count, reads, per_round, rounds = plan.pick(
-        (200_000, 1_000_000, 50_000, 9), (50_000, 200_000, 10_000, 5), (300, 600, 50, 2)
+        (200_000, 3_000_000, 50_000, 9), (50_000, 200_000, 10_000, 5), (300, 600, 50, 2)
     )
     result = Result("cache")
     keys = [STATE.prefix + number.to_bytes(32, "big") for number in range(count)]
     drawn = _zipf(keys, reads, 1)
     budget = min(BUDGET_BYTES, count * (34 + VALUE_BYTES + ENTRY_COST_BYTES) * 3 // 10)
+    shares: list[float] = []
     for policy in POLICIES:
         share, cost = _hit_rate(policy, drawn, budget)
         result.rows.append(Row(f"hit rate, {policy}", "%", share * 100, None, share * 100, share * 100, 1))
+        shares.append(share * 100)
         result.rows.append(Row(f"read with fill, {policy}", "us", cost, None, cost, cost, 1))
+    result.bars.append(Bar("the best hit rate, %", max(shares), 90, at_least=True))
+    entry = 34 + VALUE_BYTES
+    share, _ = _hit_rate("lfu", drawn, budget * (entry + ENTRY_COST_BYTES) // (entry + ORIGINAL_COST_BYTES))
+    name = f"hit rate, lfu, an entry counted as key + value + {ORIGINAL_COST_BYTES} B"
+    result.rows.append(Row(name, "%", share * 100, None, share * 100, share * 100, 1))
     body = pool(VALUE_BYTES)
     engine = open_engine("rocksdb", plan.directory / "engine", create=True)
     try:
