@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from holdfast._kernel import PURE_VARIABLE
 from holdfast.merkle.backend import backend, backend_named
 
 from .child import ROOT, environment
@@ -38,7 +39,7 @@ def run_job(job: Callable[..., Found], *, tree: str, killed: bool = False, **arg
     done = subprocess.run(
         [sys.executable, "-m", "bench.state_child", name],
         input=json.dumps(arguments | {"tree": tree}),
-        env=environment() | {"HOLDFAST_PURE": "1" if tree == "pure" else "0"},
+        env=environment() | {PURE_VARIABLE: "1" if tree == "pure" else "0"},
         cwd=ROOT,
         stdout=subprocess.PIPE,
         text=True,

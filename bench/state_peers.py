@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from hashlib import sha256
 from pathlib import Path
 
+from holdfast._kernel import PURE_VARIABLE
 from holdfast.merkle.api import JMT_SHA256
 from holdfast.merkle.backend import backend
 
@@ -32,7 +33,7 @@ class Peer:
     """A contestant's process. Use it in a ``with``; ``ready`` before the first ``blocks``."""
 
     def __init__(self, command: Sequence[str], *, tree: str = "kernel") -> None:
-        made = environment() | {"HOLDFAST_PURE": "1" if tree == "pure" else "0"}
+        made = environment() | {PURE_VARIABLE: "1" if tree == "pure" else "0"}
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=made
         )

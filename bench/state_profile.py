@@ -7,10 +7,11 @@ the wrapping costs next to nothing. A phase has what it spends itself, without t
 from __future__ import annotations
 
 import importlib
+import inspect
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +39,17 @@ PHASES: tuple[tuple[str, str, str], ...] = (
     ("holdfast.store.writer", "Writer.write", "writer: the rest"),
     ("holdfast.store.store", "Store.commit", "commit: the rest"),
     ("holdfast.views.flush", "Flusher._write_undo", "flush: undo, which keys are known, merge"),
-    ("holdfast.views.collect", "UndoWriter.add", "flush: undo, rows checked"),
+    ("holdfast.views.collect", "UndoWriter.add", "flush: undo, put together"),
+    ("holdfast.views.bulk", "NativeBulk.decode", "flush: undo, rows checked"),
+    ("holdfast.views.bulk", "PureBulk.decode", "flush: undo, rows checked"),
     ("holdfast.views.collect", "UndoWriter.write", "flush: undo, batches"),
     ("holdfast.views.collect", "encode_undo", "flush: undo, encode"),
     ("holdfast.views.collect", "HistoryChanges.add", "flush: history, collected"),
-    ("holdfast.views.flush", "_encoded", "flush: rows, checksums"),
-    ("holdfast.views.flush", "Flusher._write", "flush: history, slices"),
+    ("holdfast.views.bulk", "NativeBulk.encode", "flush: rows, checksums"),
+    ("holdfast.views.bulk", "PureBulk.encode", "flush: rows, checksums"),
+    ("holdfast.views.flush", "_slices", "flush: slices"),
+    ("holdfast.views.flush", "in_order", "flush: order of the keys"),
+    ("holdfast.views.flush", "Flusher._write", "flush: history, the rest"),
     ("holdfast.views.cache", "RowCache.drop", "flush: cache"),
     ("holdfast.views.overlay", "Overlay.drop", "flush: out of the overlay"),
     ("holdfast.engine.rocksdb", "RocksDbEngine.get_many", "flush: engine, undo reads"),
@@ -75,7 +81,8 @@ class Phases:
                 self.missing.append(f"{module}.{path}")
                 continue
             self._undo.append((owner, attribute, found))
-            setattr(owner, attribute, self._wrapped(found, name))
+            wrapper = self._steps if inspect.isgeneratorfunction(found) else self._wrapped
+            setattr(owner, attribute, wrapper(found, name))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -104,6 +111,20 @@ class Phases:
                 if outer is not None:
                     outer[0] += used
                     outer[1] += passed
+
+        return measured
+
+    def _steps(self, function: Callable[..., Iterator[Any]], name: str) -> Callable[..., Iterator[Any]]:
+        """A generator: each of its steps is measured."""
+
+        def measured(*arguments: Any, **named: Any) -> Iterator[Any]:
+            step = self._wrapped(function(*arguments, **named).__next__, name)
+            while True:
+                try:
+                    item = step()
+                except StopIteration:
+                    return
+                yield item
 
         return measured
 
