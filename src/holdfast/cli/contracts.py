@@ -8,6 +8,7 @@ Invariants:
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time as clock
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..errors import InvalidInputError
+from ..errors import HoldfastError, InvalidInputError
 from .options import Config, DataDir, Durability, Height, Json
 from .output import Output
 
@@ -75,14 +76,19 @@ def load_registry(text: str | None) -> ContractRegistry:
     module_name, colon, name = text.partition(":")
     if not colon or not module_name or not name:
         raise InvalidInputError("--contracts is MODULE:OBJECT", found=text[:80])
-    if "" not in sys.path:
-        sys.path.insert(0, "")
+    here = os.getcwd()
+    if here not in sys.path:
+        sys.path.append(here)  # last: no file there may stand in for a module of Python
     try:
         found: Any = import_module(module_name)
         for part in name.split("."):
             found = getattr(found, part)
-    except (ImportError, AttributeError, SyntaxError, ValueError) as error:
-        raise InvalidInputError(f"--contracts cannot be loaded: {error}", found=text[:80]) from error
+    except HoldfastError:
+        raise
+    except Exception as error:
+        raise InvalidInputError(
+            f"--contracts cannot be loaded: {type(error).__name__}: {error}", found=text[:80]
+        ) from error
     if isinstance(found, ContractRegistry):
         return found
     if isinstance(found, type):

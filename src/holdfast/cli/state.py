@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import BlockNotFound, InvalidInputError, NotFoundError
+from ..limits import HEIGHT_MAX
 from .keys import BYTES_HELP, in_json, parse_bytes, shown, shown_short
 from .options import AtBlock, Config, DataDir, Height, Hex, Json
 from .output import Output
@@ -49,13 +50,19 @@ def register(app: typer.Typer) -> None:
 
 
 def block_at(store: Store, height: int | None, at_block: str | None) -> BlockInfo | None:
-    """The canonical block that was asked for; ``None`` if none was. Raises ``BlockNotFound``, ``InvalidInputError``."""
+    """The canonical block that was asked for; ``None`` if none was.
+
+    Raises ``BlockNotFound``, ``PrunedError`` below the base of the store, ``InvalidInputError``.
+    """
     from .looking import find_block
 
     if height is not None and at_block is not None:
         raise InvalidInputError("--height and --at-block exclude each other")
+    if height is not None:
+        found = store.blocks.at(height) if height <= HEIGHT_MAX else None
+        return store.state.at(height).block if found is None else found  # which says why there is none
     if at_block is None:
-        return None if height is None else find_block(store, str(height))
+        return None
     info = find_block(store, at_block)
     if not store.blocks.is_canonical(info):
         raise BlockNotFound(
