@@ -72,15 +72,14 @@ def sustained(path: str, keys: int, per_block: int, blocks: int, paced: int, sha
     clock, even = Clock(), Clock()
     late = []
     process = psutil.Process()
-    memory = []
+    resident = 0
     with open_state(Path(path), **settings) as store:
         tip = store.tip
         assert tip is not None
         cpu, begun = time.process_time(), time.perf_counter()
         for block in range(tip.height, tip.height + blocks):
             clock.commit(store, maker.changes(block))
-            if block % 50 == 0:
-                memory.append(process.memory_info().rss)
+            resident = max(resident, process.memory_info().rss)
         committed = time.perf_counter()
         store.flush()
         flushed = time.perf_counter()
@@ -103,7 +102,7 @@ def sustained(path: str, keys: int, per_block: int, blocks: int, paced: int, sha
         "rows_flushed": stats.rows_flushed,
         "flushes": stats.flushes,
         "flush_seconds": stats.flush_seconds,
-        "memory": max(memory),
+        "memory": resident,
         "even": even.seconds,
         "late": late,
     }

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
+from bench import state_data
 from bench.__main__ import BENCHES, run_one
 from bench.measure import Bar, Result, Timed, alternate, median, percentile, ratio_row, row
 from bench.report import show
+from bench.sidebyside import SOURCE
+from bench.state_profile import PHASES, Phases
+from holdfast.store.store import Store
 
 
 @pytest.mark.slow
@@ -59,3 +64,52 @@ def test_a_bar_is_met_or_said_to_be_missed(found: float, at_least: bool, met: bo
     bar = Bar("some figure", found, 0.8, at_least)
     assert bar.met is met
     assert ("meets bar" if met else "falls short") in show(Result("some", bars=[bar]))
+
+
+def test_every_key_is_written_once_before_any_is_written_twice() -> None:
+    maker = state_data.Maker(1_000, 100)
+    blocks = [maker.changes(block) for block in range(20)]
+    first = [key for changes in blocks[:10] for key in changes]
+    assert sorted(first) == [state_data.key(number) for number in range(1_000)]
+    assert first != sorted(first)
+    for block in range(10):
+        assert blocks[block].keys() == blocks[block + 10].keys()
+        assert all(blocks[block][key] != blocks[block + 10][key] for key in blocks[block])
+    assert {(len(key), len(value or b"")) for changes in blocks for key, value in changes.items()} == {(52, 32)}
+
+
+def test_the_rust_program_makes_the_same_blocks() -> None:
+    source = (SOURCE / "src" / "main.rs").read_text(encoding="utf-8")
+    for name in ("POOL", "TURN", "LOAD"):
+        found = re.search(rf"^const {name}: u64 = ([0-9_]+);$", source, re.MULTILINE)
+        assert found is not None
+        assert int(found[1]) == getattr(state_data, name)
+    assert f'"{state_data.key(0)[:21].decode()}{{number:031}}"' in source
+    assert '"{number:032}"' in source
+
+
+def test_every_phase_is_a_function_of_the_store_and_is_given_back() -> None:
+    before = Store.commit
+    with Phases() as phases:
+        assert phases.missing == []
+        assert Store.commit is not before
+    assert Store.commit is before
+    assert len({(module, path) for module, path, _ in PHASES}) == len(PHASES)
+
+
+def test_a_phase_has_what_it_spends_without_the_phases_it_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(100))
+    monkeypatch.setattr("time.thread_time", lambda: float(next(clock)))
+    monkeypatch.setattr("time.perf_counter", lambda: 0.0)
+    phases = Phases()
+    inner = phases._wrapped(lambda: None, "inner")
+    outer = phases._wrapped(lambda: (inner(), inner()), "outer")
+    outer()
+    assert phases.cpu == {"inner": 2.0, "outer": 3.0}
+
+
+def test_the_steps_of_a_generator_are_one_phase() -> None:
+    phases = Phases()
+    numbers = phases._steps(lambda: iter(range(3)), "numbers")
+    assert list(numbers()) == [0, 1, 2]
+    assert list(phases.cpu) == ["numbers"]
