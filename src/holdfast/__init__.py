@@ -16,13 +16,19 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .config import Settings
+    from .merkle.multiproof import verify_many
     from .merkle.verify import verify_proof
+    from .state.api import MutableState, ReadableState
+    from .state.proof import MultiProof, Proof
     from .state.snapshot import SnapshotInfo, verify_snapshot
-    from .store.chain import Chain, ChainSpec, CustomChain
+    from .store.chain import Chain, ChainSpec, CustomChain, ExecutingChain
+    from .store.draft import Draft
     from .store.factory import open_store as open  # noqa: A004 - the name users know from the standard library
     from .store.indexes import IndexSpec, index
+    from .store.pruning import PruneReport
     from .store.snapshots import import_snapshot
-    from .store.store import Store
+    from .store.states import StateAt
+    from .store.store import Store, StoreSnapshot
     from .types import (
         AddResult,
         AddStatus,
@@ -46,29 +52,45 @@ __all__ = [
     "Chain",
     "ChainSpec",
     "CustomChain",
+    "Draft",
+    "ExecutingChain",
     "IndexSpec",
+    "MultiProof",
+    "MutableState",
     "OrphanInfo",
+    "Proof",
+    "PruneReport",
+    "ReadableState",
     "RecoveryStats",
     "ReorgInfo",
     "Settings",
     "SnapshotInfo",
+    "StateAt",
     "Store",
+    "StoreSnapshot",
     "TipInfo",
     "import_snapshot",
     "index",
     "open",
+    "verify_many",
     "verify_proof",
     "verify_snapshot",
 ]
 
 _HOMES = {
     "config": ("Settings",),
+    "merkle.multiproof": ("verify_many",),
     "merkle.verify": ("verify_proof",),
+    "state.api": ("MutableState", "ReadableState"),
+    "state.proof": ("MultiProof", "Proof"),
     "state.snapshot": ("SnapshotInfo", "verify_snapshot"),
-    "store.chain": ("Chain", "ChainSpec", "CustomChain"),
+    "store.chain": ("Chain", "ChainSpec", "CustomChain", "ExecutingChain"),
+    "store.draft": ("Draft",),
     "store.indexes": ("IndexSpec", "index"),
+    "store.pruning": ("PruneReport",),
     "store.snapshots": ("import_snapshot",),
-    "store.store": ("Store",),
+    "store.states": ("StateAt",),
+    "store.store": ("Store", "StoreSnapshot"),
     "types": (
         "AddResult",
         "AddStatus",
