@@ -324,6 +324,7 @@ class WriterBackend:
 
     def statistics(self) -> dict[str, object]:
         journal, engine, views = self._opened.journal, self._opened.engine, self.views.stats
+        cache = self.views.cache_stats
         segments = journal.segments()
         return {
             "journal": {
@@ -341,8 +342,10 @@ class WriterBackend:
                 "flushes": views.flushes,
                 "rows_flushed": views.rows_flushed,
                 "pins": views.pins,
+                "failure": views.failure,
                 "size_bytes": engine.stats().size_bytes,
             },
+            "state_cache": cache.as_dict() if cache is not None else None,
         }
 
     def close(self) -> None:

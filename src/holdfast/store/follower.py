@@ -285,16 +285,21 @@ class Follower:
     def tip(self) -> BlockInfo | None:
         return self._now().tip
 
+    def _frozen(self, stack: contextlib.ExitStack) -> tuple[_Session, Reader]:
+        """The session, and a snapshot of its engine until ``stack`` ends, of one version; the lock is held."""
+        self._poll()
+        session = self._session
+        snapshot: Reader = stack.enter_context(session.engine.snapshot())
+        # The writer may have flushed newer frames before the snapshot: they must be in the overlay too.
+        if self._reader.poll() != session.replayer.seq:
+            self._advance(session)
+        return session, snapshot
+
     @contextlib.contextmanager
     def pin(self) -> Iterator[Pinned]:
         with contextlib.ExitStack() as stack:
             with self._lock:
-                self._poll()
-                session = self._session
-                snapshot: Reader = stack.enter_context(session.engine.snapshot())
-                # The writer may have flushed newer frames before the snapshot: they must be in the overlay too.
-                if self._reader.poll() != session.replayer.seq:
-                    self._advance(session)
+                session, snapshot = self._frozen(stack)
                 pinned = stack.enter_context(session.views.pin(snapshot))
                 state, tip = session.replayer.state, session.tip
             yield pinned, state, tip
@@ -307,7 +312,10 @@ class Follower:
 
     @property
     def hot_get(self) -> Callable[[bytes], bytes | None]:
-        return lambda key: self._now().views.get_state(key)
+        def get(key: bytes) -> bytes | None:
+            return self._now().views.get_state(key)  # asked at each call: the session moves
+
+        return get
 
     def the_views(self) -> Views:
         return self._now().views
@@ -316,11 +324,7 @@ class Follower:
     def reading(self) -> Iterator[tuple[Views, Reader | None]]:
         with contextlib.ExitStack() as stack:
             with self._lock:
-                self._poll()
-                session = self._session
-                snapshot: Reader = stack.enter_context(session.engine.snapshot())
-                if self._reader.poll() != session.replayer.seq:
-                    self._advance(session)
+                session, snapshot = self._frozen(stack)
             yield session.views, snapshot
 
     def open_state(self, block_hash: bytes | None) -> BlockState:
@@ -331,11 +335,7 @@ class Follower:
         stack = contextlib.ExitStack()
         try:
             with self._lock:
-                self._poll()
-                session = self._session
-                snapshot: Reader = stack.enter_context(session.engine.snapshot())
-                if self._reader.poll() != session.replayer.seq:
-                    self._advance(session)
+                session, snapshot = self._frozen(stack)
                 pin = stack.enter_context(session.views.pin(snapshot))
                 tree = self._tree_of(session, pin)
                 if block_hash is None or (session.tip is not None and session.tip.hash == block_hash):
@@ -364,7 +364,7 @@ class Follower:
 
     def statistics(self) -> dict[str, object]:
         session = self._now()
-        views = session.views.stats
+        views, cache = session.views.stats, session.views.cache_stats
         return {
             "journal": {"durable_seq": self._reader.durable_seq, "segments": len(self._reader.segments())},
             "views": {
@@ -375,6 +375,7 @@ class Follower:
                 "overlay_bytes": views.overlay_bytes,
                 "size_bytes": session.engine.stats().size_bytes,
             },
+            "state_cache": cache.as_dict() if cache is not None else None,
         }
 
     def close(self) -> None:

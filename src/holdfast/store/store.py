@@ -209,10 +209,12 @@ class Store:
     def statistics(self) -> dict[str, object]:
         """Counters of the chain, the journal, the views and the engine, and what recovery found, as JSON values."""
         self._check()
+        failure = self._upkeep.failure if self._upkeep is not None else None
         return {
             "chain": self.blocks.statistics()
             | {"waiting": len(self._waiting), "waiting_dropped": self._waiting.dropped},
             **self._backend.statistics(),
+            "upkeep": {"failure": str(failure) if failure is not None else None},
             "recovery": self.recovery.as_dict(),
         }
 

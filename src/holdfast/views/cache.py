@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import count
 from typing import Final
 
@@ -53,6 +53,10 @@ class CacheStats:
         """Hits of all reads that the cache was asked for, from 0 to 1."""
         reads = self.hits + self.misses
         return self.hits / reads if reads else 0.0
+
+    def as_dict(self) -> dict[str, object]:
+        """Plain JSON values."""
+        return {**asdict(self), "hit_rate": round(self.hit_rate, 4)}
 
 
 class Tally:
