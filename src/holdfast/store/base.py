@@ -1,4 +1,4 @@
-"""The base of a store: what its journal stands on (docs/FORMAT.md, sections 5.3 and 9.5).
+"""The base of a store: what its journal stands on (docs/FORMAT.md, sections 5.3 and 9.4).
 
 A store that was created empty stands on nothing. One that was imported stands on a snapshot, which lies in ``base/``
 for as long as the first frame is there, since the views cannot be made without it.

@@ -7,13 +7,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
 
-from ..errors import InvalidInputError
+from ..errors import ForeignStore, InvalidInputError
 from ..state.api import MutableState
 from ..types import Block, BlockInfo
 
-__all__ = ["Ancestry", "Chain", "ChainSpec", "CustomChain", "ExecutingChain", "ForkChoiceName", "SchemeName"]
+__all__ = [
+    "Ancestry",
+    "Chain",
+    "ChainSpec",
+    "CustomChain",
+    "ExecutingChain",
+    "ForkChoiceName",
+    "SchemeName",
+    "check_same_chain",
+]
 
 ForkChoiceName = Literal["heaviest", "longest", "manual"]
 SchemeName = Literal["jmt-sha256", "ics23-smt"]
@@ -35,6 +45,29 @@ class ChainSpec:
     epoch_origin: int = 0
     scheme: SchemeName = "jmt-sha256"
     parameters: Mapping[str, str] = field(default_factory=dict)
+
+
+def check_same_chain(found: ChainSpec, wanted: ChainSpec, what: str, path: Path) -> None:
+    """Nothing happens if ``what`` at ``path`` belongs to the chain ``wanted``; else ``ForeignStore``.
+
+    The fork choice may differ: it is a setting, too.
+    """
+    for name in ("name", "id", "epoch_length", "epoch_origin", "scheme"):
+        if getattr(found, name) != getattr(wanted, name):
+            raise ForeignStore(
+                f"the {what} belongs to another chain",
+                path=path,
+                field=name,
+                found=getattr(found, name),
+                expected=getattr(wanted, name),
+            )
+    if dict(found.parameters) != dict(wanted.parameters):
+        raise ForeignStore(
+            f"the {what} belongs to a chain with other parameters",
+            path=path,
+            found=str(dict(found.parameters)),
+            expected=str(dict(wanted.parameters)),
+        )
 
 
 class Ancestry(Protocol):

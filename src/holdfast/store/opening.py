@@ -43,7 +43,7 @@ from ..types import RecoveryStats
 from ..views.api import ViewOptions
 from ..views.views import Views
 from .base import BASE_NAME, encode_base, load_base
-from .chain import ChainSpec
+from .chain import ChainSpec, check_same_chain
 from .fingerprint import fingerprint
 from .generations import Generations
 from .identity import IDENTITY_BYTES_MAX, IDENTITY_NAME, Identity, decode_identity, encode_identity
@@ -200,25 +200,8 @@ def read_identity(fs: FileSystem, root: Path) -> Identity:
 
 def check_spec(identity: Identity, spec: ChainSpec | None, root: Path) -> None:
     """Nothing happens if the store at ``root`` belongs to this chain; else ``ForeignStore``."""
-    if spec is None:
-        return
-    stored = identity.spec
-    for name in ("name", "id", "epoch_length", "epoch_origin", "scheme"):
-        if getattr(stored, name) != getattr(spec, name):
-            raise ForeignStore(
-                "the store belongs to another chain",
-                path=root,
-                field=name,
-                found=getattr(stored, name),
-                expected=getattr(spec, name),
-            )
-    if dict(stored.parameters) != dict(spec.parameters):
-        raise ForeignStore(
-            "the store belongs to a chain with other parameters",
-            path=root,
-            found=str(dict(stored.parameters)),
-            expected=str(dict(spec.parameters)),
-        )
+    if spec is not None:
+        check_same_chain(identity.spec, spec, "store", root)
 
 
 # -- opening --------------------------------------------------------------------------------------------------------

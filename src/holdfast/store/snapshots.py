@@ -39,7 +39,7 @@ from ..state.snapshot_format import ChunkEntry, SnapshotBlock, SnapshotChain, ch
 from ..types import Block
 from .backend import Backend
 from .base import BASE_NAME, base_parts, chain_of, spec_of
-from .chain import Chain, CustomChain, ExecutingChain
+from .chain import Chain, CustomChain, ExecutingChain, check_same_chain
 from .opening import OpenPlan, directory_state, make_directories, open_for_writing
 from .url import parse_url
 
@@ -200,23 +200,7 @@ def _create(fs: FileSystem, root: Path, engine: str | None, settings: Settings, 
 
 def _check_chain(reader: SnapshotReader, chain: Chain) -> None:
     manifest = reader.manifest
-    found, wanted = spec_of(manifest), chain.spec
-    for name in ("name", "id", "epoch_length", "epoch_origin", "scheme"):
-        if getattr(found, name) != getattr(wanted, name):
-            raise ForeignStore(
-                "the snapshot belongs to another chain",
-                path=reader.path,
-                field=name,
-                found=getattr(found, name),
-                expected=getattr(wanted, name),
-            )
-    if dict(found.parameters) != dict(wanted.parameters):
-        raise ForeignStore(
-            "the snapshot belongs to a chain with other parameters",
-            path=reader.path,
-            found=str(dict(found.parameters)),
-            expected=str(dict(wanted.parameters)),
-        )
+    check_same_chain(spec_of(manifest), chain.spec, "snapshot", reader.path)
     if isinstance(chain, CustomChain):
         return
     told = manifest.block
