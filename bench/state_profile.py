@@ -53,6 +53,7 @@ PHASES: tuple[tuple[str, str, str], ...] = (
     ("holdfast.views.cache", "RowCache.drop", "flush: cache"),
     ("holdfast.views.overlay", "Overlay.drop", "flush: out of the overlay"),
     ("holdfast.engine.rocksdb", "RocksDbEngine.get_many", "flush: engine, undo reads"),
+    ("holdfast.engine.rocksdb", "check_batch", "flush: engine, batch checked"),
     ("holdfast.engine.rocksdb", "RocksDbEngine.apply", "flush: engine, batch and write"),
     ("holdfast.engine.rocksdb", "RocksDbEngine._flush", "flush: engine, memtable to disk"),
     ("holdfast.views.flush", "Flusher._flush", "flush: the rest"),
