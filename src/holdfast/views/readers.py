@@ -8,11 +8,14 @@ Invariants:
     * A page reads the engine first and the overlay after it; if the overlay dropped rows in between (its ``epoch``
       changed), the page is read again.
     * A page holds fewer than ``limit`` rows only if the scan is finished.
+    * Releasing a reader waits for no lock: the garbage collector does it for drafts and states of old heights, and may
+      run in the middle of any allocation, also where the overlay's lock is held.
 """
 
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Sequence
 from types import TracebackType
 
@@ -73,13 +76,18 @@ class PinnedReader:
         self.release()
 
     def release(self) -> None:
-        """The reader is closed and holds no memory; twice is harmless."""
-        self._pins.remove(self)
-        with self._lock:
-            self._released = True
-            if self._frozen:
+        """The reader is closed and keeps nothing for it any more; twice is harmless.
+
+        It waits for no lock: the garbage collector may call it, in a thread that holds any of ours.
+        """
+        self._released = True
+        if self._frozen and self._lock.acquire(blocking=False):
+            try:
                 self._frozen = {}
                 self._keys = SortedKeys()
+            finally:
+                self._lock.release()
+        self._pins.remove(self)
 
     def close(self) -> None:
         """The same as ``release``."""
@@ -205,7 +213,9 @@ class Pins:
         self._engine = engine
         self._overlay = overlay
         self.bytes_max = bytes_max
-        self.active: set[PinnedReader] = set()
+        self._active: set[PinnedReader] = set()
+        self._gone: deque[PinnedReader] = deque()
+        """Released, and perhaps still among the active ones."""
         self.refused = False
         """True while a begun flush is to be finished: the engine is between two versions."""
 
@@ -226,23 +236,40 @@ class Pins:
                 version = overlay.version if overlay.pending else version
                 seq = overlay.frames[-1].frame.seq if overlay.frames else seq
             pin = PinnedReader(self, engine or self._engine, overlay, version, seq)
-            self.active.add(pin)
+            self._forget()
+            self._active.add(pin)
         return pin
 
     def drop_above(self, version: int) -> None:
         """Readers that see more than ``version`` answer no more. The caller holds the overlay's lock."""
-        for pin in self.active:
+        self._forget()
+        for pin in self._active:
             if pin.version > version:
                 pin.drop()
 
     def remove(self, pin: PinnedReader) -> None:
-        """``pin`` is not active."""
-        with self._overlay.lock:
-            self.active.discard(pin)
+        """``pin`` is not active for whoever looks from now on. Waits for no lock, as ``PinnedReader.release`` says."""
+        self._gone.append(pin)
+        if self._overlay.lock.acquire(blocking=False):
+            try:
+                self._forget()
+            finally:
+                self._overlay.lock.release()
+
+    def _forget(self) -> None:
+        while self._gone:
+            self._active.discard(self._gone.popleft())
 
     def before(self, version: int) -> list[PinnedReader]:
         """The active readers of an older version. The caller holds the overlay's lock."""
-        return [pin for pin in self.active if pin.version < version]
+        self._forget()
+        return [pin for pin in self._active if pin.version < version]
+
+    def count(self) -> int:
+        """How many readers are active."""
+        with self._overlay.lock:
+            self._forget()
+            return len(self._active)
 
 
 class VisibleReader:

@@ -304,7 +304,7 @@ class Views:
             overlay_frames=len(overlay.frames),
             visible_seq=overlay.visible_seq,
             applied_seq=0 if applied is None else applied.seq,
-            pins=len(self._pins.active),
+            pins=self._pins.count(),
             flushes=flusher.flushes,
             rows_flushed=flusher.rows_flushed,
             flush_seconds=flusher.seconds,
