@@ -90,6 +90,10 @@ def test_killed_at_every_step(agent: Agent, engine: str, scenario: Scenario, tmp
     names = [line[2:] for line in listed.lines if line.startswith("n ")]
     if scenario.name == "roll":
         assert "failpoint:journal.roll.after_seal" in names
+    if scenario.name == "close":
+        assert {
+            f"failpoint:state.image.{point}" for point in ("created", "slice", "written", "synced", "published")
+        } <= {*names}
     stride = 1 if engine == "sqlite" or crash_rounds >= ALL_FROM else 4
     counts: Counter[str] = Counter()
     for at, name in list(enumerate(names, start=1))[::stride]:
