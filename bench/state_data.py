@@ -55,21 +55,34 @@ def first_value(number: int) -> bytes:
 
 
 class Maker:
-    """Makes the changes of block after block; keys and values are objects made beforehand."""
+    """Makes the changes of block after block. Keys and values are made once and used again."""
 
     def __init__(self, keys: int, per_block: int) -> None:
         assert keys % per_block == 0
         self.per_block = per_block
         self._blocks = keys // per_block
-        self._keys = [key(number * STRIDE % keys) for number in range(keys)]
+        self._all = keys
+        self._keys: dict[int, list[bytes]] = {}
         self._values = [b"%032d" % number for number in range(POOL)] * (1 + -(-per_block // POOL))
 
     def changes(self, block: int) -> Changes:
-        """What block number ``block`` changes. Cost: a dictionary of known objects."""
-        first = block % self._blocks * self.per_block
+        """What block number ``block`` changes. Cost: a dictionary, and at the first time its keys."""
         start = block * TURN % POOL
-        keys = self._keys[first : first + self.per_block]
-        return dict(zip(keys, self._values[start : start + self.per_block], strict=True))
+        return dict(zip(self._keys_of(block), self._values[start : start + self.per_block], strict=True))
+
+    def prepare(self) -> None:
+        """All keys are made."""
+        for block in range(self._blocks):
+            self._keys_of(block)
+
+    def _keys_of(self, block: int) -> list[bytes]:
+        block %= self._blocks
+        keys = self._keys.get(block)
+        if keys is None:
+            first = block * self.per_block
+            numbers = range(first, first + self.per_block)
+            keys = self._keys[block] = [key(number * STRIDE % self._all) for number in numbers]
+        return keys
 
 
 def open_state(path: Path, **settings: object) -> holdfast.Store:

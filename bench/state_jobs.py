@@ -69,6 +69,7 @@ def burst(path: str, keys: int, per_block: int, blocks: int, rounds: int, settin
 def sustained(path: str, keys: int, per_block: int, blocks: int, paced: int, share: float, settings: Found) -> Found:
     """Durable commits back to back until all is flushed; then ``paced`` commits at ``share`` of that rate."""
     maker = Maker(keys, per_block)
+    maker.prepare()
     clock, even = Clock(), Clock()
     late = []
     process = psutil.Process()
