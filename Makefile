@@ -47,7 +47,7 @@ _kernel:
 	    $(PY) -m pip install --quiet --disable-pip-version-check ./kernel; \
 	fi
 
-demo: $(STAMP) ## import a recorded chain, kill the importer, resume, verify, reorganise
+demo: $(STAMP) ## write chains, kill the writers, resume, verify, reorganise, prove
 	$(PY) demo/run.py
 
 test: $(STAMP) ## every test but the crash, live and proofs tiers

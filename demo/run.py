@@ -1,7 +1,8 @@
 """The demo: a recorded chain is imported, the importer is killed again and again, and nothing is lost.
 
-It drives the command line in child processes, as an operator would, and compares what the store says with what the
-recording itself says. It ends with exit code 1 if anything differs.
+The first act drives the command line in child processes, as an operator would, and compares what the store says with
+what the recording itself says. The second one (``state_act``) is a chain with state, driven as a program would. It ends
+with exit code 1 if anything differs.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ TIMEOUT_SECONDS = 120
 _ACKNOWLEDGED = re.compile(r"importing: ([0-9,]+)/")
 
 if (ROOT / "src" / "holdfast").is_dir():
-    sys.path.insert(0, str(ROOT / "src"))
+    sys.path[:0] = [str(ROOT / "src"), str(ROOT)]
 
 
 @dataclass(slots=True)
@@ -333,22 +334,31 @@ def chapters(cli: Cli, story: Story, rng: random.Random) -> Iterator[None]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Import a recorded chain, kill the importer, lose nothing.")
+    from demo import state_act
+
+    parser = argparse.ArgumentParser(description="Write chains, kill the writers, lose nothing.")
     parser.add_argument("--seed", type=int, default=None, help="repeat the kills of an earlier run")
-    parser.add_argument("--keep", action="store_true", help="leave the store where it is")
+    parser.add_argument("--keep", action="store_true", help="leave the stores where they are")
+    parser.add_argument("--act", type=int, choices=(1, 2), help="only the recorded chain, or only the state")
     options = parser.parse_args()
     seed = options.seed if options.seed is not None else random.SystemRandom().randrange(10**6)
     directory = Path(tempfile.mkdtemp(prefix="holdfast-demo-"))
-    cli = Cli(directory / "store")
     story = Story()
     story.chapter(f"Holdfast demo, seed {seed}")
+    kills = 0
     try:
-        for _ in chapters(cli, story, random.Random(seed)):
-            pass
-        size = directory_bytes(cli.data_dir)
+        if options.act != 2:
+            kills += KILLS + REORG_KILLS
+            for _ in chapters(Cli(directory / "store"), story, random.Random(seed)):
+                pass
+        if options.act != 1:
+            kills += state_act.STATE_KILLS
+            for _ in state_act.chapters(directory / "state", story, random.Random(seed)):
+                pass
+        size = sum(directory_bytes(directory / name) for name in ("store", "state"))
     finally:
         if options.keep:
-            story.say(f"the store is in {cli.data_dir}")
+            story.say(f"the stores are in {directory}")
         else:
             shutil.rmtree(directory, ignore_errors=True)
     seconds = time.monotonic() - story.started
@@ -356,7 +366,7 @@ def main() -> int:
     if story.failures:
         story.say(f"{len(story.failures)} things went wrong; seed {seed} repeats it")
         return 1
-    story.say(f"{KILLS + REORG_KILLS} kills, nothing lost, {size / 1e6:.1f} MB on disk, {seconds:.1f} s")
+    story.say(f"{kills} kills, nothing lost, {size / 1e6:.1f} MB on disk, {seconds:.1f} s")
     return 0
 
 
