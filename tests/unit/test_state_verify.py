@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from holdfast.blocks.state import decode_state, encode_state
 from holdfast.engine.api import Batch, Engine
 from holdfast.engine.open import open_engine
+from holdfast.merkle.api import Tree
 from holdfast.recovery import VerifyReport, rebuild_views, verify_store
+from holdfast.state.draft import DraftState
 from holdfast.state.image import image_path
+from holdfast.state.rows import Execution
+from holdfast.store.writer import Writer
+from holdfast.views.flush import load_applied
 from holdfast.views.history import HISTORY_KEY, decode_record, encode_record, history_key
-from holdfast.views.rows import decode_row, encode_row
+from holdfast.views.rows import APPLIED_KEY, decode_row, encode_applied, encode_row
 from holdfast.views.tables import BLOBS, HISTORY, PREIMAGES, STATE, Table
-from tests.unit.state_support import Values, assert_tip, commit, grown, large, open_state_store
+from tests.unit.state_support import Values, assert_tip, commit, grown, large, open_state_store, root_of
 
 ENGINES = ["rocksdb", "lmdb", "sqlite"]
 BIG = large("big", 2_500_000)
@@ -318,3 +325,81 @@ def test_an_image_of_another_store_is_reported(path: Path, tmp_path_factory: pyt
         commit(store, 0, {b"a": b"b"})
     image_path(path).write_bytes(image_path(other).read_bytes())
     found(verify_store(path, level="state"), "tree image")
+
+
+# -- large values, and roots in the journal --------------------------------------------------------------------------
+
+
+def test_each_kind_of_damage_to_large_values_is_found_by_their_own_check(path: Path) -> None:
+    """Also of a value that no key has any more, nor the newest history."""
+
+    def whole(engine: Engine) -> list[tuple[bytes, bytes]]:
+        return [row for row in rows_of(engine, BLOBS) if len(row[1]) == 1024 * 1024]
+
+    def shortened(engine: Engine) -> dict[bytes, bytes | None]:
+        key, value = whole(engine)[0]
+        return {key: encode_row(key, value[:-1])}
+
+    def other(engine: Engine) -> dict[bytes, bytes | None]:
+        key, value = next(row for row in rows_of(engine, BLOBS) if len(row[1]) < 1024 * 1024)
+        return {key: encode_row(key, bytes((value[0] ^ 1,)) + value[1:])}
+
+    def without_its_first(engine: Engine) -> dict[bytes, bytes | None]:
+        return {whole(engine)[0][0]: None}
+
+    good: dict[bytes, bytes | None] = {}
+
+    def keep(engine: Engine) -> dict[bytes, bytes | None]:
+        good.update(engine.scan(BLOBS.prefix, BLOBS.end).rows)
+        return {}
+
+    change(path, keep)
+    for damage in (shortened, other, without_its_first):
+        change(path, damage)
+        report = verify_store(path, level="state")
+        assert "blobs" in {problem.check for problem in report.problems}, damage.__name__
+        change(path, lambda _engine: good)
+    assert verify_store(path, level="state").ok
+
+
+@pytest.mark.parametrize("forged", ["root", "inserted", "removed"])
+def test_a_block_that_lies_about_its_changes_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forged: str
+) -> None:
+    """A journal that fits itself in every hash, written by a program that did not check what it wrote."""
+    execution_of = DraftState.execution
+
+    def lying(self: DraftState) -> tuple[Execution, Tree]:
+        execution, tree = execution_of(self)
+        if forged == "root":
+            execution.root = root_of({b"another": b"state"})
+        elif forged == "inserted":
+            execution.inserted = list(execution.inserted)[1:]
+        else:
+            execution.changes = execution.changes | {b"never there": None}
+            execution.removed = [*execution.removed, (sha256(b"never there").digest(), b"never there")]
+        return execution, tree
+
+    with open_state_store(f"sqlite:{tmp_path}") as store:
+        commit(store, 0, {b"a": b"1"})
+        with monkeypatch.context() as patch:
+            patch.setattr(DraftState, "execution", lying)
+            patch.setattr(Writer, "_tree_after", lambda self, prepared, known: known)
+            commit(store, 1, {b"b": b"2", b"c": b"3"})
+    report = verify_store(tmp_path, level="full")
+    assert "roots" in {problem.check for problem in report.problems}, report.as_dict()
+    (problem,) = [problem for problem in report.problems if problem.check == "roots"][:1]
+    assert problem.place["height"] == 1
+
+
+def test_the_root_in_the_record_of_the_flush_is_compared(path: Path) -> None:
+    def forge(engine: Engine) -> dict[bytes, bytes | None]:
+        applied = load_applied(engine)
+        assert applied is not None
+        state = decode_state(applied.state)._replace(state_root=root_of({b"another": b"state"}))
+        forged = replace(applied, state=encode_state(state))
+        return {APPLIED_KEY: encode_row(APPLIED_KEY, encode_applied(forged))}
+
+    change(path, forge)
+    report = verify_store(path, level="full")
+    assert {"state", "roots", "tree image"} <= {problem.check for problem in report.problems}
