@@ -16,7 +16,8 @@ from holdfast.merkle.api import JMT_SHA256
 from holdfast.merkle.pure import BACKEND
 from tests.cli.cli_tools import ROOT, child_environment, done, holdfast
 
-KEYS = 40
+KEYS = 600
+"""Several pages of a scan."""
 
 WRITER = """
 import hashlib, sys, time
@@ -38,7 +39,7 @@ with holdfast.open(sys.argv[1], settings=settings) as store:
             store.finalize(height - 3)
         height += 1
         print(height, flush=True)
-        time.sleep(0.01)
+        time.sleep(0.004)
 """
 
 
@@ -79,7 +80,7 @@ def scanned(store: Path, *words: str) -> dict[bytes, bytes]:
 @pytest.mark.slow
 def test_every_answer_is_of_one_block(busy: Path, tmp_path: Path) -> None:
     seen = set()
-    for _ in range(4):
+    for _ in range(3):
         rows = scanned(busy)
         (height,) = {int(value.rsplit(b" ", 1)[1]) for value in rows.values()}
         assert rows == state_at(height)

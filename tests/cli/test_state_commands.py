@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -446,6 +447,22 @@ def test_without_options_pruning_does_what_the_settings_say(state_store: StateSt
     report = done("prune", "--dry-run", "-d", state_store.path, "--json").record
     assert (report["floor_before"], report["floor_after"]) == (0, 18)
     assert done("prune", "--blocks", "0", "-d", state_store.path, "--json").record["floor_after"] == 0
+
+
+@pytest.mark.slow
+def test_a_dry_run_is_not_overtaken_by_what_an_open_store_does_itself(
+    state_store: StateStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from holdfast.cli import session
+    from holdfast.store import upkeep
+
+    done("finalize", "22", "-d", state_store.path)
+    (state_store.path / "config.toml").write_text("history_blocks = 5\n")
+    monkeypatch.setattr(upkeep, "_LOOK_SECONDS", 0.001)
+    monkeypatch.setattr(upkeep, "_PRUNE_HEIGHTS", 0)
+    monkeypatch.setattr(session, "tell_recovery", lambda *_: time.sleep(0.3))
+    for _ in range(2):
+        assert done("prune", "--dry-run", "-d", state_store.path, "--json").record["heights_lost"] == 18
 
 
 # -- figures ---------------------------------------------------------------------------------------------------------
