@@ -130,9 +130,9 @@ def open_once(path: str) -> Found:
 
 
 def die(path: str, keys: int, per_block: int, blocks: int) -> Found:
-    """``blocks`` durable commits that no flush takes; then SIGKILL."""
+    """``blocks`` durable commits that no flush takes, also not to prune; then SIGKILL."""
     maker = Maker(keys, per_block)
-    store = open_state(Path(path), **ABSORBING)
+    store = open_state(Path(path), **(ABSORBING | {"history_blocks": 0}))
     tip = store.tip
     assert tip is not None
     for block in range(tip.height, tip.height + blocks):

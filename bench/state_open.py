@@ -82,4 +82,5 @@ def _judge(result: Result, opens: dict[str, list[Found]], keys: int, blocks: int
     for name, found in opens.items():
         if name != "open without the image":
             text = f"{name}, s" if "replay" in name else f"{name} at {keys:,} keys, s"
-            result.bars.append(Bar(text, max(one["open"] for one in found), 1.0, False))
+            limit = 3.0 if "kill" in name else 1.0
+            result.bars.append(Bar(text, max(one["open"] for one in found), limit, False))
