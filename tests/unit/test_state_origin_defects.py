@@ -123,6 +123,7 @@ def test_d5_a_height_shows_the_newest_value_at_or_below_it_and_removals_too() ->
         assert {store.state.at(height).get(b"z") for height in range(6)} == {b"kept"}
 
 
+@pytest.mark.slow
 def test_d6_pruning_keeps_what_was_not_written_for_long(tmp_path: Path) -> None:
     with open_state_store(f"sqlite:{tmp_path}", max_reorg_depth=5) as store:
         commit(store, "genesis", {b"old": b"but alive", b"n": b"start"})
@@ -317,6 +318,7 @@ def test_pr_2032_a_divergence_halts_and_wipes_nothing(tmp_path: Path) -> None:
         assert store.state.at(1).get(b"balance") == b"1002"
 
 
+@pytest.mark.slow
 def test_pr_1983_what_no_block_wrote_is_found(tmp_path: Path) -> None:
     from holdfast.engine.api import Batch
     from holdfast.engine.open import open_engine
@@ -337,6 +339,7 @@ def test_pr_1983_what_no_block_wrote_is_found(tmp_path: Path) -> None:
         assert_tip(store, {b"wallet": b"1"})
 
 
+@pytest.mark.slow
 def test_pr_2283_identical_blocks_give_identical_roots_on_every_replica(tmp_path: Path) -> None:
     steps: list[Changes] = [{b"%d" % (n * 31 % 97): b"%d" % step for n in range(60)} for step in range(4)]
     roots = []
@@ -347,6 +350,7 @@ def test_pr_2283_identical_blocks_give_identical_roots_on_every_replica(tmp_path
     assert roots[0] == roots[1] == roots[2]
 
 
+@pytest.mark.slow
 def test_pr_2485_replay_and_rebuild_make_every_row_that_the_live_store_made(tmp_path: Path) -> None:
     with open_state_store(f"sqlite:{tmp_path}") as store:
         chain = grown(
@@ -366,6 +370,7 @@ def test_pr_2485_replay_and_rebuild_make_every_row_that_the_live_store_made(tmp_
         assert [dict(store.state.at(height).scan()) for height in range(4)] == [step for _, step in chain[:4]]
 
 
+@pytest.mark.slow
 def test_pr_2589_recovery_executes_nothing(tmp_path: Path) -> None:
     """Post-images are applied; a transfer that ran before the kill does not run again."""
     with open_state_store(f"sqlite:{tmp_path}", chain=Ledger()) as store:
