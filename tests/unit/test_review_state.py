@@ -5,8 +5,13 @@ from __future__ import annotations
 import gc
 import threading
 from collections.abc import Callable
+from typing import Any
 
+import pytest
+
+from holdfast.errors import ViewExpired
 from tests.unit.state_support import commit, open_state_store, writer_backend
+from tests.unit.store_support import hash_of
 
 
 def finishes(action: Callable[[], object]) -> None:
@@ -69,3 +74,96 @@ def test_a_reader_of_an_old_height_is_released_where_its_own_lock_is_held() -> N
 
         finishes(release)
         assert writer_backend(store).views.stats.pins == 0
+
+
+# -- readers while a reorg becomes visible ---------------------------------------------------------------------------
+
+
+def test_an_old_height_is_never_that_of_the_branch_that_takes_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rows of a reorg are visible a moment before the tip is: whoever reads then must notice."""
+    with open_state_store("memory:") as store:
+        first = commit(store, 0, {b"key": b"root"})
+        commit(store, "a", {b"key": b"a"})
+        other = commit(store, "b", {b"key": b"b"}, first)
+        old = store.state.at(1)
+        assert old[b"key"] == b"a"
+        views = writer_backend(store).views
+        seen: list[object] = []
+        show = views.set_visible
+
+        def look(seq: int) -> None:
+            show(seq)
+            for read in (lambda: old[b"key"], lambda: dict(old.scan()), lambda: store.state.at(1)[b"key"]):
+                try:
+                    seen.append(read())
+                except ViewExpired:
+                    seen.append("expired")
+            seen.append(store.state.history(b"key"))
+
+        monkeypatch.setattr(views, "set_visible", look)
+        store.reorg(other.hash)
+        assert seen == ["expired", "expired", b"b", [(0, b"root"), (1, b"b")]]
+
+
+def test_what_two_reorgs_in_one_read_would_mix_is_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    with open_state_store("memory:") as store:
+        first = commit(store, 0, {b"key": b"root"})
+        mine = commit(store, "a", {b"key": b"a"})
+        other = commit(store, "b", {b"key": b"b"}, first)
+        old = store.state.at(1)
+        views = writer_backend(store).views
+        read_at = views.read_at
+        away = [True]
+
+        def reorganised(*args: Any) -> bytes | None:
+            if not away:
+                return read_at(*args)
+            away.clear()
+            store.reorg(other.hash)
+            value = read_at(*args)
+            store.reorg(mine.hash)
+            return value
+
+        monkeypatch.setattr(views, "read_at", reorganised)
+        assert old[b"key"] == b"a"
+        away.append(True)
+        assert dict(old.scan()) == {b"key": b"a"}
+        away.append(True)
+        assert store.state.history(b"key") == [(0, b"root"), (1, b"a")]
+        away.append(True)
+        assert dict(store.state.changes(0, 1)) == {b"key": [(0, b"root"), (1, b"a")]}
+
+
+def test_the_history_of_a_key_ends_at_the_tip_that_its_rows_are_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A block that was orphaned still lies in the overlay, above the tip."""
+    with open_state_store("memory:") as store:
+        commit(store, 0, {b"key": b"root"})
+        commit(store, 1, {b"key": b"one"})
+        gone = commit(store, 2, {b"key": b"two"})
+        views = writer_backend(store).views
+        seen: list[object] = []
+        show = views.set_visible
+
+        def look(seq: int) -> None:
+            show(seq)
+            seen.append(store.state.history(b"key"))
+
+        monkeypatch.setattr(views, "set_visible", look)
+        store.orphan(gone.hash, reason="for the test")
+        assert seen == [[(0, b"root"), (1, b"one")]]
+
+
+def test_nothing_is_proved_about_a_first_block_that_is_not_durable_yet() -> None:
+    with open_state_store("memory:") as store:
+        draft = store.draft()
+        draft.state[b"key"] = b"value"
+        ticket = store.commit(draft, hash=hash_of("first"), wait=False)
+        proof, many = store.state.prove(b"key"), store.state.prove_many([b"key"])
+        assert (proof.root, proof.value, proof.block) == (store.state.root, None, None)
+        proof.verify(store.state.root, b"key", None)
+        many.verify(store.state.root, {b"key": None})
+        assert store.state.statistics()["keys"] == 0
+        ticket.wait()
+        proof = store.state.prove(b"key")
+        proof.verify(store.state.root, b"key", b"value")
+        assert proof.block == store.tip

@@ -29,6 +29,7 @@ __all__ = [
     "encode_orphan_record",
     "hash_of_height_key",
     "height_key",
+    "height_of_canonical_key",
     "orphan_key",
     "producer_key",
     "producer_prefix",
@@ -95,6 +96,16 @@ def orphan_key(block_hash: bytes) -> bytes:
 def canonical_key(height: int) -> bytes:
     """Engine key of the canonical hash at ``height``."""
     return _CANONICAL + _pack_height(height)
+
+
+def height_of_canonical_key(key: bytes) -> int:
+    """Height of a key in ``canonical``."""
+    if len(key) != len(_CANONICAL) + HEIGHT.size:
+        raise CorruptionError(
+            "a key of table canonical has a wrong length", key=key, expected=10, recovery=Recovery.REBUILD
+        )
+    height: int = HEIGHT.unpack_from(key, len(_CANONICAL))[0]
+    return height
 
 
 def encode_block_record(entry: BlockEntry, seq: int, seen_us: int) -> bytes:

@@ -3,6 +3,7 @@
 Invariants:
     * The tip's state is the visible one; a height's is that of the block that is canonical there when it is asked for,
       and a reader of it raises ``ViewExpired`` once that block leaves the canonical chain.
+    * What a call says about several heights is of one branch: that of before a reorg, or of after it.
     * Below the retained floor the answer is ``PrunedError``, never another height's value: the floor is looked at
       before and after each read.
 """
@@ -15,12 +16,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol
 
-from ..blocks.records import block_key, canonical_key, decode_block_record
+from ..blocks.records import block_key, canonical_key, decode_block_record, height_of_canonical_key
 from ..blocks.state import ChainState
 from ..engine.api import Page, Reader
 from ..errors import BlockNotFound, CorruptionError, InvalidInputError, PrunedError, Recovery, StateError, ViewExpired
 from ..limits import HEIGHT_MAX
 from ..merkle.api import Scheme
+from ..merkle.backend import backend
 from ..merkle.ics23 import ExistenceProof, encode
 from ..merkle.multiproof import prove_many
 from ..merkle.prove import prove
@@ -81,15 +83,17 @@ class _RowsAt:
         self._source = source
         self._height = height
         self._hash = block_hash
-        self._checked: tuple[int, int] | None = None
+        self._checked: tuple[Views, int] | None = None
 
     def get(self, key: bytes) -> bytes | None:
         """The plain row, or ``None``."""
         with self._source.reading() as (views, snapshot):
-            self._check(views)
-            value = views.read_at(key, self._height, snapshot)
-            self._check(views)
-            return value
+            while True:
+                switches = self._check(views)
+                value = views.read_at(key, self._height, snapshot)
+                if views.one_branch(switches):
+                    check_height(views, self._height)
+                    return value
 
     def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """The rows in the order of ``keys``: of one version, because it never changes."""
@@ -98,15 +102,17 @@ class _RowsAt:
     def scan(self, start: bytes, stop: bytes, *, reverse: bool = False, limit: int = 1000) -> Page:
         """One page: what is visible now and what history knows of, each as it was. May hold fewer than ``limit``."""
         with self._source.reading() as (views, snapshot):
-            self._check(views)
-            keys, resume = self._keys(views, snapshot, start, stop, reverse=reverse, limit=limit)
-            rows = []
-            for key in keys:
-                value = views.read_at(key, self._height, snapshot)
-                if value is not None:
-                    rows.append((key, value))
-            self._check(views)
-            return Page(rows, resume)
+            while True:
+                switches = self._check(views)
+                keys, resume = self._keys(views, snapshot, start, stop, reverse=reverse, limit=limit)
+                rows = []
+                for key in keys:
+                    value = views.read_at(key, self._height, snapshot)
+                    if value is not None:
+                        rows.append((key, value))
+                if views.one_branch(switches):
+                    check_height(views, self._height)
+                    return Page(rows, resume)
 
     def _keys(
         self, views: Views, snapshot: Reader | None, start: bytes, stop: bytes, *, reverse: bool, limit: int
@@ -134,15 +140,36 @@ class _RowsAt:
         resume = low if reverse else high
         return inside, resume if (low > start if reverse else high < stop) else None
 
-    def _check(self, views: Views) -> None:
-        """Nothing happens if the height is still readable and its block still canonical."""
+    def _check(self, views: Views) -> int:
+        """The height is readable and its block canonical; what ``Views.one_branch`` is to be asked with afterwards."""
         check_height(views, self._height)
-        state = self._source.state
-        seen = (state.reorgs, state.tip_height)
-        if self._checked != seen:
-            if views.get(canonical_key(self._height)) != self._hash:
+        while True:
+            switches = views.switches_done
+            if self._checked == (views, switches):
+                return switches
+            canonical = views.get(canonical_key(self._height))
+            if not views.one_branch(switches):
+                continue
+            if canonical != self._hash:
                 raise ViewExpired("the block at this height was replaced", height=self._height, hash=self._hash)
-            self._checked = seen
+            self._checked = (views, switches)
+
+
+class _NoRows:
+    """The rows of a store without a block."""
+
+    def get(self, key: bytes) -> bytes | None:
+        return None
+
+    def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        return [None] * len(keys)
+
+    def scan(self, start: bytes, stop: bytes, *, reverse: bool = False, limit: int = 1000) -> Page:
+        return Page([], None)
+
+
+def _nothing() -> None:
+    """Nothing was held."""
 
 
 def check_height(views: Views, height: int) -> None:
@@ -226,20 +253,23 @@ class StoreState(StateReader):
         source = self._source
         while True:
             with source.reading() as (views, snapshot):
-                record, state = views.history, source.state
-                if not state.has_tip:
+                switches, record = views.switches_done, views.history
+                newest = views.reader().floor(canonical_key(HEIGHT_MAX), canonical_key(0))
+                if newest is None:
                     return []
-                lowest = max(record.floor if record is not None else 0, state.root_height)
+                tip_height = height_of_canonical_key(
+                    newest[0]
+                )  # of these rows; that of ``state`` may be newer or older
+                lowest = max(record.floor if record is not None else 0, source.state.root_height)
                 row_key = state_key(key)
                 found: list[tuple[int, bytes | None]] = []
                 for height in (lowest, *views.heights_of(row_key, lowest, snapshot)):
-                    if height > state.tip_height:
+                    if height > tip_height:
                         break
                     stored = views.read_at(row_key, height, snapshot)
                     if not found or stored != found[-1][1]:
                         found.append((height, stored))
-                after = source.state
-                if (after.reorgs, views.history) == (state.reorgs, record):
+                if views.one_branch(switches) and views.history == record:
                     get = source.rows.get
                     return [(height, None if raw is None else full_value(raw, get)) for height, raw in found]
 
@@ -277,7 +307,7 @@ class StoreState(StateReader):
         start: bytes | None = b""
         while start is not None:
             with source.reading() as (views, snapshot):
-                state, record = source.state, views.history
+                switches, record = views.switches_done, views.history
                 if record is None:
                     raise StateError(
                         "without a history nobody knows which keys changed",
@@ -293,7 +323,7 @@ class StoreState(StateReader):
                     heights = [height for height in views.heights_of(row_key, first, snapshot) if height < last]
                     stored = [(height, views.read_at(row_key, height, snapshot)) for height in (first, *heights)]
                     found.append((row_key, [*stored, (last, end.get(row_key))] if first < last else stored))
-                if (source.state.reorgs, views.history) != (state.reorgs, record):
+                if not views.one_branch(switches) or views.history != record:
                     continue  # some of them may be of another branch
             for row_key, stored in found:
                 changes = [item for at, item in enumerate(stored) if not at or item[1] != stored[at - 1][1]]
@@ -320,11 +350,8 @@ class StoreState(StateReader):
             "proof_floor": max(views.undo_floor, state.root_height) if state.has_tip else None,
         }
         if tree:
-            held = source.open_state(None)
-            try:
+            with self._held(None) as (_, held):
                 found |= {"keys": held.tree.count, "tree_bytes": held.tree.size_bytes()}
-            finally:
-                held.release()
         return found
 
     def prove(self, key: bytes, *, height: int | None = None) -> Proof:
@@ -353,7 +380,10 @@ class StoreState(StateReader):
     @contextlib.contextmanager
     def _held(self, height: int | None) -> Iterator[tuple[BlockInfo | None, BlockState]]:
         info = self._source.tip if height is None else self._canonical(height)
-        held = self._source.open_state(info.hash if info is not None else None)
+        if info is None:  # what is appended and not durable yet is none of the reader's business
+            yield None, BlockState(_NoRows(), backend().empty(self._source.scheme), _nothing)
+            return
+        held = self._source.open_state(info.hash)
         try:
             yield info, held
         finally:

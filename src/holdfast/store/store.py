@@ -209,12 +209,11 @@ class Store:
     def statistics(self) -> dict[str, object]:
         """Counters of the chain, the journal, the views and the engine, and what recovery found, as JSON values."""
         self._check()
-        failure = self._upkeep.failure if self._upkeep is not None else None
         return {
             "chain": self.blocks.statistics()
             | {"waiting": len(self._waiting), "waiting_dropped": self._waiting.dropped},
             **self._backend.statistics(),
-            "upkeep": {"failure": str(failure) if failure is not None else None},
+            "upkeep": self._upkeep.statistics() if self._upkeep is not None else {"failure": None},
             "recovery": self.recovery.as_dict(),
         }
 
@@ -338,10 +337,11 @@ class Store:
         return Draft(info, info.height + 1 if info is not None else 0, partial(self._open_parent, parent_hash))
 
     def _open_parent(self, parent_hash: bytes | None) -> BlockState:
-        backend = self._check()
+        held = self._check().open_state(parent_hash)
         if parent_hash is None and self._need_writer()[0].tip is not None:
+            held.release()
             raise ParentMismatch("the store is not empty any more", remedy="make a new draft on the tip")
-        return backend.open_state(parent_hash)
+        return held
 
     @overload
     def commit(

@@ -113,6 +113,11 @@ class Overlay:
         self.visible_version = 0
         self.visible_seq = 0
         self.durable_seq = 0
+        self.switches_begun = 0
+        """Frames that took blocks out of the canonical chain: rises before such a frame becomes visible."""
+        self.switches_done = 0
+        """The same number, after it became visible. Whoever finds, after reading, as many begun as were done before,
+        saw one branch."""
         self.rows = 0
         self.size_bytes = 0
         self.epoch = 0
@@ -152,8 +157,7 @@ class Overlay:
             self.rows = total_rows = self.rows + count
             self.size_bytes = total_bytes = self.size_bytes + size
             if frame.seq <= self.durable_seq:
-                self.visible_version = version
-                self.visible_seq = frame.seq
+                self._show(published)
             else:
                 self._pending.append(published)
         if total_rows > self.wake_rows or total_bytes > self.wake_bytes:
@@ -167,9 +171,14 @@ class Overlay:
             self.durable_seq = seq
             pending = self._pending
             while pending and pending[0].frame.seq <= seq:
-                published = pending.popleft()
-                self.visible_version = published.version
-                self.visible_seq = published.frame.seq
+                self._show(pending.popleft())
+
+    def _show(self, published: Published) -> None:
+        undone = bool(published.frame.undone)
+        self.switches_begun += undone
+        self.visible_version = published.version
+        self.visible_seq = published.frame.seq
+        self.switches_done += undone
 
     def drop_invisible(self, announce: Callable[[int], None]) -> None:
         """Frames that are not visible were never published. ``announce`` gets the last version that stays, before."""

@@ -249,6 +249,15 @@ class Views:
         return self._flusher.history.change(record, applied=applied is not None)
 
     @property
+    def switches_done(self) -> int:
+        """Visible frames that took blocks out of the canonical chain. Look before reading, see ``one_branch``."""
+        return self._overlay.switches_done
+
+    def one_branch(self, switches_done: int) -> bool:
+        """True if everything that was read since ``switches_done`` was this is of one branch."""
+        return self._overlay.switches_begun == switches_done
+
+    @property
     def history_removals(self) -> int:
         """Rises before a flush removes history rows (see ``history_keys``)."""
         return self._flusher.removals
