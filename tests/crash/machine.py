@@ -135,6 +135,15 @@ def new_machine(root: Path, *, seed: int = 0, faults: tuple[Fault, ...] = ()) ->
     return Machine(root, fs)
 
 
+def abandon(machine: Machine, store: Store | None) -> None:
+    """The process that had ``store`` open is gone: nothing more is written, its locks are free."""
+    if store is not None:
+        backend = store._backend
+        assert isinstance(backend, WriterBackend)
+        backend.views.close(flush=False)
+        machine.fs._locks.clear()
+
+
 def new_model() -> Model:
     """The model of every life."""
     return Model(SEED, body_max=600)
@@ -173,11 +182,7 @@ class Life:
     def abandon(self) -> None:
         """The process is gone: nothing more is written."""
         store, self.store = self.store, None
-        if store is not None:
-            backend = store._backend
-            assert isinstance(backend, WriterBackend)
-            backend.views.close(flush=False)
-            self.machine.fs._locks.clear()
+        abandon(self.machine, store)
 
     def steps(self) -> list[Callable[[], None]]:
         """Create, work, flush, work, close; open, work, die; open, work over a flush, close."""

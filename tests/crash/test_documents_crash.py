@@ -18,10 +18,9 @@ from holdfast.journal.api import Kind, Part
 from holdfast.journal.journal import Journal
 from holdfast.spaces.records import encode_documents, row_prefix
 from holdfast.store import replay
-from holdfast.store.backend import WriterBackend
 from holdfast.testing.crashfs import Fault, SimulatedCrash
 from holdfast.views.api import Rows
-from tests.crash.machine import Machine, images, new_machine
+from tests.crash.machine import Machine, abandon, images, new_machine
 from tests.crash.support import report
 
 ALL_FROM = 200
@@ -69,11 +68,7 @@ class Life:
     def abandon(self) -> None:
         """The process is gone."""
         store, self.store = self.store, None
-        if store is not None:
-            backend = store._backend
-            assert isinstance(backend, WriterBackend)
-            backend.views.close(flush=False)
-            self.machine.fs._locks.clear()
+        abandon(self.machine, store)
 
     def work(self, count: int) -> None:
         for _ in range(count):

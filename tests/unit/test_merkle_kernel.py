@@ -7,7 +7,6 @@ import os
 import random
 import sys
 import threading
-import zlib
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
@@ -19,13 +18,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from holdfast import _kernel as found
 from holdfast import limits
+from holdfast._kernel import MODULE, THREADS_VARIABLE, VERSION, KernelModule
 from holdfast.merkle import backend as choice
 from holdfast.merkle.api import ICS23_SMT, JMT_SHA256, Backend, Scheme, Tree
-from holdfast import _kernel as found
-from holdfast._kernel import MODULE, THREADS_VARIABLE, VERSION, KernelModule
 from holdfast.merkle.kernel import KernelBackend, KernelTree
 from holdfast.merkle.pure import BACKEND as TWIN
+from tests.unit.merkle_support import JMT_ROOTS, PUBLISHED
 
 ROOT = FilePath(__file__).resolve().parents[2]
 SCHEMES = pytest.mark.parametrize("scheme", [JMT_SHA256, ICS23_SMT], ids=lambda scheme: scheme.name)
@@ -94,29 +94,8 @@ def all_records(tree: Tree) -> bytes:
     return tree.records(bytes(32), 1 << 40)
 
 
-JMT_VECTORS = {
-    0: "5350415253455f4d45524b4c455f504c414345484f4c4445525f484153485f5f",
-    3: "7b731547e3bf5c1d81afbd4b2e7e0e9840c2e671cb3ed3c46520b85aadf2aeee",
-    4: "361792e30695ce728b8bd58f7b2b66d721d00c65e0bf38b7c485d754def1242a",
-    10: "51a452b5cb3eb4076184facda5a64bc09b89cfd75105696f702facb787e79eb5",
-    100: "91f4702f0b17af0f518dc831a492989aff554ddbe3aaabd5f3de83a66874369d",
-    1000: "34d0f4e3a15c08012cb8f6cdc85c591eba8b5bffa4cdc18d63c40cbe87ee3637",
-    10000: "9454d65d95492a5e9654521f42597cd620331795315163b312277590ce991fe7",
-}
-SMT_VECTORS = {
-    0: "00" * 32,
-    3: "425f91c8419bdc177d61a2553df8dc71fac309cbd1c54014a50b41b62467da65",
-    4: "8103ed77ce7905865d5b3fb611e7941e3308d60a4f8389256f66cdc5eca95cac",
-    10: "e1e7f656eed821507c039efd17a5b2798976f19f8199db6e63004d3da584877d",
-    100: "71ede163c2b787b578bb9098a7fe1a58c65dd47818111c9cf3b3f25e9d21fc06",
-    1000: "29987e91d74d347f283cede83b961372331163cd548b1d128986751f4f1543f5",
-    10000: "f4af8dfd88f5717682804f47f55d6f996a1ea97ed6312c8945bae900cf43b249",
-}
-VECTORS = [(JMT_SHA256, *item) for item in JMT_VECTORS.items()] + [(ICS23_SMT, *item) for item in SMT_VECTORS.items()]
-
-
 @needs_kernel
-@pytest.mark.parametrize(("scheme", "count", "root"), VECTORS, ids=lambda part: getattr(part, "name", str(part)[:8]))
+@pytest.mark.parametrize(("scheme", "count", "root"), PUBLISHED, ids=lambda part: getattr(part, "name", str(part)[:8]))
 def test_roots_of_other_implementations(kernel: KernelBackend, scheme: Scheme, count: int, root: str) -> None:
     tree = filled(kernel, scheme, range(count))
     assert (tree.root.hex(), tree.count) == (root, count)
@@ -447,7 +426,7 @@ def test_empty_keys_and_values_are_refused(kernel: KernelBackend, bad: dict[byte
         tree.update(bad)
     with pytest.raises(ValueError, match="neither a key nor a value may be empty"):
         kernel.hash_rows(JMT_SHA256, [(key, value or b"") for key, value in bad.items()])
-    assert tree.root.hex() == JMT_VECTORS[10]
+    assert tree.root.hex() == JMT_ROOTS[10]
 
 
 @needs_kernel

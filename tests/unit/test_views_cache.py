@@ -20,7 +20,7 @@ from holdfast.views.cached import state_getter
 from holdfast.views.overlay import MISSING, Missing
 from holdfast.views.tables import CANONICAL, STATE
 from holdfast.views.views import Views
-from tests.unit.views_support import RecordingEngine, Since, ToyBlock, ToyChain, open_views, publish
+from tests.unit.views_support import RecordingEngine, Since, ToyBlock, ToyChain, open_views, publish, run_together
 
 POLICIES: list[CachePolicy] = ["lru", "lfu", "fifo"]
 A, B, C, D = (STATE.prefix + name for name in (b"a", b"b", b"c", b"d"))
@@ -436,20 +436,8 @@ def test_readers_among_commits_and_background_flushes(monkeypatch: pytest.Monkey
     views = open_views(
         RecordingEngine(), overlay_rows_max=400, flush_interval_seconds=0.01, cache_bytes=25 * (ENTRY_COST_BYTES + 9)
     )
-    stop = time.monotonic() + 2.0
-    failures: list[BaseException] = []
     visible = [0]
     reads = Tally()
-
-    def guarded(work: Callable[[], None]) -> Callable[[], None]:
-        def run() -> None:
-            try:
-                while time.monotonic() < stop and not failures:
-                    work()
-            except BaseException as exc:  # noqa: BLE001  # the main thread raises it
-                failures.append(exc)
-
-        return run
 
     seqs = count(1)
 
@@ -472,14 +460,8 @@ def test_readers_among_commits_and_background_flushes(monkeypatch: pytest.Monkey
             reads.add()
 
     views.start()
-    threads = [threading.Thread(target=guarded(work)) for work in (write, *[read] * 4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    run_together(2.0, (write, *[read] * 4))
     views.close(flush=False)
-    if failures:
-        raise failures[0]
     stats = views.cache_stats
     assert stats is not None
     assert views.stats.flushes > 5

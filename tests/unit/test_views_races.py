@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable
 
@@ -32,6 +31,7 @@ from tests.unit.views_support import (
     open_views,
     publish,
     read_all,
+    run_together,
 )
 
 A, B, C, D, E = (CANONICAL.prefix + name for name in (b"a", b"b", b"c", b"d", b"e"))
@@ -442,20 +442,8 @@ def test_readers_and_pins_among_background_flushes(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(flush_module, "_SLICE_ROWS_SYNCED", 7)
     names = [CANONICAL.prefix + b"%03d" % number for number in range(40)]
     views = open_views(RecordingEngine(), overlay_rows_max=400, flush_interval_seconds=0.01)
-    stop = time.monotonic() + 2.0
-    failures: list[BaseException] = []
     counts = [0, 0, 0]
     seen = [0]
-
-    def guarded(work: Callable[[], None]) -> Callable[[], None]:
-        def run() -> None:
-            try:
-                while time.monotonic() < stop and not failures:
-                    work()
-            except BaseException as exc:  # noqa: BLE001  # the main thread raises it
-                failures.append(exc)
-
-        return run
 
     def write() -> None:
         views.back_pressure()
@@ -502,14 +490,8 @@ def test_readers_and_pins_among_background_flushes(monkeypatch: pytest.MonkeyPat
         counts[2] += 1
 
     views.start()
-    threads = [threading.Thread(target=guarded(work)) for work in (write, read, read, pin, pin)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    run_together(2.0, (write, read, read, pin, pin))
     views.close(flush=False)
-    if failures:
-        raise failures[0]
     assert views.stats.flushes > 5
     assert min(counts) > 10
 

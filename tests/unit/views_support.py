@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -324,3 +326,24 @@ TAILS = (b"", b"\x00", b"a", b"a\x00", b"a\x00\x00", b"ab", b"b", b"\x7f", b"\xf
 STATE_KEYS = tuple(STATE.prefix + tail for tail in (*TAILS[1:], b"k" * 16, b"k" * 17, b"k" * 33))
 CHAIN_KEYS = (*(table.prefix + tail for table in (CANONICAL, INDEX) for tail in TAILS), *STATE_KEYS)
 LOG_KEYS = tuple(BLOCKS.prefix + tail for tail in TAILS)
+
+
+def run_together(seconds: float, works: Sequence[Callable[[], None]]) -> None:
+    """Each of ``works`` again and again in a thread of its own, for so long; raises what one raised."""
+    stop = time.monotonic() + seconds
+    failures: list[BaseException] = []
+
+    def again(work: Callable[[], None]) -> None:
+        try:
+            while time.monotonic() < stop and not failures:
+                work()
+        except BaseException as exc:  # noqa: BLE001  # the main thread raises it
+            failures.append(exc)
+
+    threads = [threading.Thread(target=again, args=(work,)) for work in works]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if failures:
+        raise failures[0]
