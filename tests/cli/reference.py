@@ -37,7 +37,8 @@ def render() -> str:
     parts = []
     for name, command in commands():
         arguments = [parameter for parameter in command.params if parameter.param_type_name == "argument"]
-        words = " ".join(parameter.metavar or parameter.name.upper() for parameter in arguments)
+        given = [(parameter.metavar or parameter.name.upper(), parameter.required) for parameter in arguments]
+        words = " ".join(text if required else f"[{text}]" for text, required in given)
         parts.append(
             f"### holdfast {name} {words}".rstrip() + f"\n\n{command.help}\n\n| option | meaning |\n|---|---|\n"
         )

@@ -40,7 +40,7 @@ _Contracts = Annotated[
     ),
 ]
 _Arguments = Annotated[
-    str, typer.Argument(metavar="[JSON]", help="Arguments: a list in order, or an object by name. Bytes are 0x hex.")
+    str, typer.Argument(metavar="JSON", help="Arguments: a list in order, or an object by name. Bytes are 0x hex.")
 ]
 _Caller = Annotated[str, typer.Option("--caller", metavar="ADDRESS", help="Who calls: 0x and 40 hex digits.")]
 _GasLimit = Annotated[int, typer.Option("--gas-limit", min=0, help="The most that the call may use.")]

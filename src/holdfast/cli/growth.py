@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -20,8 +20,9 @@ import typer
 from ..errors import InvalidInputError, LimitExceeded, StateError
 from .files import check_new, write_new
 from .keys import parse_bytes, shown
-from .options import Config, DataDir, Hex, Json
+from .options import Config, DataDir, Hex, Json, Seconds
 from .output import Output
+from .progress import Progress
 
 if TYPE_CHECKING:
     from ..store.store import Store
@@ -35,6 +36,7 @@ _GROUPS_SHOWN = 8
 _GROUPS_MAX = 100_000
 _PREFIX_BYTES_MAX = 64
 _NAME_CHARS_MAX = 20
+_KEYS_A_STEP = 1_000
 
 
 @dataclass(slots=True)
@@ -82,6 +84,7 @@ def growth(
         Path | None, typer.Option("--plot", metavar="FILE", help="Draw it too: a new .svg or .png (extra 'plot').")
     ] = None,
     as_hex: Hex = False,
+    progress_seconds: Seconds = 2.0,
     config: Config = None,
     as_json: Json = False,
 ) -> None:
@@ -103,7 +106,8 @@ def growth(
         check_plot(plot)
     with open_to_read(data_dir, config) as store:
         heights = _heights(store, first, last, step)
-        found = _largest(_measure(store, heights, _Groups(named, width)), groups, named)
+        with Progress("counting", None, unit="keys", quiet=as_json, seconds=progress_seconds, last_line=False) as shown:
+            found = _largest(_measure(store, heights, _Groups(named, width), shown.update), groups, named)
         chain = store.spec.name
     out = Output(as_json=as_json)
     _tell(found, out)
@@ -147,9 +151,16 @@ class _Groups:
         return next((prefix for prefix in self._named if key.startswith(prefix)), None)
 
 
-def _measure(store: Store, heights: Sequence[int], groups: _Groups) -> Growth:
-    """The counts of every group at these heights."""
+def _measure(store: Store, heights: Sequence[int], groups: _Groups, step: Callable[[int], None]) -> Growth:
+    """The counts of every group at these heights; ``step`` is called with the rows and changed keys read so far."""
+    read = 0
     series: dict[bytes | None, list[Counts]] = {}
+
+    def seen() -> None:
+        nonlocal read
+        read += 1
+        if read % _KEYS_A_STEP == 0:
+            step(read)
 
     def add(key: bytes, at: int, keys: int, size: int) -> None:
         group = groups.of(key)
@@ -163,10 +174,12 @@ def _measure(store: Store, heights: Sequence[int], groups: _Groups) -> Growth:
 
     for key, value in store.state.at(heights[0]).scan():
         add(key, 0, 1, len(key) + len(value))
+        seen()
     if len(heights) > 1:
         for key, values in store.state.changes(heights[0], heights[-1]):
             for height, keys, size in _steps(key, values):
                 add(key, bisect_left(heights, height), keys, size)
+            seen()
     for column in series.values():  # what was added are differences to the height before
         for before, after in itertools.pairwise(column):
             after.keys += before.keys

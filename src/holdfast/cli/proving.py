@@ -114,7 +114,7 @@ def _many_as_dict(proof: MultiProof, keys: Sequence[bytes]) -> dict[str, object]
 
 def verify(
     file: Annotated[
-        Path | None, typer.Argument(metavar="[FILE]", help="What 'prove' wrote; - is stdin. Not needed with --proof.")
+        Path | None, typer.Argument(metavar="FILE", help="What 'prove' wrote; - is stdin. Not needed with --proof.")
     ] = None,
     root: Annotated[
         str | None, typer.Option("--root", metavar="HEX", help="The root, from a source that you trust.")
