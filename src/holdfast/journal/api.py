@@ -10,7 +10,17 @@ import msgspec
 
 from ..types import DiscardedFrames
 
-__all__ = ["DurableMark", "Frame", "FrameSource", "JournalRecovery", "Kind", "Part", "PartInfo", "TipMark"]
+__all__ = [
+    "KNOWN_KINDS",
+    "DurableMark",
+    "Frame",
+    "FrameSource",
+    "JournalRecovery",
+    "Kind",
+    "Part",
+    "PartInfo",
+    "TipMark",
+]
 
 
 class Kind:
@@ -31,6 +41,10 @@ class Kind:
     INCARNATION = 0x0041
     FENCE = 0x0042
     NOTE = 0x0050
+
+
+KNOWN_KINDS = frozenset(kind for kind in vars(Kind).values() if isinstance(kind, int))
+"""A critical part of any other kind is refused."""
 
 
 class Part(msgspec.Struct, gc=False):

@@ -19,13 +19,12 @@ from ..blocks.state import ChainState
 from ..consensus.records import decode_fence, decode_safety
 from ..engine.api import Engine
 from ..errors import CorruptionError, HoldfastError, NotFoundError, Recovery, UnsupportedFormat
-from ..journal.api import Frame, FrameSource, Kind
+from ..journal.api import KNOWN_KINDS, Frame, FrameSource, Kind
 from ..views.rows import decode_row
 from ..views.tables import BLOCKS, CANONICAL, ORPHANS, Table
 
 __all__ = ["Counter", "Frames", "check_block_links", "check_canonical", "check_tip", "engine_rows"]
 
-_KNOWN_KINDS = frozenset(value for name, value in vars(Kind).items() if not name.startswith("_"))
 _REMEMBERED_BLOCKS_MAX = 200_000
 
 
@@ -78,7 +77,7 @@ class _Links:
     def frame(self, frame: Frame) -> None:
         """The entries of ``frame`` follow from the frames before it."""
         for index, part in enumerate(frame.parts):
-            if part.kind not in _KNOWN_KINDS and part.critical:
+            if part.kind not in KNOWN_KINDS and part.critical:
                 raise UnsupportedFormat("an unknown kind of entry is critical", seq=frame.seq, kind=part.kind)
             if part.kind == Kind.SAFETY:
                 decode_safety(self._source.part(frame, index))

@@ -15,7 +15,7 @@ from ..blocks.content import decode_frame, read_execution
 from ..blocks.state import EMPTY, ChainState, decode_state, encode_state
 from ..consensus.safety import SAFETY_KINDS, SafetyBook
 from ..errors import CorruptionError, UnsupportedFormat
-from ..journal.api import Frame, FrameSource, Kind
+from ..journal.api import KNOWN_KINDS, Frame, FrameSource, Kind
 from ..spaces.rows import document_rows
 from ..state.rows import Execution
 from ..types import BlockInfo
@@ -24,8 +24,7 @@ from ..views.views import Views
 
 __all__ = ["Replayer", "execution_of"]
 
-_KNOWN = frozenset(value for name, value in vars(Kind).items() if not name.startswith("_"))
-_BLOCK_KINDS = frozenset((Kind.BLOCK, Kind.CANONICAL, Kind.FINALIZED))
+_BLOCK_KINDS = frozenset((Kind.BLOCK, Kind.EXECUTED, Kind.CHANGES, Kind.CANONICAL, Kind.FINALIZED))
 
 
 def execution_of(source: FrameSource, info: BlockInfo) -> Execution:
@@ -50,9 +49,9 @@ class Replayer:
     def apply(self, source: FrameSource, frame: Frame) -> None:
         """Frame ``self.seq + 1`` is published to the views, durable or not."""
         kinds = {part.kind for part in frame.parts}
-        if not kinds <= _KNOWN:
+        if not kinds <= KNOWN_KINDS:
             for part in frame.parts:
-                if part.kind not in _KNOWN and part.critical:
+                if part.kind not in KNOWN_KINDS and part.critical:
                     raise UnsupportedFormat(
                         "the journal holds a kind of entry that is not known", seq=frame.seq, kind=part.kind
                     )
