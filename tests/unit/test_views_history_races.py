@@ -21,7 +21,7 @@ from holdfast.views.flush import Flusher, in_order
 from holdfast.views.historical import HistoricalReader
 from holdfast.views.history import HISTORY_KEY, decode_old, encode_old, history_bounds, history_key, load_history
 from holdfast.views.overlay import MISSING, Missing, Overlay
-from holdfast.views.rows import decode_row
+from holdfast.views.rows import decode_row, encode_row
 from holdfast.views.tables import HISTORY, STATE
 from holdfast.views.views import Views
 from tests.unit.views_support import (
@@ -230,8 +230,9 @@ late: list[tuple[list[bytes], Rows]] = []
 
 def late_rows(self: Flusher, keys: list[bytes], pace: Callable[[], None]) -> None:
     for added, rows in late:
-        for part in in_order(added):
-            self._engine.apply(Batch(flush_module._encoded([part], rows)), sync=False)
+        for key in in_order(added):
+            value = rows[key]
+            self._engine.apply(Batch({key: None if value is None else encode_row(key, value)}), sync=False)
     late.clear()
     original_removal(self, keys, pace)
 
