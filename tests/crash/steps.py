@@ -20,7 +20,7 @@ from holdfast.engine.open import open_engine
 from holdfast.journal.journal import JournalOptions
 from holdfast.recovery import rebuild
 from holdfast.state import image
-from holdfast.store import indexing, opening, writer
+from holdfast.store import indexing, opening, pruning, writer
 from holdfast.views import flush
 
 _journal_options = opening.journal_options
@@ -61,7 +61,7 @@ class Steps:
             self.step(f"failpoint:{name}")
 
         _failpoints.hit = hit
-        for module in (flush, image, indexing, rebuild, writer):
+        for module in (flush, image, indexing, pruning, rebuild, writer):
             module.hit = hit  # type: ignore[attr-defined]
 
         def counting(*args: Any, **kwargs: Any) -> Engine:

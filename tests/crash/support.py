@@ -196,7 +196,7 @@ class Model:
                 return Op("finalize", height=height)
         if kind == "big":
             return Op("add", replace(self._block(tip, 1), body=NOISE[:150_000]))
-        if kind in ("safety", "flush", "commit"):
+        if kind in ("safety", "flush", "commit", "prune"):
             block = self._block(tip, 1) if kind == "commit" else None
             return Op(kind, block, height=number)
         return Op("add", self._block(tip, 1))
@@ -305,6 +305,8 @@ def perform(store: Store, op: Op) -> None:
         store.safety.save(VALIDATOR, (op.height, 7), payload_of(op.height))
     elif op.kind == "flush":
         store.flush()
+    elif op.kind == "prune":
+        store.prune(blocks=1, every=4)
     else:
         raise ValueError(op.kind)
 

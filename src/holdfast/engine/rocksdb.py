@@ -435,11 +435,9 @@ class RocksDbEngine:
                 self._db.try_catch_up_with_primary()
 
     def reclaim(self, low: bytes, high: bytes) -> None:
-        with self._gate:
-            self._check_writable()
-            self._flush()  # rows still in memory would keep their old versions in the files
-            with self._translated:
-                self._db.compact_range(low, high)
+        self.sync()  # rows still in memory would keep their old versions in the files
+        with self._gate, self._translated:
+            self._db.compact_range(low, high)  # lets other threads have the interpreter
 
     def stats(self) -> EngineStats:
         names = (

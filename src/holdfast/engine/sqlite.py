@@ -417,16 +417,17 @@ class SqliteEngine:
             return
 
     def reclaim(self, low: bytes, high: bytes) -> None:
-        """The file is written anew without its free pages, if these are a fifth of it; writes wait meanwhile."""
+        """The whole file is written anew, without the room in and between its pages; writes wait meanwhile.
+
+        Needs room for one more copy. If that is not there, nothing has changed and the engine goes on.
+        """
         with self._gate:
             writer = self._writing()
             with self._write_lock, self._translated:
                 if not self._gate.usable:
                     raise self._gate.refusal()
-                free, pages = (int(str(_pragma(writer, name)[0][0])) for name in ("freelist_count", "page_count"))
-                if free * 5 >= pages > 0:
-                    writer.execute("VACUUM")
-                    _pragma(writer, "wal_checkpoint(TRUNCATE)")
+                writer.execute("VACUUM")
+                _pragma(writer, "wal_checkpoint(TRUNCATE)")
 
     def stats(self) -> EngineStats:
         with self._gate, self._translated:

@@ -5,34 +5,41 @@ batches between which everything else goes on. The keys to remove come from the 
 
 Invariants:
     * A height that can still be read afterwards has every row it needs; one that cannot is refused from the start.
-    * Killed or interrupted at any moment, the next run goes on where this one was.
+    * Killed or interrupted at any moment, the next run goes on where this one was, and both end in the same rows.
     * Nothing above the last final block is given up. Blocks, the present state and proofs are not touched.
+    * A run belongs to one generation of views; where another takes over, it ends, and the new one is not touched.
+    * That everything is cleaned is written after the engine gave its space back: until then, a run does that again.
 """
 
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 
 from .._failpoints import hit
 from ..blocks.records import block_key, canonical_key, decode_block_record
-from ..engine.api import Batch
-from ..errors import CorruptionError, FinalityError, InvalidInputError, StateError
+from ..engine.api import Batch, Engine
+from ..errors import CorruptionError, FinalityError, InvalidInputError, Recovery, StateError
 from ..limits import HEIGHT_MAX
 from ..types import BlockInfo
 from ..views.api import HistoryRecord
-from ..views.history import history_key
+from ..views.history import history_bounds, history_key
 from ..views.tables import HISTORY
+from ..views.views import Views
 from .backend import WriterBackend
 from .replay import execution_of
 
 __all__ = ["PrunePolicy", "PruneReport", "Pruner"]
 
-_BATCH_ROWS = 2_000
+_BATCH_ROWS = 256
+_BATCH_ROWS_SYNCED = 2_048
+"""Rows of a batch for an engine that syncs every batch."""
 _ROWS_BETWEEN_SYNCS = 200_000
-_ROW_BYTES = 40
-"""Estimated bytes of a history row besides key and value, before compression."""
+_PAUSE_SECONDS = 0.0002
+_RECLAIM_SHARE = 5
+"""In the background the engine gives space back only if this part of it was removed: that may rewrite all of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +59,10 @@ class PruneReport:
     """What a run does, or would do (``dry_run``).
 
     ``floor_before`` and ``floor_after``: the lowest height whose state can be read (apart from every ``every``-th one
-    from ``oldest`` on). ``blocks`` and ``rows``: those whose history is looked at and removed. ``estimated_bytes`` is
-    before the engine's compression; ``freed_bytes`` is what the engine's files became smaller (``None`` in a dry run).
-    ``proof_floor``: proofs need heights from here on, before and after.
+    from ``oldest`` on). ``blocks`` and ``rows``: those whose history is looked at, and the rows of it that are removed.
+    ``estimated_bytes``: keys and values of these rows, before the engine's own overhead and compression;
+    ``freed_bytes`` is what the engine's files became smaller (``None`` in a dry run). ``proof_floor``: proofs need
+    heights from here on, before and after.
     """
 
     dry_run: bool
@@ -93,6 +101,68 @@ class _Removed:
     complete: bool = True
 
 
+class _Sweep:
+    """One pass over the blocks whose history goes, over one generation of views."""
+
+    def __init__(self, views: Views, engine: Engine, *, dry_run: bool, paced: bool) -> None:
+        self.views = views
+        self.engine = engine
+        self.done = _Removed()
+        self._dry_run = dry_run
+        self._paced = paced
+        self._batch_rows = _BATCH_ROWS_SYNCED if engine.capabilities.always_sync else _BATCH_ROWS
+        self._waiting: list[bytes] = []
+        self._unsynced = 0
+
+    def take(self, record: HistoryRecord, height: int, keys: list[bytes]) -> None:
+        """Of the history rows of ``keys`` at ``height``, those that no readable height needs go."""
+        base = 0
+        keeps = False
+        if record.every:
+            base = (height - 1) // record.every * record.every
+            keeps = base >= record.oldest
+        self.done.blocks += 1
+        for at in range(0, len(keys), self._batch_rows):
+            rows = [history_key(key, height) for key in keys[at : at + self._batch_rows]]
+            for key, row, stored in zip(keys[at:], rows, self.engine.get_many(rows), strict=False):
+                if stored is None or (keeps and self._answers(key, row, base)):
+                    continue  # gone already, or the one that answers at ``base``
+                self.done.rows += 1
+                self.done.size += len(row) + len(stored)
+                if not self._dry_run:
+                    self._waiting.append(row)
+            if self._paced:
+                time.sleep(_PAUSE_SECONDS)
+            if len(self._waiting) >= self._batch_rows:
+                self.write()
+
+    def _answers(self, key: bytes, row: bytes, base: int) -> bool:
+        """True if ``row`` is the first one of ``key`` above the height ``base``."""
+        first = self.engine.ceiling(*history_bounds(key, base))
+        return first is not None and first[0] == row
+
+    def write(self) -> None:
+        """What was taken is not in the engine any more."""
+        rows, self._waiting = self._waiting, []
+        for at in range(0, len(rows), self._batch_rows):
+            part = rows[at : at + self._batch_rows]
+            self.engine.apply(Batch(dict.fromkeys(part)), sync=False)
+            self._unsynced += len(part)
+            hit("store.prune.after_batch")
+            if self._paced:
+                time.sleep(_PAUSE_SECONDS)
+
+    def cleaned(self, record: HistoryRecord, height: int, *, soon: bool = True) -> HistoryRecord:
+        """What went up to ``height`` is durably gone, and the record says so; not ``soon``: only if it is much."""
+        if self._dry_run or not (soon or self._unsynced >= _ROWS_BETWEEN_SYNCS):
+            return record
+        self.write()
+        self._unsynced = 0
+        record = self.views.set_history(replace(record, cleaned=height))
+        hit("store.prune.after_cleaned")
+        return record
+
+
 class Pruner:
     """Prunes the history of one open store. One run at a time."""
 
@@ -100,16 +170,16 @@ class Pruner:
         self._backend = backend
         self._one = threading.Lock()
 
-    def target(self, policy: PrunePolicy) -> HistoryRecord:
-        """The record after a run with this policy. Raises ``InvalidInputError``, ``FinalityError``, ``StateError``."""
-        views, state = self._backend.views, self._backend.state
-        record = views.history
+    def _target(self, policy: PrunePolicy, record: HistoryRecord | None) -> tuple[HistoryRecord, HistoryRecord]:
+        """The record before and after a run. Raises ``InvalidInputError``, ``FinalityError``, ``StateError``."""
+        state = self._backend.state
         if record is None:
             raise StateError(
                 "the store keeps no history, so there is nothing to prune",
                 remedy="set 'history' to 'on' to keep one from now on",
             )
-        for name, value in (("blocks", policy.blocks), ("every", policy.every), ("below", policy.below or 0)):
+        below = 0 if policy.below is None else policy.below
+        for name, value in (("blocks", policy.blocks), ("every", policy.every), ("below", below)):
             if type(value) is not int or not 0 <= value <= HEIGHT_MAX:
                 raise InvalidInputError(f"'{name}' is a whole number that is not negative", found=value)
         final = max(state.finalized, state.floor)
@@ -131,11 +201,11 @@ class Pruner:
                 found=policy.every,
                 expected=f"0 or a multiple of {record.every}",
             )
-        oldest = record.oldest if record.every else record.floor
+        oldest = record.oldest if record.every else max(record.floor, self._root())
         cleaned = record.cleaned
         if policy.every != record.every and record.every:
             cleaned = min(cleaned, record.oldest)  # rows that the old policy kept have to be looked at again
-        return HistoryRecord(floor, policy.every, oldest if policy.every else floor, cleaned)
+        return record, HistoryRecord(floor, policy.every, oldest if policy.every else floor, cleaned)
 
     def run(
         self,
@@ -147,132 +217,118 @@ class Pruner:
     ) -> PruneReport:
         """The history is as ``policy`` says. Interrupted, what was done stays; call it again to go on.
 
+        Waits for a run that is under way. A dry run only moves what waits in memory into the engine.
+
         Args:
             keep_going: asked after each block; once it says no, the report is not ``complete``.
         """
         with self._one:
-            return self._run(policy, dry_run, progress, keep_going)
+            return self._run(policy, progress, keep_going, dry_run=dry_run, background=False)
+
+    def run_in_background(self, policy: PrunePolicy, keep_going: Callable[[], bool]) -> PruneReport | None:
+        """As ``run``, with pauses; ``None`` if another run is under way. Space is given back only if it is much."""
+        if not self._one.acquire(blocking=False):
+            return None
+        try:
+            return self._run(policy, None, keep_going, dry_run=False, background=True)
+        finally:
+            self._one.release()
+
+    def _root(self) -> int:
+        state = self._backend.state
+        return state.root_height if state.has_tip else 0
 
     def _run(
         self,
         policy: PrunePolicy,
-        dry_run: bool,
         progress: Callable[[int, int], None] | None,
         keep_going: Callable[[], bool] | None,
+        *,
+        dry_run: bool,
+        background: bool,
     ) -> PruneReport:
         backend = self._backend
-        before = backend.views.history
-        target = self.target(policy)
-        assert before is not None
-        engine = backend.opened.engine
+        with backend.writer.lock:  # another generation of views may be taking over
+            views, engine = backend.views, backend.opened.engine
+        before, target = self._target(policy, views.history)
+        views.flush()  # every final block has its rows in the engine: none comes after those of its height went
         size = engine.stats().size_bytes
+        root = self._root()
         report = PruneReport(
             dry_run,
-            before.floor,
-            target.floor,
+            max(before.floor, root),
+            max(target.floor, root),
             target.every,
             target.oldest,
-            _readable(before, 0, target.floor) - _readable(target, 0, target.floor),
-            backend.views.undo_floor,
+            _readable(before, root, target.floor) - _readable(target, root, target.floor),
+            max(views.undo_floor, root),
             0,
             0,
             0,
             None,
             False,
         )
-        if dry_run:
-            counted = self._remove(target, None, progress, keep_going)
-            return replace(
-                report,
-                blocks=counted.blocks,
-                rows=counted.rows,
-                estimated_bytes=counted.size,
-                complete=counted.complete,
-            )
-        if target != before:
-            backend.views.flush()
-            target = backend.views.set_history(target)
+        if target != before and not dry_run:
+            target = views.set_history(target)
             hit("store.prune.after_record")
-        removed = self._remove(target, engine.apply, progress, keep_going)
-        if removed.rows and removed.complete:
-            engine.reclaim(HISTORY.prefix, HISTORY.end)
-            hit("store.prune.after_reclaim")
+        sweep = _Sweep(views, engine, dry_run=dry_run, paced=background)
+        record = self._remove(sweep, target, progress, keep_going)
+        done = sweep.done
+        sweep.write()
+        if done.complete and not dry_run and record.cleaned < record.floor:
+            if not background or done.size * _RECLAIM_SHARE >= size:
+                engine.reclaim(HISTORY.prefix, HISTORY.end)
+                hit("store.prune.after_reclaim")
+            sweep.cleaned(record, record.floor)
         return replace(
             report,
-            blocks=removed.blocks,
-            rows=removed.rows,
-            estimated_bytes=removed.size,
-            freed_bytes=max(0, size - engine.stats().size_bytes),
-            complete=removed.complete,
+            blocks=done.blocks,
+            rows=done.rows,
+            estimated_bytes=done.size,
+            freed_bytes=None if dry_run else max(0, size - engine.stats().size_bytes),
+            complete=done.complete,
         )
 
     def _remove(
         self,
+        sweep: _Sweep,
         record: HistoryRecord,
-        apply: Callable[..., None] | None,
         progress: Callable[[int, int], None] | None,
         keep_going: Callable[[], bool] | None,
-    ) -> _Removed:
-        """The rows that ``record`` gives up are removed; without ``apply`` they are only counted."""
-        done = _Removed()
-        first, last = record.cleaned + 1, record.floor
-        begin = first
-        if record.every and first > record.oldest:
-            begin = (first - 1) // record.every * record.every + 1  # keys seen earlier in the same interval count
-        seen: set[bytes] = set()
-        unsynced = 0
-        for height in range(begin, last + 1):
-            if keep_going is not None and not keep_going():
-                done.complete = False
+    ) -> HistoryRecord:
+        """The rows that ``record`` gives up were taken by ``sweep``; the record in force."""
+        last = record.floor
+        # Rows of height 0 answer for no height, and were never cleaned if nothing was.
+        first = max(self._root(), record.cleaned + 1 if record.cleaned or not last else 0)
+        for height in range(first, last + 1):
+            if self._backend.views is not sweep.views:
+                sweep.done.complete = False
                 break
-            batch = self._given_up(record, height, seen)
-            if height >= first:
-                done.blocks += 1
-                done.rows += len(batch)
-                done.size += sum(batch.values())
-                if apply is not None:
-                    unsynced += len(batch)
-                    keys = list(batch)
-                    for at in range(0, len(keys), _BATCH_ROWS):
-                        apply(Batch(dict.fromkeys(keys[at : at + _BATCH_ROWS])), sync=False)
-                        hit("store.prune.after_batch")
-                    if unsynced >= _ROWS_BETWEEN_SYNCS or height == last:
-                        unsynced = 0
-                        record = self._backend.views.set_history(replace(record, cleaned=height))
-                        hit("store.prune.after_cleaned")
+            sweep.take(record, height, self._keys(height))
             if progress is not None:
-                progress(height - begin + 1, last - begin + 1)
-        return done
+                progress(height - first + 1, last - first + 1)
+            if record.cleaned < height < last:
+                stopped = keep_going is not None and not keep_going()
+                record = sweep.cleaned(record, height, soon=stopped)
+                if stopped:
+                    sweep.done.complete = False
+                    break
+        return record
 
-    def _given_up(self, record: HistoryRecord, height: int, seen: set[bytes]) -> dict[bytes, int]:
-        """Engine keys of the history rows of this height that go, with their estimated sizes.
-
-        ``seen``: keys with a row at a lower height above the same kept height; theirs is the one that answers there.
-        """
-        base = 0
-        if record.every:
-            base = (height - 1) // record.every * record.every
-            if base == height - 1:
-                seen.clear()
-        going: dict[bytes, int] = {}
-        for key, size in self._keys(height):
-            if record.every and base >= record.oldest and key not in seen:
-                seen.add(key)
-            else:
-                going[history_key(key, height)] = size
-        return going
-
-    def _keys(self, height: int) -> list[tuple[bytes, int]]:
-        """Keys of the state that the canonical block at ``height`` changed, and the estimated size of their rows."""
+    def _keys(self, height: int) -> list[bytes]:
+        """Keys of the state that the canonical block at ``height`` changed."""
         rows = self._backend.rows
         block_hash = rows.get(canonical_key(height))
         if block_hash is None:
-            return []  # below the root
+            raise CorruptionError(
+                "there is no canonical block at a final height", height=height, recovery=Recovery.REBUILD
+            )
         row = rows.get(block_key(block_hash))
         if row is None:
-            raise CorruptionError("a canonical block has no row", height=height, hash=block_hash)
+            raise CorruptionError(
+                "a canonical block has no row", height=height, hash=block_hash, recovery=Recovery.REBUILD
+            )
         info: BlockInfo = decode_block_record(block_hash, row)
         if info.executed is None:
             return []
-        changes = execution_of(self._backend.journal, info).changes
-        return [(key, _ROW_BYTES + len(key) + len(value or b"")) for key, value in changes.items()]
+        return list(execution_of(self._backend.journal, info).changes)

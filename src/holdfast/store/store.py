@@ -109,7 +109,7 @@ class Store:
         """Questions about blocks, answered as of each call."""
         self._writer: Writer | None = None
         self._adder: Adder | None = None
-        self.state = StoreState(backend)
+        self.state = StoreState(backend, self._check)
         """The state at the tip that readers see, at a height, and its proofs."""
         if isinstance(backend, WriterBackend):
             self._writer = backend.writer

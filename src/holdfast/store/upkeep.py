@@ -3,7 +3,9 @@
 Invariants:
     * Nothing here is needed for what is durable: without an image opening takes longer, without pruning more is kept.
     * Both can be cut off at any moment; closing the store does so and waits for it.
-    * A failure ends the background work, is logged once, and shows in the statistics.
+    * A failure ends the work of its kind until the store is opened again, is logged once, and shows in the statistics.
+      Commits and reads go on.
+    * Heights that somebody chose to keep stay: without a setting ``history_every`` the rule in force is kept.
 """
 
 from __future__ import annotations
@@ -11,8 +13,10 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Callable
+from dataclasses import replace
 
-from ..errors import HoldfastError
+from ..errors import EngineError, HoldfastError
 from ..events import emit
 from ..state.image import save_image
 from .backend import WriterBackend
@@ -95,20 +99,51 @@ class Upkeep:
         behind = floor - record.floor
         return behind > max(_PRUNE_HEIGHTS, self._policy.blocks // 4) or (record.cleaned < record.floor and floor > 0)
 
+    def _prune(self) -> None:
+        record = self._backend.views.history
+        every = self._policy.every or (record.every if record is not None else 0)
+        self.pruner.run_in_background(replace(self._policy, every=every), self.keep_going)
+
+    def _save(self) -> None:
+        self.save_tree(background=True)
+
+    def statistics(self) -> dict[str, object]:
+        """What failed (text, or ``None``), below which height the history is given up, and the frame of the image.
+
+        ``pruned_to`` is ``None`` without a history; rows below it may still be waiting to go.
+        """
+        record = self._backend.views.history
+        return {
+            "failure": None if self.failure is None else str(self.failure),
+            "pruned_to": None if record is None else record.floor,
+            "image_seq": self._image_seq,
+        }
+
     def _run(self) -> None:
-        while not self._stop.wait(_LOOK_SECONDS):
-            try:
-                if self._image_due():
-                    self.save_tree(background=True)
-                if self._prune_due():
-                    self.pruner.run(self._policy, keep_going=self.keep_going)
-            except HoldfastError as error:
-                self.failure = error
-                emit(
-                    "upkeep_failed",
-                    logging.WARNING,
-                    f"background work of the store stopped: {error}",
-                    code=error.code,
-                    remedy=error.remedy,
-                )
-                return
+        tasks: list[tuple[Callable[[], bool], Callable[[], None]]] = [
+            (self._image_due, self._save),
+            (self._prune_due, self._prune),
+        ]
+        while tasks and not self._stop.wait(_LOOK_SECONDS):
+            for task in list(tasks):
+                due, work = task
+                try:
+                    if due():
+                        work()
+                except Exception as error:  # noqa: BLE001  # nothing of it is needed, so nothing of it ends the process
+                    tasks.remove(task)
+                    self._failed(error)
+
+    def _failed(self, error: Exception) -> None:
+        """The failure is kept and logged, unless the store is being closed: then it is what was cut off."""
+        failure = error if isinstance(error, HoldfastError) else EngineError(f"background work failed: {error!r}")
+        if self._stop.is_set():
+            return
+        self.failure = failure
+        emit(
+            "upkeep_failed",
+            logging.WARNING,
+            f"background work of the store stopped: {failure}",
+            code=failure.code,
+            remedy=failure.remedy,
+        )
