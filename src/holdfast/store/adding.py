@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -22,6 +23,7 @@ from ..errors import (
     RootMismatch,
     SafetyError,
 )
+from ..events import emit
 from ..limits import BLOCKS_PER_FRAME_MAX
 from ..merkle.api import SCHEMES, Tree
 from ..state.draft import BlockState, DraftState
@@ -104,8 +106,8 @@ class Adder:
     def _connect(self, block_hash: bytes) -> tuple[tuple[bytes, ...], ReorgInfo | None]:
         """Blocks that waited for this one are stored: their hashes, and the last reorg among them.
 
-        Each is judged as its own caller asked. One that may not be stored is dropped: its parent is stored already, so
-        nothing is raised for it.
+        Each is judged as its own caller asked. One that may not or cannot be stored is dropped: its parent is stored
+        already, so nothing is raised for it. (If the store was poisoned, making the parent durable says so.)
         """
         connected: list[bytes] = []
         reorg = None
@@ -121,6 +123,17 @@ class Adder:
                     result = self._add_one(child, validate=not trusted, root_allowed=False, wait_for_parent=False)
                 except (InvalidBlock, SafetyError, LimitExceeded, ConflictError):
                     dropped.add(child.hash)  # it was never accepted, and its descendants never can be
+                    continue
+                except HoldfastError as error:
+                    dropped.add(child.hash)
+                    emit(
+                        "waiting_block_dropped",
+                        logging.WARNING,
+                        f"a block that waited for its parent was not stored: {error}",
+                        code=error.code,
+                        hash=child.hash.hex(),
+                        height=child.height,
+                    )
                     continue
                 reorg = result.reorg or reorg
                 connected.append(child.hash)
