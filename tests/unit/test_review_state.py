@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import gc
+import logging
+import os
+import signal
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from holdfast.errors import ViewExpired
+from holdfast.errors import ClosedError, ViewExpired
+from holdfast.state.api import MutableState
+from holdfast.store.chain import CustomChain
+from holdfast.types import Block, BlockInfo
 from tests.unit.state_support import commit, open_state_store, writer_backend
-from tests.unit.store_support import hash_of
+from tests.unit.store_support import hash_of, make
 
 
 def finishes(action: Callable[[], object]) -> None:
@@ -167,3 +174,87 @@ def test_nothing_is_proved_about_a_first_block_that_is_not_durable_yet() -> None
         proof = store.state.prove(b"key")
         proof.verify(store.state.root, b"key", b"value")
         assert proof.block == store.tip
+
+
+# -- blocks that wait ------------------------------------------------------------------------------------------------
+
+
+class Reads(CustomChain):
+    """A chain whose blocks read a key that the first one has not written."""
+
+    def execute(self, block: Block, parent: BlockInfo | None, state: MutableState) -> bytes | None:
+        if parent is not None and parent.height:
+            assert state[b"missing"]
+        state[b"key"] = block.hash
+        return None
+
+    def state_root(self, block: Block) -> bytes | None:
+        return None
+
+
+def test_a_commit_does_not_fail_because_a_block_that_waited_for_it_cannot_be_executed(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with open_state_store("memory:", chain=Reads()) as store:
+        first = make(None)
+        second = make(first)
+        third = make(second)
+        store.add(first)
+        store.add(third, wait_for_parent=True)
+        draft = store.draft()
+        draft.state[b"key"] = second.hash
+        with caplog.at_level(logging.WARNING, logger="holdfast"):
+            assert store.commit(draft, hash=second.hash).height == 1
+        assert store.tip is not None
+        assert store.tip.hash == second.hash
+        assert not store.has(third.hash)
+        assert "a block that waited for its parent was not stored" in caplog.text
+
+
+# -- after the end ---------------------------------------------------------------------------------------------------
+
+
+def test_every_read_of_the_state_is_refused_after_a_fork(tmp_path: Path) -> None:
+    """Also where another thread of the parent held the overlay's lock, and by what was opened before."""
+    with open_state_store(tmp_path / "store") as store:
+        commit(store, 0, {b"key": b"value"})
+        commit(store, 1, {b"key": b"other"})
+        store.flush()
+        old, draft = store.state.at(0), store.draft()
+        assert draft.state[b"key"] == b"other"
+        reads: list[Callable[[], object]] = [
+            lambda: store.state.get(b"key"),
+            lambda: store.state.get_many([b"key"]),
+            lambda: list(store.state.scan()),
+            lambda: store.state.root,
+            lambda: store.state.at(0),
+            lambda: store.state.history(b"key"),
+            lambda: store.state.prove(b"key"),
+            store.state.statistics,
+            lambda: old[b"key"],
+            lambda: list(old.scan()),
+            lambda: draft.state.get(b"key"),
+            lambda: list(draft.state.scan()),
+        ]
+        with writer_backend(store).views._overlay.lock:
+            pid = os.fork()
+            if pid == 0:
+                signal.alarm(20)
+                refused = 0
+                for read in reads:
+                    try:
+                        read()
+                    except ClosedError:
+                        refused += 1
+                os._exit(refused)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == len(reads)
+        assert (old[b"key"], draft.state[b"key"], store.state[b"key"]) == (b"value", b"other", b"other")
+
+
+def test_the_root_of_a_closed_store_is_refused_as_its_values_are() -> None:
+    store = open_state_store("memory:")
+    commit(store, 0, {b"key": b"value"})
+    store.close()
+    for read in (lambda: store.state.root, store.state.statistics, lambda: store.state.prove(b"key")):
+        with pytest.raises(ClosedError, match="the store is closed"):
+            read()

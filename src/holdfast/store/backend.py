@@ -114,14 +114,20 @@ class RowsOf:
 
     def __init__(self, current: Callable[[], RowReader]) -> None:
         self._current = current
+        self._abandoned = False
 
     def abandon(self) -> None:
         """Every later read raises ``ClosedError``: this process is a fork."""
+        self._abandoned = True
+        self._current = self._refuse
 
-        def refuse() -> RowReader:
-            raise ClosedError("the store was opened before fork(); open it again in the child")
+    def check(self) -> None:
+        """Raises ``ClosedError`` if this process is a fork. Before any lock that a thread of the parent may hold."""
+        if self._abandoned:
+            self._refuse()
 
-        self._current = refuse
+    def _refuse(self) -> RowReader:
+        raise ClosedError("the store was opened before fork(); open it again in the child")
 
     def get(self, key: bytes) -> bytes | None:
         return self._current().get(key)
@@ -221,10 +227,12 @@ class WriterBackend:
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[tuple[Views, Reader | None]]:
+        self.rows.check()
         yield self.writer.views, None
 
     def open_state(self, block_hash: bytes | None) -> BlockState:
         """The state after a stored block of any branch, durable or not (``None``: after the appended tip)."""
+        self.rows.check()
         writer = self.writer
         with writer.lock:
             writer.check()
@@ -378,6 +386,8 @@ class WriterBackend:
         self.rows.abandon()
         self.latest_rows.abandon()
         self.writer.abandon()
+        for views in (self.views, *(views for views, _ in self._retired)):
+            views.abandon()
         self._opened.journal.abandon()
         keep_for_ever(self._opened.engine)
         self._opened.lock.release()

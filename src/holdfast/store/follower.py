@@ -322,6 +322,7 @@ class Follower:
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[tuple[Views, Reader | None]]:
+        self.rows.check()
         with contextlib.ExitStack() as stack:
             with self._lock:
                 session, snapshot = self._frozen(stack)
@@ -389,5 +390,6 @@ class Follower:
         """A follower writes nothing; its engine may not be read by a fork either."""
         self.rows.abandon()
         for session in (*self._old, self._session):
+            session.views.abandon()
             keep_for_ever(session.engine)
         self._reader.abandon()

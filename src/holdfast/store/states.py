@@ -212,13 +212,20 @@ class StateAt(StateReader):
 class StoreState(StateReader):
     """The state at the visible tip; see ``ReadableState``. Each call sees what is durable then."""
 
-    def __init__(self, source: StateSource) -> None:
+    def __init__(self, source: StateSource, check: Callable[[], object]) -> None:
+        """Over ``source``; ``check`` raises once the store is closed."""
         super().__init__(source.rows, source.rows.get, source.hot_get)
-        self._source = source
+        self._open_source = source
+        self._check = check
+
+    @property
+    def _source(self) -> StateSource:
+        self._check()
+        return self._open_source
 
     def rebind(self, get: Callable[[bytes], bytes | None] | None = None) -> None:
         """Single rows are read by ``get`` from now on, or by what the source gives now: other views took over."""
-        self._get = get if get is not None else self._source.hot_get
+        self._get = get if get is not None else self._open_source.hot_get
 
     @property
     def root(self) -> bytes:
@@ -257,9 +264,8 @@ class StoreState(StateReader):
                 newest = views.reader().floor(canonical_key(HEIGHT_MAX), canonical_key(0))
                 if newest is None:
                     return []
-                tip_height = height_of_canonical_key(
-                    newest[0]
-                )  # of these rows; that of ``state`` may be newer or older
+                # that of these rows: the one in ``state`` may be of a moment before or after
+                tip_height = height_of_canonical_key(newest[0])
                 lowest = max(record.floor if record is not None else 0, source.state.root_height)
                 row_key = state_key(key)
                 found: list[tuple[int, bytes | None]] = []

@@ -160,6 +160,11 @@ class PinnedReader:
         if self._expired:
             raise ViewExpired("the reader held back more memory than allowed", limit=self._pins.bytes_max)
 
+    def abandon(self) -> None:
+        """The reader is closed, in a process where nobody else uses it."""
+        self._released = True
+        self._lock = threading.Lock()
+
     def drop(self) -> None:
         """Frames that the reader sees are going to be dropped: it answers no more. Before the first row goes."""
         with self._lock:
@@ -264,6 +269,11 @@ class Pins:
         """The active readers of an older version. The caller holds the overlay's lock."""
         self._forget()
         return [pin for pin in self._active if pin.version < version]
+
+    def abandon(self) -> None:
+        """Every active reader is closed: this process is a fork."""
+        for pin in self._active:
+            pin.abandon()
 
     def count(self) -> int:
         """How many readers are active."""

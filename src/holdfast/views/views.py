@@ -11,6 +11,7 @@ published frames and stored undo are right, other reads are not, and readers of 
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -296,6 +297,11 @@ class Views:
         self._flusher.stop()
         if flush and self._flusher.finishing is None:
             self._flusher.flush()
+
+    def abandon(self) -> None:
+        """This process is a fork: no pinned reader answers any more, and none waits for a thread that is not there."""
+        self._overlay.lock = threading.Lock()
+        self._pins.abandon()
 
     @property
     def cache_stats(self) -> CacheStats | None:
