@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from holdfast.errors import ClosedError, ViewExpired
+from holdfast.errors import ClosedError, LimitExceeded, ViewExpired
 from holdfast.state.api import MutableState
 from holdfast.store.chain import CustomChain
 from holdfast.types import Block, BlockInfo
@@ -258,3 +258,23 @@ def test_the_root_of_a_closed_store_is_refused_as_its_values_are() -> None:
     for read in (lambda: store.state.root, store.state.statistics, lambda: store.state.prove(b"key")):
         with pytest.raises(ClosedError, match="the store is closed"):
             read()
+
+
+# -- limits ----------------------------------------------------------------------------------------------------------
+
+
+def test_only_the_last_write_to_a_key_counts_for_the_limits_of_a_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("holdfast.state.draft.STATE_CHANGES_BYTES_MAX", 100)
+    monkeypatch.setattr("holdfast.state.draft.STATE_CHANGES_MAX", 3)
+    with open_state_store("memory:") as store:
+        state = store.draft().state
+        for number in range(50):
+            state[b"key"] = bytes([number]) * (1 + number % 40)
+            state.update({b"key": b"x" * 40, b"other": b"y" * 40})
+            del state[b"gone"]
+        with pytest.raises(LimitExceeded, match="too many keys"):
+            state[b"k"] = b"v"
+        with pytest.raises(LimitExceeded, match="too many bytes"):
+            state[b"key"] = b"x" * 49
+        state[b"key"] = b"x" * 48  # 3 + 48, 5 + 40, 4
+        assert dict(state.scan()) == {b"key": b"x" * 48, b"other": b"y" * 40}

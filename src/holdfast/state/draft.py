@@ -176,11 +176,15 @@ class DraftState:
                 remedy="make a new draft on the tip",
                 recovery=Recovery.LAST_GOOD,
             )
+        writes = self._writes
+        again = writes.keys() & changes.keys() if writes else ()
+        for key in again:  # only the last write to a key counts
+            size -= len(key) + len(writes[key] or b"")
         if self._size + size > STATE_CHANGES_BYTES_MAX:
             raise LimitExceeded("a block changes too many bytes of the state", limit=STATE_CHANGES_BYTES_MAX)
-        if len(self._writes) + len(changes) > STATE_CHANGES_MAX:
+        if len(writes) + len(changes) - len(again) > STATE_CHANGES_MAX:
             raise LimitExceeded("a block changes too many keys of the state", limit=STATE_CHANGES_MAX)
-        self._writes.update(changes)
+        writes.update(changes)
         self._size += size
         self._large = self._large or longest > STATE_INLINE_BYTES_MAX
         self._removals = self._removals or removals > 0
