@@ -87,17 +87,18 @@ class _RowsAt:
 
     def get(self, key: bytes) -> bytes | None:
         """The plain row, or ``None``."""
-        with self._source.reading() as (views, snapshot):
-            while True:
-                switches = self._check(views)
-                value = views.read_at(key, self._height, snapshot)
-                if views.one_branch(switches):
-                    check_height(views, self._height)
-                    return value
+        return self.get_many((key,))[0]
 
     def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """The rows in the order of ``keys``: of one version, because it never changes."""
-        return [self.get(key) for key in keys]
+        height = self._height
+        with self._source.reading() as (views, snapshot):
+            while True:
+                switches = self._check(views)
+                values = [views.read_at(key, height, snapshot) for key in keys]
+                if views.one_branch(switches):
+                    check_height(views, height)
+                    return values
 
     def scan(self, start: bytes, stop: bytes, *, reverse: bool = False, limit: int = 1000) -> Page:
         """One page: what is visible now and what history knows of, each as it was. May hold fewer than ``limit``."""
@@ -284,7 +285,7 @@ class StoreState(StateReader):
 
         Cost: O(keys changed since the lower height). Raises as ``at`` does, and ``StateError`` without history.
         """
-        one, two = self.at(first), self.at(second)
+        one, two = (_RowsAt(self._source, height, self.at(height).block.hash) for height in (first, second))
         if self._source.the_views().history is None:
             raise StateError(
                 "without a history nobody knows which keys changed between two heights",
@@ -294,11 +295,14 @@ class StoreState(StateReader):
         while start is not None:
             with self._source.reading() as (views, snapshot):
                 page = views.history_keys(start, None, min(first, second), _PAGE_KEYS, snapshot)
-            for key in page.keys:
-                before, after = one.row(STATE.prefix + key), two.row(STATE.prefix + key)
+            rows = [STATE.prefix + key for key in page.keys]
+            for key, before, after in zip(page.keys, one.get_many(rows), two.get_many(rows), strict=True):
                 if before != after:
-                    yield key, one.get(key), two.get(key)
+                    yield key, self._full(before), self._full(after)
             start = page.resume
+
+    def _full(self, row: bytes | None) -> bytes | None:
+        return None if row is None else full_value(row, self._source.rows.get)
 
     def changes(self, first: int, last: int) -> Iterator[tuple[bytes, list[tuple[int, bytes | None]]]]:
         """(key, its values) for every key that a block above ``first`` up to ``last`` changed, in order of the keys.
@@ -328,15 +332,16 @@ class StoreState(StateReader):
                 for row_key in (STATE.prefix + key for key in page.keys):
                     heights = [height for height in views.heights_of(row_key, first, snapshot) if height < last]
                     stored = [(height, views.read_at(row_key, height, snapshot)) for height in (first, *heights)]
-                    found.append((row_key, [*stored, (last, end.get(row_key))] if first < last else stored))
+                    found.append((row_key, stored))
                 if not views.one_branch(switches) or views.history != record:
                     continue  # some of them may be of another branch
-            for row_key, stored in found:
+            ends = end.get_many([row_key for row_key, _ in found]) if first < last else [None] * len(found)
+            for (row_key, stored), after in zip(found, ends, strict=True):
+                if first < last:
+                    stored.append((last, after))
                 changes = [item for at, item in enumerate(stored) if not at or item[1] != stored[at - 1][1]]
                 if len(changes) > 1:
-                    get = source.rows.get
-                    values = [(height, None if row is None else full_value(row, get)) for height, row in changes]
-                    yield row_key[len(STATE.prefix) :], values
+                    yield row_key[len(STATE.prefix) :], [(height, self._full(row)) for height, row in changes]
             start = page.resume
 
     def statistics(self, *, tree: bool = True) -> dict[str, object]:
