@@ -47,6 +47,8 @@ WANTED = {
     "LosesUnsyncedAtClose": "test_reopen_directly_after_close_with_handles_alive",
     "SnapshotIsLive": "test_a_snapshot_does_not_see_later_batches",
     "IgnoresClose": "test_every_call_after_close_is_refused",
+    "ReclaimForgetsRows": "test_reclaiming_changes_no_row",
+    "NeverReclaims": "test_what_was_reclaimed_has_room_for_as_much",
     "SecondCloseRaises": "test_every_call_after_close_is_refused",
     "KeepsHalfOfARefusedBatch": "test_a_key_too_long_is_refused_before_any_write",
     "AcceptsLongKeys": "test_a_key_too_long_is_refused_before_any_write",

@@ -45,6 +45,8 @@ _FILE = "rows.sqlite"
 _MAGIC = b"SQLite format 3\x00"
 _KEYS_PER_QUERY = 900
 _IDLE_READERS_MAX = 8
+_BUSY_MS = 5_000
+_RECLAIM_WAIT_MS = 100
 _FULL_BELOW_BYTES = 64 * 1024
 
 _KINDS: dict[int, type[HoldfastError]] = {
@@ -102,7 +104,7 @@ def _connect(file: Path, *, mode: str, cache_bytes: int) -> sqlite3.Connection:
         uri=True,
         isolation_level=None,
         check_same_thread=False,
-        timeout=5.0,
+        timeout=_BUSY_MS / 1000,
         cached_statements=32,
     )
     try:
@@ -427,7 +429,10 @@ class SqliteEngine:
                 if not self._gate.usable:
                     raise self._gate.refusal()
                 writer.execute("VACUUM")
+                # A reader of an older moment keeps the log; then the file becomes shorter with a later checkpoint.
+                _pragma(writer, f"busy_timeout={_RECLAIM_WAIT_MS}")
                 _pragma(writer, "wal_checkpoint(TRUNCATE)")
+                _pragma(writer, f"busy_timeout={_BUSY_MS}")
 
     def stats(self) -> EngineStats:
         with self._gate, self._translated:

@@ -324,5 +324,23 @@ class SplitsABatch(RocksDbEngine):
         raise InvalidInputError("not part of the demonstration")
 
 
+class ReclaimForgetsRows(RememberingEngine):
+    """Takes the last row of the range along."""
+
+    def reclaim(self, low: bytes, high: bytes) -> None:
+        super().reclaim(low, high)
+        page = self.scan(low, high, reverse=True, limit=1)
+        if page.rows:
+            MemoryEngine.apply(self, Batch({page.rows[0][0]: None}), sync=True)
+
+
+class NeverReclaims(RememberingEngine):
+    """Its size counts every row that there ever was."""
+
+    def stats(self) -> EngineStats:
+        ever = sum(len(key) + len(value or b"") for batch, _ in self.applied for key, value in batch.rows.items())
+        return EngineStats(ever, super().stats().details)
+
+
 BROKEN_ENGINES: tuple[type[RememberingEngine], ...] = tuple(RememberingEngine.__subclasses__())
 BROKEN_AT_CRASH: tuple[type[RocksDbEngine], ...] = (LiesAboutSync, SplitsABatch)

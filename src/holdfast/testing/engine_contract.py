@@ -549,6 +549,77 @@ class EngineContract:
             stats = engine.stats()
             assert stats.size_bytes > 50_000 if engine.capabilities.persistent else stats.size_bytes == 0
 
+    # -- space -----------------------------------------------------------------------------------------------------
+
+    def test_reclaiming_changes_no_row(self, tmp_path: Path) -> None:
+        rows = {b"%d/%03d" % (table, i): b"%d" % i * 9 for table in range(3) for i in range(200)}
+        with self.opened(tmp_path) as engine:
+            engine.apply(Batch(dict(rows)), sync=True)
+            gone = [b"1/%03d" % i for i in range(200) if i % 3]
+            engine.apply(Batch({**dict.fromkeys(gone), b"1/000": b"newer"}, [(b"2/050", b"2/150")]), sync=False)
+            wanted = read_all(engine)
+            assert len(wanted) == 200 + 67 + 100
+            with engine.snapshot() as view:
+                engine.reclaim(b"1/", b"2/")
+                assert read_all(view) == wanted, "a snapshot moved"
+            for low, high in ((b"", b"\xff" * 9), (b"8", b"9"), (b"9", b"8"), (b"1/000", b"1/000")):
+                engine.reclaim(low, high)
+                assert read_all(engine) == wanted, "rows changed, or came back"
+            engine.apply(Batch({b"later": b"1", b"0/000": None}), sync=True)
+            wanted = [*wanted[1:], (b"later", b"1")]
+            assert read_all(engine) == wanted
+            persistent = engine.capabilities.persistent
+        if persistent:
+            with self.opened(tmp_path) as engine:
+                assert read_all(engine) == wanted
+        expect_error(ClosedError, lambda: engine.reclaim(b"", b"1"))
+
+    @pytest.mark.slow
+    def test_reads_and_writes_go_on_while_space_is_reclaimed(self, tmp_path: Path) -> None:
+        with self.opened(tmp_path) as engine:
+            engine.apply(Batch({b"a/%05d" % i: b"x" * 100 for i in range(20_000)}), sync=True)
+            engine.apply(Batch(delete_ranges=[(b"a/00000", b"a/19000")]), sync=False)
+            failures: list[object] = []
+
+            def reclaim() -> None:
+                try:
+                    for _ in range(3):
+                        engine.reclaim(b"a/", b"a0")
+                except BaseException as error:  # noqa: BLE001 - shown by the main thread
+                    failures.append(error)
+
+            thread = threading.Thread(target=reclaim)
+            thread.start()
+            number = 0
+            while thread.is_alive() or number < 20:
+                number += 1
+                engine.apply(Batch({b"b/%05d" % number: b"%d" % number, b"a/%05d" % (number % 7): None}), sync=False)
+                assert engine.get(b"b/%05d" % number) == b"%d" % number
+                assert engine.get(b"a/19000") == b"x" * 100
+            thread.join()
+            assert not failures, failures[0]
+            assert len(read_all(engine, b"a/", b"a0")) == 1000
+            assert len(read_all(engine, b"b/", b"b0")) == number
+
+    @pytest.mark.slow
+    def test_what_was_reclaimed_has_room_for_as_much(self, tmp_path: Path) -> None:
+        choose = random.Random(1)
+        with self.opened(tmp_path) as engine:
+            sizes = []
+            for turn in range(4):
+                for part in range(10):
+                    rows: dict[bytes, bytes | None] = {
+                        b"h/%05d/%d" % (part * 400 + i, turn): choose.randbytes(250) for i in range(400)
+                    }
+                    engine.apply(Batch(rows), sync=True)
+                sizes.append(engine.stats().size_bytes)
+                gone = [b"h/%05d/%d" % (i, turn) for i in range(4000)]
+                for at in range(0, 4000, 400):
+                    engine.apply(Batch(dict.fromkeys(gone[at : at + 400])), sync=True)
+                engine.reclaim(b"h/", b"h0")
+                assert read_all(engine) == []
+            assert max(sizes[1:]) <= sizes[0] * 1.5, f"every turn takes more: {sizes}"
+
     # -- crashes ---------------------------------------------------------------------------------------------------
 
     @pytest.mark.slow
