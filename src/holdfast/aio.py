@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import os
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager
 from itertools import islice
@@ -22,14 +22,20 @@ from typing import ParamSpec, TypeVar
 
 from .config import Settings
 from .errors import ClosedError
+from .state.api import MutableState
+from .state.proof import MultiProof, Proof
+from .state.reader import StateReader
+from .state.snapshot import SnapshotInfo
 from .store.chain import Chain
+from .store.documents import Documents
 from .store.draft import Draft
 from .store.factory import open_store
 from .store.indexes import IndexSpec, IndexStatus
+from .store.pruning import PruneReport
 from .store.store import Store
 from .types import AddResult, Block, BlockInfo, OrphanInfo, RecoveryStats, ReorgInfo, TipInfo
 
-__all__ = ["AsyncBlocks", "AsyncStore", "open_async"]
+__all__ = ["AsyncBlocks", "AsyncDocuments", "AsyncState", "AsyncStateAt", "AsyncStore", "open_async"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -139,14 +145,113 @@ class AsyncBlocks:
         """Canonical blocks with ``start <= time < stop``."""
         return self._pages(functools.partial(self._blocks.by_time, start, stop))
 
-    async def _pages(self, make: Callable[[], Iterator[T]]) -> AsyncIterator[T]:
-        iterator = await self._threads.read(make)
-        while True:
-            page = await self._threads.read(lambda: list(islice(iterator, _PAGE)))
-            for item in page:
-                yield item
-            if len(page) < _PAGE:
-                return
+    def _pages(self, make: Callable[[], Iterator[T]]) -> AsyncIterator[T]:
+        return _paged(self._threads, make)
+
+
+class AsyncStateAt:
+    """The state after one block, or as of each call, as coroutines. Made by ``store.state`` and ``store.state.at``."""
+
+    def __init__(self, state: StateReader, threads: _Threads) -> None:
+        self._reader = state
+        self._threads = threads
+
+    async def get(self, key: bytes) -> bytes | None:
+        """The value, or ``None``."""
+        return await self._threads.read(self._reader.get, key)
+
+    async def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """The values in the order of ``keys``, all of one version."""
+        return await self._threads.read(self._reader.get_many, keys)
+
+    def scan(
+        self, prefix: bytes = b"", *, start: bytes | None = None, stop: bytes | None = None, reverse: bool = False
+    ) -> AsyncIterator[tuple[bytes, bytes]]:
+        """(key, value) in key order, or in the reverse: keys with ``prefix`` and ``start <= key < stop``."""
+        return _paged(
+            self._threads,
+            functools.partial(self._reader.scan, prefix, start=start, stop=stop, reverse=reverse),
+        )
+
+
+class AsyncState(AsyncStateAt):
+    """``store.state`` as coroutines and asynchronous iterators."""
+
+    def __init__(self, store: Store, threads: _Threads) -> None:
+        super().__init__(store.state, threads)
+        self._state = store.state
+
+    @property
+    def root(self) -> bytes:
+        """Root of the state at the tip, 32 bytes; in memory for a writer."""
+        return self._state.root
+
+    async def at(self, height: int) -> AsyncStateAt:
+        """The state after the canonical block at ``height``; see ``StoreState.at``."""
+        return AsyncStateAt(await self._threads.read(self._state.at, height), self._threads)
+
+    async def history(self, key: bytes) -> list[tuple[int, bytes | None]]:
+        """(height, value from there on) for each change of ``key``; see ``StoreState.history``."""
+        return await self._threads.read(self._state.history, key)
+
+    def diff(self, first: int, second: int) -> AsyncIterator[tuple[bytes, bytes | None, bytes | None]]:
+        """(key, value at ``first``, value at ``second``) for every key that differs; see ``StoreState.diff``."""
+        return _paged(self._threads, functools.partial(self._state.diff, first, second))
+
+    async def prove(self, key: bytes, *, height: int | None = None) -> Proof:
+        """A proof of the value of ``key``, or of its absence; see ``StoreState.prove``."""
+        return await self._threads.read(self._state.prove, key, height=height)
+
+    async def prove_many(self, keys: Sequence[bytes], *, height: int | None = None) -> MultiProof:
+        """One compact proof for all of ``keys``; see ``StoreState.prove_many``."""
+        return await self._threads.read(self._state.prove_many, keys, height=height)
+
+
+class AsyncDocuments:
+    """A space of documents as coroutines. Made by ``store.documents(name)``; writes keep the order of their calls."""
+
+    def __init__(self, documents: Documents, threads: _Threads) -> None:
+        self._documents = documents
+        self._threads = threads
+
+    async def get(self, key: bytes) -> bytes | None:
+        """The document, or ``None``."""
+        return await self._threads.read(self._documents.get, key)
+
+    async def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """The documents in the order of ``keys``, all as of one moment."""
+        return await self._threads.read(self._documents.get_many, keys)
+
+    def scan(
+        self, prefix: bytes = b"", *, start: bytes = b"", stop: bytes | None = None, reverse: bool = False
+    ) -> AsyncIterator[tuple[bytes, bytes]]:
+        """Keys and documents of a range in key order; see ``Documents.scan``."""
+        return _paged(
+            self._threads,
+            functools.partial(self._documents.scan, prefix, start=start, stop=stop, reverse=reverse),
+        )
+
+    async def put(self, key: bytes, value: bytes) -> None:
+        """``value`` is stored under ``key``, durable as a commit is."""
+        await self._threads.write(self._documents.put, key, value)
+
+    async def delete(self, key: bytes) -> None:
+        """There is no document under ``key``."""
+        await self._threads.write(self._documents.delete, key)
+
+    async def write(self, puts: Mapping[bytes, bytes] | None = None, deletes: Iterable[bytes] = ()) -> None:
+        """All of the batch is stored, durable as a commit is, or nothing of it; see ``Documents.write``."""
+        await self._threads.write(self._documents.write, {} if puts is None else puts, deletes)
+
+
+async def _paged(threads: _Threads, make: Callable[[], Iterator[T]]) -> AsyncIterator[T]:
+    iterator = await threads.read(make)
+    while True:
+        page = await threads.read(lambda: list(islice(iterator, _PAGE)))
+        for item in page:
+            yield item
+        if len(page) < _PAGE:
+            return
 
 
 class AsyncStore(AbstractAsyncContextManager["AsyncStore"]):
@@ -158,6 +263,8 @@ class AsyncStore(AbstractAsyncContextManager["AsyncStore"]):
         self._threads = threads
         self.blocks = AsyncBlocks(store, threads)
         """Questions about blocks."""
+        self.state = AsyncState(store, threads)
+        """The state at the tip that readers see, at a height, and its proofs."""
 
     @property
     def tip(self) -> BlockInfo | None:
@@ -175,8 +282,15 @@ class AsyncStore(AbstractAsyncContextManager["AsyncStore"]):
         return self.sync_store.recovery
 
     async def draft(self, parent: bytes | None = None) -> Draft:
-        """A block to be built on ``parent``, or on the tip after every write called before."""
+        """A block to be built on ``parent``, or on the tip after every write called before.
+
+        Its ``state`` is a plain one and may wait for the writer and the engine: ``build`` uses it off the loop.
+        """
         return await self._threads.write(self.sync_store.draft, parent)
+
+    async def build(self, draft: Draft, function: Callable[[MutableState], T]) -> T:
+        """What ``function`` returns, called with the state of ``draft`` in a thread; one call at a time for a draft."""
+        return await self._threads.read(lambda: function(draft.state))
 
     async def commit(
         self,
@@ -258,6 +372,26 @@ class AsyncStore(AbstractAsyncContextManager["AsyncStore"]):
     async def indexes(self) -> list[IndexStatus]:
         """Every index that the store knows."""
         return await self._threads.read(self.sync_store.indexes)
+
+    def documents(self, name: str) -> AsyncDocuments:
+        """The space of documents of this name; see ``Store.documents``."""
+        return AsyncDocuments(self.sync_store.documents(name), self._threads)
+
+    async def document_spaces(self) -> list[str]:
+        """Names of the spaces that hold a document."""
+        return await self._threads.read(self.sync_store.document_spaces)
+
+    async def prune(
+        self, *, blocks: int | None = None, every: int | None = None, below: int | None = None, dry_run: bool = False
+    ) -> PruneReport:
+        """Old heights of the state are given up; see ``Store.prune``. Cancelled, it goes on in its thread."""
+        return await self._threads.read(self.sync_store.prune, blocks=blocks, every=every, below=below, dry_run=dry_run)
+
+    async def export_snapshot(
+        self, path: str | os.PathLike[str], *, height: int | None = None, compress: bool = True
+    ) -> SnapshotInfo:
+        """The directory ``path`` is a snapshot; see ``Store.export_snapshot``. Cancelled, it goes on in its thread."""
+        return await self._threads.read(lambda: self.sync_store.export_snapshot(path, height=height, compress=compress))
 
     async def statistics(self) -> dict[str, object]:
         """Counters of the chain, the journal, the views and the engine."""

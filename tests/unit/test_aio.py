@@ -12,7 +12,8 @@ import pytest
 
 import holdfast
 from holdfast import aio
-from holdfast.errors import BlockNotFound, ClosedError
+from holdfast.errors import BlockNotFound, ClosedError, PrunedError
+from holdfast.state.api import MutableState
 
 
 def name(text: str) -> bytes:
@@ -113,3 +114,48 @@ def test_a_cancelled_await_does_not_cancel_the_write(tmp_path: Path, monkeypatch
     with holdfast.open(tmp_path / "s") as store:
         assert store.tip is not None
         assert store.tip.hash == name("a0")
+
+
+def test_the_state_its_proofs_and_the_documents_are_there(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with await aio.open_async(tmp_path / "s") as store:
+            for number in range(30):
+                draft = await store.draft()
+
+                def change(state: MutableState, number: int = number) -> bytes | None:
+                    state[b"key"] = b"%d" % number
+                    state[b"n%03d" % number] = b"v"
+                    return state.get(b"n000")
+
+                assert await store.build(draft, change) == b"v"
+                await store.commit(draft, hash=name(f"a{number}"))
+            state = store.state
+            assert (await state.get(b"key"), await state.get_many([b"n003", b"none"])) == (b"29", [b"v", None])
+            assert [key async for key, _ in state.scan(b"n", start=b"n010")] == [b"n%03d" % at for at in range(10, 30)]
+            old = await state.at(3)
+            assert await old.get(b"key") == b"3"
+            assert [key async for key, _ in old.scan(reverse=True)] == [b"n003", b"n002", b"n001", b"n000", b"key"]
+            assert (await state.history(b"key"))[-1] == (29, b"29")
+            assert [row async for row in state.diff(4, 5)] == [(b"key", b"4", b"5"), (b"n005", None, b"v")]
+            proof = await state.prove(b"absent", height=20)
+            assert proof.block == await store.blocks.at(20)
+            proof.verify(proof.root, b"absent", None)
+            (await state.prove_many([b"key", b"none"])).verify(state.root, {b"key": b"29", b"none": None})
+            await store.finalize(20)
+            assert (await store.prune(below=10)).floor_after == 10
+            with pytest.raises(PrunedError):
+                await state.at(3)
+            assert (await store.export_snapshot(tmp_path / "snapshot")).height == 29
+            documents = store.documents("notes")
+            await asyncio.gather(*(documents.put(b"same", b"%d" % at) for at in range(20)))
+            await documents.write({b"a": b"1", b"b": b"2"}, [b"none"])
+            await documents.delete(b"b")
+            assert await documents.get(b"same") == b"19"
+            assert await documents.get_many([b"a", b"b"]) == [b"1", None]
+            assert [key async for key, _ in documents.scan()] == [b"a", b"same"]
+            assert await store.document_spaces() == ["notes"]
+        for read in (state.get(b"key"), documents.get(b"a"), documents.put(b"a", b"b")):
+            with pytest.raises(ClosedError):
+                await read
+
+    asyncio.run(story())
