@@ -75,7 +75,11 @@ pub fn undo_parts<'py>(
     let held: Vec<(Bound<'py, PyAny>, Bound<'py, PyAny>)> = rows.iter().collect();
     let mut sorted: Vec<(&[u8], Option<&[u8]>)> = Vec::with_capacity(held.len());
     for (key, value) in &held {
-        let value = if value.is_none() { None } else { Some(value.cast::<PyBytes>()?.as_bytes()) };
+        let value = if value.is_none() {
+            None
+        } else {
+            Some(value.cast::<PyBytes>()?.as_bytes())
+        };
         sorted.push((key.cast::<PyBytes>()?.as_bytes(), value));
     }
     sorted.sort_unstable_by_key(|row| row.0);
@@ -172,4 +176,20 @@ pub fn publish_rows<'py>(
         nodes.set_item(&key, PyTuple::new(py, [version, &value, &older])?)?;
     }
     Ok(size)
+}
+
+/// `keys` in byte order. They are sorted with the interpreter lock released.
+#[pyfunction]
+pub fn sorted_keys<'py>(py: Python<'py>, keys: &Bound<'py, PyList>) -> PyResult<Bound<'py, PyList>> {
+    let held: Vec<Bound<'py, PyBytes>> = keys
+        .iter()
+        .map(|key| key.cast_into::<PyBytes>().map_err(PyErr::from))
+        .collect::<PyResult<_>>()?;
+    let mut order: Vec<(&[u8], usize)> = held
+        .iter()
+        .enumerate()
+        .map(|(number, key)| (key.as_bytes(), number))
+        .collect();
+    py.detach(|| order.sort_unstable());
+    PyList::new(py, order.iter().map(|(_, number)| &held[*number]))
 }

@@ -28,7 +28,7 @@ __all__ = [
 ]
 
 MODULE = "holdfast_kernel"
-VERSION = "0.2.0"
+VERSION = "0.3.0"
 """The version of the kernel that this package works with, as in ``kernel/Cargo.toml``."""
 THREADS_VARIABLE = "HOLDFAST_KERNEL_THREADS"
 """Environment: threads of a batch. Unset or 0: as many as there are processors, at most 4."""
@@ -94,6 +94,8 @@ class KernelModule(Protocol):
     def encode_rows(self, keys: list[bytes], values: list[bytes | None]) -> list[bytes | None]: ...
 
     def decode_rows(self, keys: list[bytes], stored: list[bytes | None]) -> list[bytes | None]: ...
+
+    def sorted_keys(self, keys: list[bytes]) -> list[bytes]: ...
 
     def undo_parts(self, rows: dict[bytes, bytes | None], part_bytes_max: int) -> list[tuple[int, bytes]]: ...
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from holdfast.errors import ClosedError, StateError, ViewExpired
+from holdfast.views import bulk as bulk_module
 from holdfast.views import flush as flush_module
 from holdfast.views import historical as historical_module
 from holdfast.views import readers as readers_module
@@ -264,8 +265,9 @@ class ViewsMachine(RuleBasedStateMachine):
 @pytest.fixture(autouse=True)
 def small_slices(monkeypatch: pytest.MonkeyPatch) -> None:
     """A few rows fill a slice, a chunk and a sort."""
-    for name, value in (("_SLICE_ROWS", 3), ("_SLICE_ROWS_SYNCED", 3), ("_SORT_AT_ONCE", 2)):
+    for name, value in (("_SLICE_ROWS", 3), ("_SLICE_ROWS_SYNCED", 3)):
         monkeypatch.setattr(flush_module, name, value)
+    monkeypatch.setattr(bulk_module, "_SORT_AT_ONCE", 2)
     monkeypatch.setattr(readers_module, "_CHUNK", 2)
     monkeypatch.setattr(historical_module, "_CHUNK", 3)
 

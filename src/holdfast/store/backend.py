@@ -245,7 +245,7 @@ class WriterBackend:
                 if row is None:
                     raise BlockNotFound("no such block is stored", hash=block_hash)
                 rows, tree = self._branches.state_of(decode_block_record(block_hash, row))
-                return BlockState(OverlaidRows(pin, dict(rows)), tree, pin.close)
+                return BlockState(OverlaidRows(pin, rows), tree, pin.close)
             except BaseException:
                 pin.close()
                 raise

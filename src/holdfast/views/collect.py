@@ -1,7 +1,7 @@
 """What a flush collects before it writes: the undo of blocks and the changes of the history.
 
 Invariants:
-    * Values that only the engine has are read before the flush replaces them, many together.
+    * Undo is complete in the engine before the flush replaces a row.
     * Of several frames that change the same history row, the last one counts: a row is added, with what the key was
       before the block that is canonical in the end, or removed.
 """
@@ -23,32 +23,23 @@ SLICE_BYTES = 256 * 1024
 
 
 class UndoWriter:
-    """Collects the undo of blocks and writes it in batches; values that only the engine has are read together."""
+    """Collects the undo of blocks and writes it in batches."""
 
     def __init__(self, engine: Engine, slice_rows: int, pace: Callable[[], None]) -> None:
         self._engine = engine
-        self._bulk = bulk()
         self._slice_rows = slice_rows
         self._pace = pace
         self._blocks: list[tuple[int, bytes, Rows]] = []
         self._wanted = 0
         self._size = 0
 
-    def add(self, height: int, block_hash: bytes, known: Rows, unknown: list[bytes]) -> Rows:
-        """The undo of a block: rows that are known, and keys whose rows are the engine's."""
-        rows = dict(known)
-        unknown.sort()  # neighbours lie in the same pages
-        for at in range(0, len(unknown), self._slice_rows):
-            part = unknown[at : at + self._slice_rows]
-            rows.update(zip(part, self._bulk.decode(part, self._engine.get_many(part)), strict=True))
-            if len(part) == self._slice_rows:
-                self._pace()
+    def add(self, height: int, block_hash: bytes, rows: Rows) -> None:
+        """The undo of a block."""
         self._blocks.append((height, block_hash, rows))
         self._wanted += len(rows)
         self._size += sum(map(len, filter(None, rows.values())))
         if self._wanted >= self._slice_rows or self._size >= SLICE_BYTES:
             self.write()
-        return rows
 
     def write(self) -> None:
         """Everything added is in the engine."""

@@ -28,13 +28,14 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 
 from .._failpoints import hit
 from ..engine.api import Batch, Engine, Reader
 from ..errors import EngineError, HoldfastError, StateError
 from ..limits import HASH_BYTES
-from .api import Applied, FrameLayers, Rows, ViewOptions
+from .api import Applied, FrameLayers, Layer, Rows, ViewOptions
 from .bulk import bulk
 from .cache import RowCache
 from .collect import SLICE_BYTES, HistoryChanges, UndoWriter
@@ -54,12 +55,11 @@ from .rows import (
 from .tables import STATE
 from .undo import lost_undo, read_undo, undo_range_to
 
-__all__ = ["Flusher", "in_order", "load_applied"]
+__all__ = ["Flusher", "load_applied"]
 
 _SLICE_ROWS = 256
 _SLICE_ROWS_SYNCED = 1024
 """Rows of a slice for an engine that syncs every batch: a sync costs more than a thousand rows."""
-_SORT_AT_ONCE = 4096
 _PAUSE_SECONDS = 0.0002
 _WAIT_SECONDS = 1.0
 
@@ -76,38 +76,28 @@ def load_applied(engine: Reader) -> Applied | None:
     return None if flushing is None else Applied(0, bytes(HASH_BYTES), b"", 0, *flushing)
 
 
-def in_order(keys: list[bytes]) -> Iterator[bytes]:
-    """``keys`` in byte order. They are divided by prefix and sorted a few thousand at a time.
-
-    Sorting 100,000 keys at once would hold the interpreter for some 70 ms.
-    """
-    stack = [keys]
-    while stack:
-        group = stack.pop()
-        if len(group) <= _SORT_AT_ONCE:
-            yield from sorted(group)
-            continue
-        low, high = min(group), max(group)
-        common = next((at for at, pair in enumerate(zip(low, high, strict=False)) if pair[0] != pair[1]), len(low))
-        buckets: dict[bytes, list[bytes]] = {}
-        for key in group:
-            buckets.setdefault(key[: common + 1], []).append(key)
-        stack.extend(buckets[prefix] for prefix in sorted(buckets, reverse=True))
+def in_order(keys: list[bytes]) -> Iterable[bytes]:
+    """``keys`` in byte order. Sorting 100,000 keys at once would hold the interpreter for some 70 ms."""
+    return bulk().in_order(keys)
 
 
 def _slices(keys: list[bytes], rows: Rows, count: int, *, ordered: bool) -> Iterator[list[bytes]]:
-    part: list[bytes] = []
-    size = 0
-    for key in in_order(keys) if ordered else keys:
-        part.append(key)
-        value = rows[key]
-        size += len(key) + (len(value) if value is not None else 0)
-        if len(part) >= count or size >= SLICE_BYTES:
+    ordering = iter(in_order(keys) if ordered else keys)
+    while part := list(islice(ordering, count)):
+        size = sum(map(len, part)) + sum(map(len, filter(None, map(rows.get, part))))
+        if size <= SLICE_BYTES:
             yield part
-            part = []
-            size = 0
-    if part:
-        yield part
+            continue
+        few: list[bytes] = []
+        size = 0
+        for key in part:
+            few.append(key)
+            size += len(key) + len(rows[key] or b"")
+            if size >= SLICE_BYTES:
+                yield few
+                few, size = [], 0
+        if few:
+            yield few
 
 
 class Flusher:
@@ -313,29 +303,53 @@ class Flusher:
         ``changes`` has what they change in the history.
         """
         writer = UndoWriter(self._engine, _SLICE_ROWS, pace)
+        wanted = self._wanted(frames, floor, changes)
+        before = self._rows_before(wanted, pace)
         merged: Rows = {}
         count = 0
         for published in frames:
             for height, block_hash, rows in published.frame.undone:
-                writer.add(height, block_hash, rows, [])
+                writer.add(height, block_hash, rows)
                 changes.remove(height, rows)
             for layer in published.frame.layers:
-                wanted = layer.block is not None and changes.wants(layer.block[0])
-                if layer.block is not None and (wanted or layer.block[0] > floor):
-                    keys = layer.chain_rows.keys()
-                    known: Rows = {key: merged[key] for key in keys & merged.keys()} if merged else {}
-                    unknown = [key for key in keys if key not in known] if known else list(keys)
-                    undo = writer.add(*layer.block, known, unknown)
-                    if wanted:
-                        changes.add(layer.block[0], undo)
+                if id(layer) in wanted:
+                    assert layer.block is not None
+                    height, block_hash = layer.block
+                    undo = {key: before[key] for key in layer.chain_rows}
+                    writer.add(height, block_hash, undo)
+                    if changes.wants(height):
+                        changes.add(height, undo)
                 merged.update(layer.rows)
                 merged.update(layer.chain_rows)
+                before.update(layer.chain_rows)
                 count += len(layer.rows) + len(layer.chain_rows)
             if count >= _SLICE_ROWS:
                 count = 0
                 pace()
         writer.write()
         return merged
+
+    @staticmethod
+    def _wanted(frames: list[Published], floor: int, changes: HistoryChanges) -> dict[int, Layer]:
+        """The layers whose undo is needed, by identity: of blocks above the floor, or with a history."""
+        return {
+            id(layer): layer
+            for published in frames
+            for layer in published.frame.layers
+            if layer.block is not None and (changes.wants(layer.block[0]) or layer.block[0] > floor)
+        }
+
+    def _rows_before(self, layers: dict[int, Layer], pace: Callable[[], None]) -> Rows:
+        """The engine's rows of all keys that ``layers`` change, read together: neighbours lie in the same pages."""
+        keys: set[bytes] = set()
+        for layer in layers.values():
+            keys.update(layer.chain_rows)
+        before: Rows = {}
+        ordering = iter(in_order(list(keys)))
+        while part := list(islice(ordering, _SLICE_ROWS)):
+            before.update(zip(part, self._bulk.decode(part, self._engine.get_many(part)), strict=True))
+            pace()
+        return before
 
     def _freeze(self, pins: list[PinnedReader], keys: list[bytes], to_version: int, pace: Callable[[], None]) -> None:
         """Every older pinned reader answers without the engine for those of ``keys`` that change after it, or expired.
