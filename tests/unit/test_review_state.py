@@ -13,7 +13,9 @@ from typing import Any
 
 import pytest
 
-from holdfast.errors import ClosedError, LimitExceeded, ViewExpired
+from holdfast.errors import ClosedError, InvalidInputError, LimitExceeded, ViewExpired
+from holdfast.merkle.multiproof import verify_many
+from holdfast.merkle.verify import verify_proof
 from holdfast.state.api import MutableState
 from holdfast.store.chain import CustomChain
 from holdfast.types import Block, BlockInfo
@@ -278,3 +280,28 @@ def test_only_the_last_write_to_a_key_counts_for_the_limits_of_a_block(monkeypat
             state[b"key"] = b"x" * 49
         state[b"key"] = b"x" * 48  # 3 + 48, 5 + 40, 4
         assert dict(state.scan()) == {b"key": b"x" * 48, b"other": b"y" * 40}
+
+
+# -- verifiers -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("wrong", [None, "text", bytearray(b"x" * 32), memoryview(b"x" * 32), 5, [1]])
+def test_a_verifier_says_so_when_it_is_given_something_else_than_bytes(wrong: Any) -> None:
+    with open_state_store("memory:") as store:
+        commit(store, 0, {b"key": b"value"})
+        one, many, root = store.state.prove(b"key"), store.state.prove_many([b"key"]), store.state.root
+    calls: list[Callable[[], None]] = [
+        lambda: verify_proof(wrong, root, b"key", b"value"),
+        lambda: verify_proof(one.data, wrong, b"key", b"value"),
+        lambda: verify_proof(one.data, root, wrong, b"value"),
+        lambda: verify_many(wrong, root, {b"key": b"value"}),
+        lambda: verify_many(many.data, wrong, {b"key": b"value"}),
+    ]
+    if wrong is not None:
+        calls.append(lambda: verify_proof(one.data, root, b"key", wrong))
+        calls.append(lambda: verify_many(many.data, root, {b"key": wrong}))
+    for call in calls:
+        with pytest.raises(InvalidInputError, match="is bytes, not"):
+            call()
+    verify_proof(one.data, root, b"key", b"value")
+    verify_many(many.data, root, {b"key": b"value"})

@@ -21,7 +21,7 @@ from .api import JMT_SHA256, Path, Scheme, Tree
 from .bits import HASH_BITS, shared_bits, split
 from .prove import Lookup, held_value
 from .values import tree_value
-from .verify import check_claim, scheme_named
+from .verify import check_claim, check_proof, scheme_named
 
 __all__ = ["VERSION", "prove_many", "verify_many"]
 
@@ -110,9 +110,10 @@ def verify_many(proof: bytes, root: bytes, claims: Mapping[bytes, bytes | None],
 
     Else ``ProofInvalid``, whose message names what does not hold. ``proof`` is what ``prove_many`` gives for exactly
     the keys of ``claims``. ``root``: 32 bytes, from a source that is trusted. Raises ``InvalidInputError`` for an
-    unknown ``scheme`` and for no claims, ``LimitExceeded`` for more than ``PROOF_KEYS_MAX``.
+    unknown ``scheme``, for no claims and for what is not bytes, ``LimitExceeded`` for more than ``PROOF_KEYS_MAX``.
     """
     rules = scheme_named(scheme)
+    check_proof(proof)
     if not claims:
         raise InvalidInputError("there is no claim to verify")
     if len(claims) > PROOF_KEYS_MAX:

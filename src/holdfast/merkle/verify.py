@@ -20,7 +20,7 @@ from .bits import bit_at, shared_bits
 from .ics23 import SHA256, EmptyProof, ExistenceProof, LeafOp, NonExistenceProof, decode
 from .values import is_reference, tree_value
 
-__all__ = ["check_claim", "scheme_named", "verify_proof"]
+__all__ = ["check_claim", "check_proof", "scheme_named", "verify_proof"]
 
 
 def verify_proof(proof: bytes, root: bytes, key: bytes, value: bytes | None, *, scheme: str = "jmt-sha256") -> None:
@@ -28,9 +28,11 @@ def verify_proof(proof: bytes, root: bytes, key: bytes, value: bytes | None, *, 
 
     ``value`` ``None``: that it has no ``key``. ``proof``: an ICS-23 ``CommitmentProof``, or zero bytes for the absence
     from an empty state. ``root``: 32 bytes, from a source that is trusted. ``value`` is the whole value, however large.
-    The message names what does not hold. Raises ``InvalidInputError`` for an unknown ``scheme``.
+    The message names what does not hold. Raises ``InvalidInputError`` for an unknown ``scheme`` and for what is not
+    bytes.
     """
     rules = scheme_named(scheme)
+    check_proof(proof)
     check_claim(root, key, value)
     found = decode(proof)
     if isinstance(found, EmptyProof):
@@ -60,8 +62,17 @@ def scheme_named(name: str) -> Scheme:
     return scheme
 
 
+def check_proof(proof: bytes) -> None:
+    """Return if ``proof`` is bytes; else ``InvalidInputError``."""
+    if not isinstance(proof, bytes):
+        raise InvalidInputError(f"a proof is bytes, not {type(proof).__name__}")
+
+
 def check_claim(root: bytes, key: bytes, value: bytes | None) -> None:
-    """Return if a state could have this root and this row at all; else ``ProofInvalid``."""
+    """Return if a state could have this root and this row at all; else ``ProofInvalid``, ``InvalidInputError``."""
+    for name, given in (("root", root), ("key", key), ("value", b"" if value is None else value)):
+        if not isinstance(given, bytes):
+            raise InvalidInputError(f"a {name} is bytes, not {type(given).__name__}")
     if len(root) != HASH_BYTES:
         raise ProofInvalid(f"a root has {HASH_BYTES} bytes, not {len(root)}", root=root)
     if not key or value == b"":
