@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 from holdfast import Store
 from holdfast.engine.api import Engine
 from holdfast.views.api import HistoryRecord
@@ -50,8 +52,9 @@ def long_chain(store: Store, blocks: int, changes: int, *, keys: int, value_byte
     found = []
     for number in range(blocks):
         first = number * 7919 + 13
+        noise = random.Random(number)
         written = {
-            b"key/%06d" % ((first + at * 31) % keys): b"%d %d " % (number, at) + bytes(value_bytes)
+            b"key/%06d" % ((first + at * 31) % keys): b"%d %d " % (number, at) + noise.randbytes(value_bytes)
             for at in range(changes)
         }
         commit(store, ("long", number), written)
