@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from holdfast.errors import ClosedError, InvalidInputError, LimitExceeded, ViewExpired
+import holdfast
+from holdfast.errors import ClosedError, InvalidInputError, LimitExceeded, PrunedError, ViewExpired
 from holdfast.merkle.multiproof import verify_many
 from holdfast.merkle.verify import verify_proof
 from holdfast.state.api import MutableState
@@ -305,3 +306,29 @@ def test_a_verifier_says_so_when_it_is_given_something_else_than_bytes(wrong: An
             call()
     verify_proof(one.data, root, b"key", b"value")
     verify_many(many.data, root, {b"key": b"value"})
+
+
+# -- followers -------------------------------------------------------------------------------------------------------
+
+
+def test_a_follower_says_that_undo_is_gone_and_not_that_the_store_is_damaged(tmp_path: Path) -> None:
+    """The writer flushes far at once and stores no undo of the older blocks, which the follower has in its overlay."""
+    url = f"sqlite:{tmp_path / 'store'}"
+    with open_state_store(url, history="off", max_reorg_depth=2, proof_window_blocks=1) as store:
+        commit(store, 0, {b"often": b"0", b"once": b"0"})
+        store.flush()
+        with holdfast.open(url, read_only=True) as follower:
+            for number in range(1, 21):
+                changes = {b"often": b"%d" % number}
+                commit(store, number, changes | {b"once": b"10"} if number == 10 else changes)
+            follower.refresh()
+            held = follower.state.at(5)
+            store.flush()
+            assert (held[b"often"], held[b"once"]) == (b"5", b"0")
+            with pytest.raises(PrunedError, match="what undoes the blocks above it is gone") as caught:
+                follower.state.at(5)
+            assert caught.value.context["least_readable"] == writer_backend(store).views.undo_floor == 17
+            with pytest.raises(PrunedError):
+                follower.state.prove(b"once", height=5)
+            assert follower.state.at(17)[b"often"] == b"17"
+            follower.state.prove(b"once", height=17).verify(follower.state.at(17).root, b"once", b"10")

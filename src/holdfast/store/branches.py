@@ -103,6 +103,8 @@ class Branches:
             info = self._load(moment, info.parent)
         self._check_floor(moment, info.height, target)
         rows = self._undone(moment, info.height)
+        # A flush of the writing process may have replaced rows that this undo was read from, and stored no undo.
+        self._check_floor(moment, info.height, target, now=True)
         for info in reversed(branch):
             if info.executed is not None:
                 rows.update(chain_rows(moment.execution_of(info)))
@@ -136,8 +138,8 @@ class Branches:
         return rows
 
     @staticmethod
-    def _check_floor(moment: Moment, fork_height: int, target: BlockInfo) -> None:
-        floor = moment.views.undo_floor
+    def _check_floor(moment: Moment, fork_height: int, target: BlockInfo, *, now: bool = False) -> None:
+        floor = moment.views.undo_floor_now() if now else moment.views.undo_floor
         if fork_height < floor:
             raise PrunedError(
                 "the state of this block cannot be made any more: what undoes the blocks above it is gone",

@@ -165,6 +165,11 @@ class Views:
         """
         return self._flusher.undo_floor
 
+    def undo_floor_now(self) -> int:
+        """The same as of now, in a follower too: what the writing process flushes keeps no undo below it. Two reads."""
+        applied = load_applied(self._engine) or _NOTHING
+        return max(self.undo_floor, applied.undo_floor, applied.flushing_floor or 0)
+
     def undo_of(self, height: int, block_hash: bytes) -> Rows:
         """The values that the block's chain rows had before it.
 
