@@ -325,8 +325,8 @@ class LmdbMachine(PruningMachine):
 
 
 TestSqlite = pytest.mark.slow(PruningMachine.TestCase)
-TestSqlite.settings = examples(12, 20)
+TestSqlite.settings = examples(8, 20)
 TestRocksdb = pytest.mark.slow(RocksdbMachine.TestCase)
-TestRocksdb.settings = examples(3, 20)
+TestRocksdb.settings = examples(2, 20)
 TestLmdb = pytest.mark.slow(LmdbMachine.TestCase)
-TestLmdb.settings = examples(2, 15)
+TestLmdb.settings = examples(1, 15)

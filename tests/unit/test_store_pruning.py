@@ -360,22 +360,21 @@ def disk_bytes(path: Path) -> int:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ["rocksdb", "sqlite"])
-@pytest.mark.parametrize("keys", [600, 8_000])
-def test_space_returns(engine: str, keys: int, tmp_path: Path) -> None:
+def test_space_returns(engine: str, tmp_path: Path) -> None:
     fields: dict[str, Any] = {"max_reorg_depth": 2, "durability": "buffered", "history_blocks": 0}
     with open_state_store(f"{engine}:{tmp_path}", **fields) as store:
-        values = long_chain(store, 120, 200, keys=keys)
+        values = long_chain(store, 80, 200, keys=5_000)  # few rows of each key: pages get half empty
         store.flush()
         before = disk_bytes(tmp_path)
         dry = store.prune(blocks=12, dry_run=True)
-        assert (dry.rows, dry.heights_lost) == ((117 - 12 + 2) * 200, 117 - 12 + 1)
+        assert (dry.rows, dry.heights_lost) == ((77 - 12 + 2) * 200, 77 - 12 + 1)
         report = store.prune(blocks=12)
         assert report.rows == dry.rows
         after = disk_bytes(tmp_path)
         assert report.freed_bytes is not None
         assert report.freed_bytes >= dry.estimated_bytes * 0.3
         assert before - after >= dry.estimated_bytes * 0.3
-        assert values_of(store, 106) == values[106]
+        assert values_of(store, 66) == values[66]
         assert_tip(store, values[-1])
     assert disk_bytes(tmp_path) <= after * 1.1
 
@@ -386,8 +385,8 @@ def test_lmdb_uses_its_pages_again(tmp_path: Path) -> None:
     sizes = []
     with open_state_store(f"lmdb:{tmp_path}", proof_window_blocks=0, **fields) as store:
         for _ in range(6):
-            long_chain(store, 40, 200, keys=600)
+            long_chain(store, 25, 200, keys=600)
             store.flush()
             sizes.append(disk_bytes(tmp_path))
-            assert store.prune(blocks=1).rows >= 38 * 200
+            assert store.prune(blocks=1).rows >= 23 * 200
     assert sizes[5] <= sizes[2] * 1.1, sizes

@@ -19,6 +19,7 @@ from holdfast.state.image import IMAGE_NAME
 from holdfast.store import pruning, upkeep
 from holdfast.store.upkeep import Upkeep
 from holdfast.views.api import HistoryRecord
+from holdfast.views.views import Views
 from tests.unit.pruning_support import history_rows, rows_too_many
 from tests.unit.state_support import Values, after, assert_tip, commit, open_state_store, writer_backend
 
@@ -261,6 +262,32 @@ def test_close_does_not_wait_for_a_run_that_somebody_else_makes(tmp_path: Path) 
     go.set()
     thread.join(SECONDS)
     assert type(ended[0]).__name__ == "ClosedError", ended
+
+
+@pytest.mark.slow
+def test_it_gives_way_while_commits_wait_for_the_flush(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its batches would take the engine's time just then."""
+    full = threading.Event()
+    full.set()
+    waited = threading.Event()
+
+    def is_full(_self: Views) -> bool:
+        if threading.current_thread().name != "holdfast-upkeep":
+            return False
+        waited.set()
+        return full.is_set()
+
+    monkeypatch.setattr(Views, "full", property(is_full))
+    with opened(tmp_path) as store:
+        grow(store, 20)
+        assert waited.wait(SECONDS)
+        before = len(history_rows(writer_backend(store).opened.engine))
+        grow(store, 5)
+        assert len(history_rows(writer_backend(store).opened.engine)) == before
+        full.clear()
+        until(lambda: cleaned_to(store, 15))
+        full.set()
+        grow(store, 20)  # the store closes although nothing gets better
 
 
 # -- failures --------------------------------------------------------------------------------------------------------

@@ -38,6 +38,7 @@ _BATCH_ROWS_SYNCED = 2_048
 """Rows of a batch for an engine that syncs every batch."""
 _ROWS_BETWEEN_SYNCS = 200_000
 _PAUSE_SECONDS = 0.0002
+_GIVE_WAY_SECONDS = 0.005
 _RECLAIM_SHARE = 5
 """In the background the engine gives space back only if this part of it was removed: that may rewrite all of it."""
 
@@ -104,12 +105,14 @@ class _Removed:
 class _Sweep:
     """One pass over the blocks whose history goes, over one generation of views."""
 
-    def __init__(self, views: Views, engine: Engine, *, dry_run: bool, paced: bool) -> None:
+    def __init__(
+        self, views: Views, engine: Engine, *, dry_run: bool, keep_going: Callable[[], bool] | None = None
+    ) -> None:
         self.views = views
         self.engine = engine
         self.done = _Removed()
         self._dry_run = dry_run
-        self._paced = paced
+        self._keep_going = keep_going  # if given, the run gives way to others
         self._batch_rows = _BATCH_ROWS_SYNCED if engine.capabilities.always_sync else _BATCH_ROWS
         self._waiting: list[bytes] = []
         self._unsynced = 0
@@ -131,8 +134,7 @@ class _Sweep:
                 self.done.size += len(row) + len(stored)
                 if not self._dry_run:
                     self._waiting.append(row)
-            if self._paced:
-                time.sleep(_PAUSE_SECONDS)
+            self._give_way()
             if len(self._waiting) >= self._batch_rows:
                 self.write()
 
@@ -149,8 +151,14 @@ class _Sweep:
             self.engine.apply(Batch(dict.fromkeys(part)), sync=False)
             self._unsynced += len(part)
             hit("store.prune.after_batch")
-            if self._paced:
-                time.sleep(_PAUSE_SECONDS)
+            self._give_way()
+
+    def _give_way(self) -> None:
+        """In the background, others have their turn: threads that wait, and the flush while commits wait for it."""
+        if self._keep_going is not None:
+            time.sleep(_PAUSE_SECONDS)
+            while self.views.full and self._keep_going():
+                time.sleep(_GIVE_WAY_SECONDS)
 
     def cleaned(self, record: HistoryRecord, height: int, *, soon: bool = True) -> HistoryRecord:
         """What went up to ``height`` is durably gone, and the record says so; not ``soon``: only if it is much."""
@@ -271,7 +279,7 @@ class Pruner:
         if target != before and not dry_run:
             target = views.set_history(target)
             hit("store.prune.after_record")
-        sweep = _Sweep(views, engine, dry_run=dry_run, paced=background)
+        sweep = _Sweep(views, engine, dry_run=dry_run, keep_going=keep_going if background else None)
         record = self._remove(sweep, target, progress, keep_going)
         done = sweep.done
         sweep.write()
