@@ -332,3 +332,14 @@ def test_a_follower_says_that_undo_is_gone_and_not_that_the_store_is_damaged(tmp
                 follower.state.prove(b"once", height=5)
             assert follower.state.at(17)[b"often"] == b"17"
             follower.state.prove(b"once", height=17).verify(follower.state.at(17).root, b"once", b"10")
+
+
+# -- snapshots -------------------------------------------------------------------------------------------------------
+
+
+def test_a_snapshot_is_verified_by_a_path_that_is_text_as_it_is_imported(tmp_path: Path) -> None:
+    with open_state_store(tmp_path / "store") as store:
+        commit(store, 0, {b"key": b"value"})
+        made = store.export_snapshot(str(tmp_path / "snapshot"))
+        assert holdfast.verify_snapshot(str(tmp_path / "snapshot"), store.state.root) == made
+        assert holdfast.import_snapshot(str(tmp_path / "new"), str(tmp_path / "snapshot"), trust_manifest=True) == made

@@ -406,7 +406,7 @@ def in_parallel(
 
 
 def verify_snapshot(
-    path: Path,
+    path: str | os.PathLike[str],
     trusted_root: bytes | None = None,
     *,
     trusted_block: bytes | None = None,
@@ -420,13 +420,14 @@ def verify_snapshot(
     """Every chunk of the snapshot at ``path`` is whole and belongs to the trusted root, and none is missing.
 
     Args:
+        path: its directory.
         trusted_root, trusted_block, manifest_digest, trust_manifest: as for ``SnapshotReader.trust``.
         workers: threads that verify; as many as there are processors, at most 4, if ``None``.
         progress: called with (keys verified, keys in all).
     Raises:
         SnapshotInvalid: names the first chunk that is not right.
     """
-    reader = SnapshotReader(path, fs=fs, tree_backend=tree_backend)
+    reader = SnapshotReader(Path(path), fs=fs, tree_backend=tree_backend)
     reader.trust(
         trusted_root=trusted_root,
         trusted_block=trusted_block,
