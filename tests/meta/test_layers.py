@@ -14,6 +14,7 @@ FLOORS = {
     "limits": 0,
     "types": 1,
     "_failpoints": 1,
+    "_json": 1,
     "_kernel": 1,
     "_fs": 2,
     "events": 2,

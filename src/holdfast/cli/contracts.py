@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .._json import check_depth
 from ..errors import HoldfastError, InvalidInputError
 from .options import Config, DataDir, Durability, Height, Json
 from .output import Output
@@ -104,6 +105,7 @@ def _arguments(text: str) -> Sequence[object] | Mapping[str, object]:
     if len(text) > _ARGUMENT_CHARS_MAX:
         raise InvalidInputError("the arguments are too long", found=len(text), limit=_ARGUMENT_CHARS_MAX)
     try:
+        check_depth(text.encode("utf-8", "surrogatepass"))
         found = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise InvalidInputError(f"the arguments are not JSON: {error}", found=text[:80]) from error

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 import typer
 
+from .._json import check_depth
 from ..errors import InvalidInputError
 from ..limits import PROOF_BYTES_MAX, PROOF_KEYS_MAX, STATE_VALUE_BYTES_MAX
 from .files import check_new, read_limited, write_new
@@ -162,8 +163,9 @@ def verify(
 def _read(file: Path) -> _ProofFile:
     raw = read_limited(file, limit=_FILE_BYTES_MAX)
     try:
+        check_depth(raw)
         told = msgspec.json.decode(raw, type=_ProofFile)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise InvalidInputError(f"the file is not what 'holdfast prove' writes: {error}", path=file) from error
     if (told.values is None) == (told.key is None) or (told.values is not None and told.value is not None):
         raise InvalidInputError("the file has to say what is proved: 'key' and 'value', or 'values'", path=file)

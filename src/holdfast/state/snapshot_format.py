@@ -15,6 +15,7 @@ from typing import Annotated
 
 import msgspec
 
+from .._json import check_depth
 from ..errors import FormatTooNew, SnapshotInvalid
 from ..limits import (
     HEADER_BYTES_MAX,
@@ -246,11 +247,14 @@ def decode_manifest(data: bytes) -> Manifest:
     if len(data) > MANIFEST_BYTES_MAX:
         raise SnapshotInvalid("the manifest is too long", found=len(data), limit=MANIFEST_BYTES_MAX)
     try:
+        check_depth(data)
         probe = msgspec.json.decode(data, type=_Probe)
         if probe.kind == _KIND and probe.format > FORMAT:
             raise FormatTooNew("the snapshot is of a newer format", found=probe.format, expected=FORMAT)
         form = msgspec.json.decode(data, type=_Manifest)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except FormatTooNew:
+        raise
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise SnapshotInvalid(f"the manifest is not what it should be: {error}") from error
     if form.kind != _KIND or form.format != FORMAT:
         raise SnapshotInvalid("the manifest is of another kind", found=form.kind, format=form.format)

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import msgspec
 
+from ..._json import check_depth
 from ...errors import InvalidBlock, InvalidInputError
 from ...store.chain import Ancestry, ChainSpec
 from ...types import ZERO_HASH, Block, BlockInfo
@@ -130,9 +131,11 @@ class EvmChain:
     @staticmethod
     def _check_receipts(header: Header, extra: bytes) -> None:
         try:
-            receipts = objects(msgspec.json.decode(extra), "receipts")
-        except (msgspec.DecodeError, RecursionError) as exc:
+            check_depth(extra)
+            found = msgspec.json.decode(extra)
+        except (msgspec.DecodeError, ValueError, RecursionError) as exc:
             raise InvalidBlock("the receipts are not JSON") from exc
+        receipts = objects(found, "receipts")
         root = ordered_trie_root([encode_receipt_json(receipt) for receipt in receipts])
         if root != header.receipts_root:
             raise InvalidBlock("the receipts root is wrong", found=root, expected=header.receipts_root)

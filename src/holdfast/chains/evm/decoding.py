@@ -12,6 +12,7 @@ from hashlib import sha256
 
 import msgspec
 
+from ..._json import check_depth
 from ...errors import InvalidBlock
 from ...types import ZERO_HASH, Block
 from ..importing import Candidate
@@ -37,8 +38,9 @@ Json = Mapping[str, object]
 def parse_json(data: bytes) -> object:
     """The JSON value in ``data``. Raises ``InvalidBlock``."""
     try:
+        check_depth(data)
         return msgspec.json.decode(data)
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as exc:
+    except (msgspec.DecodeError, ValueError, RecursionError) as exc:
         raise InvalidBlock("this is not JSON", found=data[:60].decode("ascii", "replace")) from exc
 
 

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from ..._json import check_depth
 from ...errors import AnswerTooLarge, InvalidInputError, RemoteError
 
 __all__ = ["RpcClient"]
@@ -108,8 +109,9 @@ class RpcClient:
 
     def _decode(self, raw: bytes) -> object:
         try:
+            check_depth(raw)
             return msgspec.json.decode(raw)
-        except (msgspec.DecodeError, RecursionError) as exc:
+        except (msgspec.DecodeError, ValueError, RecursionError) as exc:
             raise RemoteError("the answer is not JSON", node=self.name, found=raw[:60]) from exc
 
     def _post(self, body: bytes) -> bytes:
