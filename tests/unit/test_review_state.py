@@ -20,7 +20,7 @@ from holdfast.merkle.verify import verify_proof
 from holdfast.state.api import MutableState
 from holdfast.store.chain import CustomChain
 from holdfast.types import Block, BlockInfo
-from tests.unit.state_support import commit, open_state_store, writer_backend
+from tests.unit.state_support import assert_tip, commit, open_state_store, writer_backend
 from tests.unit.store_support import hash_of, make
 
 
@@ -343,3 +343,32 @@ def test_a_snapshot_is_verified_by_a_path_that_is_text_as_it_is_imported(tmp_pat
         made = store.export_snapshot(str(tmp_path / "snapshot"))
         assert holdfast.verify_snapshot(str(tmp_path / "snapshot"), store.state.root) == made
         assert holdfast.import_snapshot(str(tmp_path / "new"), str(tmp_path / "snapshot"), trust_manifest=True) == made
+
+
+# -- drafts ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_draft_of_another_store_with_another_state_is_refused() -> None:
+    """The tree would be that of the other store, and the rows of this one."""
+    first = make(None)
+    with open_state_store("memory:") as store, open_state_store("memory:") as other:
+        for place, value in ((store, b"mine"), (other, b"theirs")):
+            draft = place.draft()
+            draft.state[b"key"] = value
+            place.commit(draft, hash=first.hash)
+        draft = other.draft()
+        draft.state[b"more"] = b"value"
+        with pytest.raises(InvalidInputError, match="made by another store"):
+            store.commit(draft, hash=hash_of("second"))
+        assert_tip(store, {b"key": b"mine"})
+        assert other.commit(draft, hash=hash_of("second")).height == 1
+
+
+def test_a_draft_of_another_store_with_the_same_state_is_as_good_as_an_own_one() -> None:
+    with open_state_store("memory:") as store, open_state_store("memory:") as other:
+        for place in (store, other):
+            commit(place, 0, {b"key": b"value"})
+        draft = other.draft()
+        draft.state[b"more"] = b"value"
+        store.commit(draft, hash=hash_of("second"))
+        assert_tip(store, {b"key": b"value", b"more": b"value"})

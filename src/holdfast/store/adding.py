@@ -17,6 +17,7 @@ from ..errors import (
     IndexFailed,
     InternalError,
     InvalidBlock,
+    InvalidInputError,
     LimitExceeded,
     ParentMismatch,
     ParentUnknown,
@@ -243,12 +244,14 @@ class Adder:
         parent: BlockInfo | None,
         safety: SafetyRecord | None,
         executed: tuple[Execution, Tree] | None = None,
+        base: bytes | None = None,
     ) -> Written:
         """A drafted block is stored.
 
         Args:
             parent: what the draft was built on.
             executed: what it did to the state, and the tree afterwards.
+            base: root of the state that it was done to.
         """
         writer = self._writer
         tip = writer.tip
@@ -267,9 +270,17 @@ class Adder:
         if safety is not None:
             writer.book.check(safety)
         self._judge(block, parent, self._stored, validate=True)
+        before = parent.state_root if parent is not None else None
+        unchanged = before if before is not None else SCHEMES[self._chain.spec.scheme].null
+        if executed is not None and base != unchanged:
+            raise InvalidInputError(
+                "the draft was made by another store: the state of its parent is another one there",
+                hash=block.hash,
+                found=base,
+                expected=unchanged,
+                remedy="commit a draft to the store that made it",
+            )
         if self._executing is not None:
-            before = parent.state_root if parent is not None else None
-            unchanged = before if before is not None else SCHEMES[self._chain.spec.scheme].null
             after = executed[0].root if executed is not None else unchanged
             _check_claim(block, self._executing.state_root(block), after)
         written = self._write(block, parent, tip, safety, executed)

@@ -401,6 +401,7 @@ class Store:
         Raises:
             ConflictError: the hash is stored already. InvalidBlock: the chain refuses the block.
             FinalityError: the parent's branch forks too deep. PoisonedError: reopen the store.
+            InvalidInputError: the draft was made by another store, where the parent has another state.
         """
         writer, adder = self._need_writer()
         parent = draft.parent
@@ -420,10 +421,10 @@ class Store:
         if safety is not None:
             record = SafetyRecord(check_identity(safety[0]), check_position(safety[1]), safety[2])
         touched = draft.touched
-        executed = touched.execution() if touched is not None else None
+        executed, base = (touched.execution(), touched.base.root) if touched is not None else (None, None)
         self._make_room(writer)
         with writer.lock, writer.turn:
-            written = adder.commit(block, parent, record, executed)
+            written = adder.commit(block, parent, record, executed, base)
         draft.close()
         if not wait:
             return Ticket(written.blocks[0], written.seq, writer.sync, lambda: writer.journal.durable_seq)
