@@ -23,6 +23,7 @@ from holdfast.errors import (
 from holdfast.recovery import verify_store
 from holdfast.store import pruning
 from holdfast.store.pruning import PrunePolicy
+from holdfast.views.api import HistoryRecord
 from holdfast.views.history import decode_history_key
 from tests.unit.pruning_support import history_rows, long_chain, rows_too_many
 from tests.unit.state_support import Values, assert_tip, commit, grown, open_state_store, writer_backend
@@ -212,6 +213,15 @@ def test_an_empty_store(store: Store) -> None:
     with open_state_store("memory:") as empty:
         report = empty.prune()
         assert (report.heights_lost, report.rows, report.blocks, report.complete) == (0, 0, 0, True)
+
+
+def test_a_record_never_claims_what_an_earlier_one_gave_up(store: Store) -> None:
+    store.prune(blocks=5, every=4)
+    views = writer_backend(store).views
+    assert views.history == HistoryRecord(23, 4, 0, 23)
+    assert views.set_history(HistoryRecord(3, 4, 0, 3)) == HistoryRecord(23, 4, 0, 23)
+    assert views.set_history(HistoryRecord(24, 4, 9, 3)) == HistoryRecord(24, 4, 9, 23)
+    assert views.set_history(HistoryRecord(20, 8, 2, 11)) == HistoryRecord(24, 8, 9, 11)
 
 
 # -- runs that are broken off ----------------------------------------------------------------------------------------
