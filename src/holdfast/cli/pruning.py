@@ -31,7 +31,8 @@ def prune(
         int | None, typer.Option("--below", min=0, metavar="HEIGHT", help="Give up every height below this one.")
     ] = None,
     every: Annotated[
-        int | None, typer.Option("--every", min=0, help="Below those, keep every so many-th height; 0 = none.")
+        int | None,
+        typer.Option("--every", min=0, help="Below those, keep every so many-th height; 0 = none; else as before."),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only say what would go, and how much room it is.")
@@ -58,7 +59,7 @@ def prune(
         with Progress(title, None, quiet=as_json, seconds=progress_seconds) as progress:
             report = store.prune(
                 blocks=settings.history_blocks if blocks is None else blocks,
-                every=settings.history_every if every is None else every,
+                every=every,
                 below=below,
                 dry_run=dry_run,
                 progress=lambda done, total: progress.stage(title, done, total),

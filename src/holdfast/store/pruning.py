@@ -45,13 +45,14 @@ _RECLAIM_SHARE = 5
 
 @dataclass(frozen=True, slots=True)
 class PrunePolicy:
-    """What to keep: the last ``blocks`` final heights (0: all), and below them every ``every``-th height (0: none).
+    """What to keep: the last ``blocks`` final heights (0: all), and below them every ``every``-th height (0: none;
+    ``None``: those that were kept so far).
 
     ``below``: an exact floor instead of ``blocks``; heights below it go.
     """
 
     blocks: int = 1_000
-    every: int = 0
+    every: int | None = 0
     below: int | None = None
 
 
@@ -187,7 +188,8 @@ class Pruner:
                 remedy="set 'history' to 'on' to keep one from now on",
             )
         below = 0 if policy.below is None else policy.below
-        for name, value in (("blocks", policy.blocks), ("every", policy.every), ("below", below)):
+        every = record.every if policy.every is None else policy.every
+        for name, value in (("blocks", policy.blocks), ("every", every), ("below", below)):
             if type(value) is not int or not 0 <= value <= HEIGHT_MAX:
                 raise InvalidInputError(f"'{name}' is a whole number that is not negative", found=value)
         final = max(state.finalized, state.floor)
@@ -203,17 +205,17 @@ class Pruner:
         else:
             floor = final - policy.blocks + 1 if policy.blocks else 0
         floor = max(floor, record.floor)
-        if record.every and policy.every % record.every:
+        if record.every and every % record.every:
             raise InvalidInputError(
                 "heights that were given up do not come back: 'every' can only become a multiple of what it was",
-                found=policy.every,
+                found=every,
                 expected=f"0 or a multiple of {record.every}",
             )
         oldest = record.oldest if record.every else max(record.floor, self._root())
         cleaned = record.cleaned
-        if policy.every != record.every and record.every:
+        if every != record.every and record.every:
             cleaned = min(cleaned, record.oldest)  # rows that the old policy kept have to be looked at again
-        return record, HistoryRecord(floor, policy.every, oldest if policy.every else floor, cleaned)
+        return record, HistoryRecord(floor, every, oldest if every else floor, cleaned)
 
     def run(
         self,

@@ -181,12 +181,18 @@ def check_height(views: Views, height: int) -> None:
     oldest = record.floor
     if record.every:
         oldest = min(oldest, -(-record.oldest // record.every) * record.every)
+    remedy = None
+    if height > oldest:  # 'least_readable' alone would point to heights that are gone too
+        remedy = (
+            f"ask for a height from {record.floor} on, or below it for a multiple of {record.every} from {oldest} on"
+        )
     raise PrunedError(
         "the state at this height was pruned",
         height=height,
         least_readable=oldest,
         floor=record.floor,
         every=record.every or None,
+        remedy=remedy,
     )
 
 

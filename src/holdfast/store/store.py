@@ -305,7 +305,8 @@ class Store:
 
         Args:
             blocks: final heights to keep, 0 for all; the setting ``history_blocks`` if not given.
-            every: below those, keep every so many-th height; the setting ``history_every`` if not given.
+            every: below those, keep every so many-th height, 0 for none; if not given, the setting ``history_every``,
+                and where that is 0, the heights that an earlier run kept.
             below: an exact height instead of ``blocks``: the state below it goes.
             dry_run: only say what would happen.
             progress: called with (blocks looked at, blocks in all).
@@ -319,7 +320,7 @@ class Store:
         settings = self._settings
         policy = PrunePolicy(
             settings.history_blocks if blocks is None else blocks,
-            settings.history_every if every is None else every,
+            (settings.history_every or None) if every is None else every,
             below,
         )
         return self._upkeep.pruner.run(policy, dry_run=dry_run, progress=progress, keep_going=keep_going)

@@ -100,9 +100,7 @@ class Upkeep:
         return behind > max(_PRUNE_HEIGHTS, self._policy.blocks // 4) or (record.cleaned < record.floor and floor > 0)
 
     def _prune(self) -> None:
-        record = self._backend.views.history
-        every = self._policy.every or (record.every if record is not None else 0)
-        self.pruner.run_in_background(replace(self._policy, every=every), self.keep_going)
+        self.pruner.run_in_background(replace(self._policy, every=self._policy.every or None), self.keep_going)
 
     def _save(self) -> None:
         self.save_tree(background=True)
