@@ -68,6 +68,23 @@ def test_completion_is_offered() -> None:
     assert "--install-completion" in done("--help").out
 
 
+def test_an_interrupt_while_the_program_is_loaded_is_no_traceback() -> None:
+    code = (
+        "import sys\n"
+        "class Interrupt:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'holdfast.cli.main':\n"
+        "            raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Interrupt())\n"
+        "from holdfast.__main__ import run\n"
+        "run()\n"
+    )
+    answer = subprocess.run(
+        [sys.executable, "-c", code], env=child_environment(), capture_output=True, text=True, timeout=60
+    )
+    assert (answer.returncode, answer.stdout, answer.stderr) == (130, "", "")
+
+
 def test_help_needs_no_engine() -> None:
     code = (
         "import sys, json, holdfast.cli.main\n"
