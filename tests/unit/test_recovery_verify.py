@@ -173,6 +173,10 @@ def test_an_unclean_store_is_good_with_a_note(tmp_path: Path, flush: bool) -> No
         assert report.ok, report.as_dict()
         assert any("not closed cleanly" in note for note in report.notes)
         assert report.facts["last_seq"] == 3
+        assert (
+            f"the tip and the counts are as of frame {2 if flush else 1}; "
+            f"the next open replays the {1 if flush else 2} frames after it"
+        ) in report.notes
     after = files(tmp_path / "copy")
     assert {name: data for name, data in after.items() if not name.startswith("views")} == {
         name: data for name, data in before.items() if not name.startswith("views")

@@ -329,6 +329,7 @@ def _verify_views(
                 elif state is not None:
                     check_tip(engine, state)
                     _facts(state, run)
+                    _note_behind(applied, journal, run)
                 usable = True
                 tally.step()
         if level == "quick":
@@ -440,6 +441,16 @@ def _check_applied(applied: Applied | None, journal: RestingJournal) -> ChainSta
             recovery=Recovery.REBUILD,
         )
     return decode_state(applied.state)
+
+
+def _note_behind(applied: Applied | None, journal: RestingJournal, run: Verification) -> None:
+    """The tip and the counts of the report are those of the views; after a crash the journal has more."""
+    seq = applied.seq if applied is not None else 0
+    behind = journal.durable_seq - seq
+    if behind > 0:
+        run.notes.append(
+            f"the tip and the counts are as of frame {seq}; the next open replays the {behind} frames after it"
+        )
 
 
 def _facts(state: ChainState, run: Verification) -> None:
