@@ -68,7 +68,7 @@ def _meaning(parameter: Any) -> str:
     text = (parameter.help or "").replace("|", "\\|")
     if parameter.required:
         text += " Required."
-    elif parameter.default not in (None, False) and not callable(parameter.default):
+    elif parameter.default not in (None, False, "") and not callable(parameter.default):
         text += f" Default: {parameter.default}."
     return text
 

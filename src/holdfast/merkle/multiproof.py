@@ -114,6 +114,8 @@ def verify_many(proof: bytes, root: bytes, claims: Mapping[bytes, bytes | None],
     """
     rules = scheme_named(scheme)
     check_proof(proof)
+    if not isinstance(claims, Mapping):
+        raise InvalidInputError(f"the claims are a mapping of keys to values, not {type(claims).__name__}")
     if not claims:
         raise InvalidInputError("there is no claim to verify")
     if len(claims) > PROOF_KEYS_MAX:

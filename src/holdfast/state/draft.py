@@ -157,6 +157,9 @@ class DraftState:
 
     def update(self, changes: Mapping[bytes, bytes | None]) -> None:
         """All of ``changes`` at once (``None`` removes), or none if one of them is refused."""
+        if not isinstance(changes, Mapping):
+            kind = type(changes).__name__  # type: ignore[unreachable]
+            raise InvalidInputError(f"the changes of a state are a mapping of keys to values, not {kind}")
         if not changes:
             return
         values = [value for value in changes.values() if value is not None]
