@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, field
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from holdfast.contracts import Address, CallFailed, Contract, Event, Map, Value, entry
 from holdfast.contracts.codec import decode_any
+from holdfast.contracts.stack import frames_free
 from tests.contract_makers import Bench
 
 WRITE, DELETE, EVENT, CALL, TRY, REVERT, BREAK = range(7)
@@ -147,3 +149,28 @@ def test_nested_failures_drop_exactly_what_the_reference_drops(calls: list[tuple
             if key.startswith(prefix)
         }
         assert stored == world.cells[who]
+
+
+def test_the_room_on_the_stack_is_the_same_whatever_the_limit_was() -> None:
+    def depth_reached() -> int:
+        with frames_free(300):
+            return _dig(0)
+
+    before = sys.getrecursionlimit()
+    reached = []
+    try:
+        for limit in (before, 3_000, 100_000):
+            sys.setrecursionlimit(limit)
+            reached.append(depth_reached())
+            assert sys.getrecursionlimit() == limit
+    finally:
+        sys.setrecursionlimit(before)
+    assert reached[0] > 250
+    assert len(set(reached)) == 1
+
+
+def _dig(depth: int) -> int:
+    try:
+        return _dig(depth + 1)
+    except RecursionError:
+        return depth

@@ -1,4 +1,7 @@
-"""Room on Python's stack, so that how deep a call may go does not depend on who called the executor."""
+"""Room on Python's stack: how deep a call may go is the same whoever calls the executor and whatever else is loaded.
+
+py-evm, for one, sets the limit of the process to 100,000 when it is imported.
+"""
 
 from __future__ import annotations
 
@@ -13,17 +16,17 @@ __all__ = ["frames_free"]
 _lock = threading.Lock()
 _users = 0
 _before = 0
-_raised = 0
+_limit = 0
 
 
 @contextmanager
 def frames_free(count: int) -> Iterator[None]:
-    """At least ``count`` more frames fit on the stack of this thread.
+    """``count`` more frames fit on the stack of this thread, and no more unless other threads run calls, too.
 
-    The limit of the process is raised where it is too low. When the last user has left, it is what it was before,
-    unless somebody else has changed it meanwhile. Cost: O(depth of the stack).
+    The limit of the process is raised or lowered. When the last user has left, it is what it was before, unless
+    somebody else has changed it meanwhile. Cost: O(depth of the stack).
     """
-    global _users, _before, _raised
+    global _users, _before, _limit
     depth = 0
     frame: FrameType | None = sys._getframe()
     while frame is not None:
@@ -31,16 +34,17 @@ def frames_free(count: int) -> Iterator[None]:
         frame = frame.f_back
     with _lock:
         if _users == 0:
-            _before = _raised = sys.getrecursionlimit()
+            _before = sys.getrecursionlimit()
+            _limit = 0
         _users += 1
-        if sys.getrecursionlimit() < depth + count:
-            _raised = depth + count
-            sys.setrecursionlimit(_raised)
+        if _limit < depth + count:
+            _limit = depth + count
+            sys.setrecursionlimit(_limit)
     try:
         yield
     finally:
         with _lock:
             _users -= 1
-            if _users == 0 and _raised != _before and sys.getrecursionlimit() == _raised:
+            if _users == 0 and _limit != _before and sys.getrecursionlimit() == _limit:
                 with suppress(RecursionError):  # this thread came in above the old limit: then the new one stays
                     sys.setrecursionlimit(_before)
