@@ -127,7 +127,7 @@ class ViewsMachine(RuleBasedStateMachine):
             assert self.views.applied.seq == self.visible
             if useful:
                 assert self.views.undo_floor == max(before, self.chain.moments[self.visible].floor - self.window)
-            assert (load_history(self.engine.get) is None) == (self.rule is None)
+                assert (load_history(self.engine.get) is None) == (self.rule is None)
             assert self.views.applied.undo_floor == self.views.undo_floor
             low, high = UNDO.prefix, UNDO.prefix + (self.views.applied.undo_floor + 1).to_bytes(8, "big")
             assert self.engine.scan(low, high).rows == []

@@ -54,9 +54,9 @@ class HistoryKeeper:
                 if self._stored:
                     batch[HISTORY_KEY] = None
                     ranges.append((HISTORY.prefix, HISTORY.end))
-            elif record is not None and (unknown > record.floor or not self._stored):
-                if unknown > record.floor:
-                    record = replace(record, floor=unknown, oldest=max(record.oldest, unknown))
+            elif record is not None and (unknown > min(record.floor, record.oldest) or not self._stored):
+                # Heights below one that is not recorded are not kept for ``every`` either.
+                record = replace(record, floor=max(record.floor, unknown), oldest=max(record.oldest, unknown))
                 self.record = record
                 batch[HISTORY_KEY] = encode_row(HISTORY_KEY, encode_record(record))
             if batch or ranges:
