@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+import holdfast
 from holdfast import Store
 from holdfast.engine.api import Batch
 from holdfast.errors import EngineError, OutOfSpace, PrunedError
@@ -374,3 +375,23 @@ def test_a_full_disk_in_the_background_leaves_a_store_that_opens_again(tmp_path:
         until(lambda: cleaned_to(store, 20))
         assert_tip(store, grow(store, 2))
     assert verify_store(tmp_path, level="full").ok
+
+
+def test_a_full_disk_at_close_costs_the_image_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*args: object, **kwargs: object) -> bool:
+        raise OutOfSpace("cannot write: No space left on device")
+
+    url = f"sqlite:{tmp_path / 'store'}"
+    store = holdfast.open(url)
+    draft = store.draft()
+    draft.state[b"key"] = b"value"
+    store.commit(draft, hash=b"\x01" * 32)
+    monkeypatch.setattr(upkeep, "save_image", full)
+    with caplog.at_level(logging.WARNING, logger="holdfast"):
+        store.close()
+    assert [record.__dict__["holdfast_event"] for record in caplog.records] == ["upkeep_failed"]
+    with holdfast.open(url) as again:
+        assert (again.recovery.clean, again.recovery.tree) == (True, "rebuilt")
+        assert again.state[b"key"] == b"value"

@@ -165,5 +165,5 @@ def _make_backend(
     upkeep = Upkeep(
         backend, PrunePolicy(settings.history_blocks, settings.history_every), image_seq=opened.tree.image_seq
     )
-    backend.stopping, backend.closing = upkeep.stop, upkeep.save_tree
+    backend.stopping, backend.closing = upkeep.stop, upkeep.save_at_close
     return backend, upkeep

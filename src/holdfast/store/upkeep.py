@@ -85,6 +85,13 @@ class Upkeep:
                 self._image_seq, self._image_keys, self._imaged = mark.seq, keys, time.monotonic()
             return saved
 
+    def save_at_close(self) -> None:
+        """The image is of the newest frame, or its failure is logged: a full disk is no reason not to close cleanly."""
+        try:
+            self.save_tree()
+        except HoldfastError as error:
+            self._report(error)
+
     def _image_due(self) -> bool:
         writer = self._backend.writer
         changed = writer.changed_keys - self._image_keys
@@ -135,8 +142,10 @@ class Upkeep:
     def _failed(self, error: Exception) -> None:
         """The failure is kept and logged, unless the store is being closed: then it is what was cut off."""
         failure = error if isinstance(error, HoldfastError) else EngineError(f"background work failed: {error!r}")
-        if self._stop.is_set():
-            return
+        if not self._stop.is_set():
+            self._report(failure)
+
+    def _report(self, failure: HoldfastError) -> None:
         self.failure = failure
         emit(
             "upkeep_failed",
