@@ -140,6 +140,7 @@ def abandon(machine: Machine, store: Store | None) -> None:
     if store is not None:
         backend = store._backend
         assert isinstance(backend, WriterBackend)
+        backend.stopping()  # its thread would keep the whole store, and wake up once a second
         backend.views.close(flush=False)
         machine.fs._locks.clear()
 

@@ -23,7 +23,7 @@ from holdfast.testing.crashfs import Fault, SimulatedCrash
 from holdfast.views.api import HistoryRecord
 from holdfast.views.keeper import HistoryKeeper
 from holdfast.views.views import Views
-from tests.crash.machine import Machine, images, new_machine
+from tests.crash.machine import Machine, abandon, images, new_machine
 from tests.crash.support import ENGINES, Agent, Model, Place, check_frontier, check_state, open_store, report
 from tests.unit.pruning_support import Rows, history_rows, rows_too_many
 from tests.unit.state_support import Values, after, commit, root_of, writer_backend
@@ -79,9 +79,7 @@ class Pruned:
     def abandon(self) -> None:
         """The process is gone."""
         store, self.store = self.store, None
-        if store is not None:
-            writer_backend(store).views.close(flush=False)
-            self.machine.fs._locks.clear()
+        abandon(self.machine, store)
 
     def close(self) -> None:
         store, self.store = self.store, None
