@@ -118,6 +118,16 @@ def test_nothing_is_overwritten(exported: Path, root: str, one_state_made: State
     done("snapshot", "verify", exported, "--root", root)
 
 
+@pytest.mark.slow
+def test_a_finished_export_stays_as_it_is(exported: Path, one_state_made: StateStore) -> None:
+    again: list[str | Path] = ["snapshot", "export", "--out", exported, "--height", "15", "-d", one_state_made.path]
+    before = {path.name: path.stat().st_mtime_ns for path in exported.rglob("*")}
+    told = done(*again, "--chunk-bytes", "1024", "--json").record
+    assert told["kept_chunks"] == told["chunks"]
+    assert "chunks of another length" in refused(holdfast(*again, "--json"), 16, "foreign_store")
+    assert {path.name: path.stat().st_mtime_ns for path in exported.rglob("*")} == before
+
+
 @pytest.mark.parametrize(
     ("words", "exit_code", "code"),
     [

@@ -226,6 +226,8 @@ def test_a_crash_at_any_operation_of_an_export(tmp_path: Path) -> None:
             assert info.manifest_digest == wanted.manifest_digest
             verify_snapshot(tmp_path, SOURCE.tree.root, fs=after, workers=1, tree_backend=BACKEND)
             assert len(after.names(tmp_path / CHUNKS_NAME)) == wanted.chunks
+            durable = after.crash(random.Random(at), keep="none")
+            verify_snapshot(tmp_path, SOURCE.tree.root, fs=durable, workers=1, tree_backend=BACKEND)
     assert seen["whole"] > 0
     assert seen["kept"] > 50
 

@@ -805,19 +805,64 @@ def test_an_export_onto_a_whole_one_keeps_it_and_mends_it() -> None:
     assert contents(fs, source.tree.root) == source.values
 
 
-def test_while_a_snapshot_is_written_anew_there_is_none() -> None:
-    """Its chunks are replaced one by one: a manifest would name some that are gone."""
+def files(fs: MemoryFileSystem) -> dict[Path, bytes]:
+    return {path: bytes(data) for path, data in fs._files.items()}
+
+
+@pytest.mark.parametrize("compress", [False, True])
+def test_the_same_export_again_writes_nothing(compress: bool) -> None:
+    source = source_of({**numbered(200), b"long": b"v" * 5000})
+    fs, wanted = export(source)
+    before = dict(fs._files)
+    info = export_snapshot(source, PLACE, chunk_bytes=1024, compress=compress, fs=fs, tree_backend=BACKEND)
+    assert (info.kept, info.manifest_digest) == (wanted.chunks, wanted.manifest_digest)
+    assert fs._files.keys() == before.keys()
+    assert all(data is before[path] for path, data in fs._files.items())
+
+
+@pytest.mark.parametrize("chunk_bytes", [1024, 4096, 16384])
+@pytest.mark.parametrize("other", [1024, 4096, 16384])
+def test_a_finished_snapshot_is_not_divided_in_another_way(chunk_bytes: int, other: int) -> None:
+    source = source_of({**numbered(200), b"long": b"v" * 5000})
+    fs, wanted = export(source, chunk_bytes=chunk_bytes)
+    name = chunk_names(fs)[0]
+    for damage in (None, b"rotten"):
+        if damage is not None:
+            put(fs, name, damage)
+        before = files(fs)
+        if other == chunk_bytes:
+            info = export_snapshot(source, PLACE, chunk_bytes=other, compress=False, fs=fs, tree_backend=BACKEND)
+            assert info.manifest_digest == wanted.manifest_digest
+            continue
+        with pytest.raises(ForeignStore, match="chunks of another length") as caught:
+            export_snapshot(source, PLACE, chunk_bytes=other, fs=fs, tree_backend=BACKEND)
+        assert "empty directory" in str(caught.value.remedy)
+        assert files(fs) == before
+
+
+def test_an_unfinished_export_may_be_divided_in_another_way() -> None:
     source = source_of(numbered(200))
     fs, _ = export(source)
+    fs.remove(PLACE / MANIFEST_NAME)
+    info = export_snapshot(source, PLACE, chunk_bytes=4096, fs=fs, tree_backend=BACKEND)
+    assert info.chunks == len(chunk_names(fs))
+    assert contents(fs, source.tree.root) == source.values
+
+
+def test_while_a_snapshot_is_mended_there_is_none() -> None:
+    """A chunk that is written again may have other bytes than its manifest says."""
+    source = source_of(numbered(200))
+    fs, _ = export(source)
+    put(fs, chunk_names(fs)[3], b"rotten")
 
     def progress(done: int, total: int) -> None:
         if done == total:
             raise Stop
 
     with pytest.raises(Stop):
-        export_snapshot(source, PLACE, chunk_bytes=4096, fs=fs, tree_backend=BACKEND, progress=progress)
+        export_snapshot(source, PLACE, chunk_bytes=1024, fs=fs, tree_backend=BACKEND, progress=progress)
     assert not fs.exists(PLACE / MANIFEST_NAME)
-    info = export_snapshot(source, PLACE, chunk_bytes=4096, fs=fs, tree_backend=BACKEND)
+    info = export_snapshot(source, PLACE, chunk_bytes=1024, fs=fs, tree_backend=BACKEND)
     assert info.kept == info.chunks == len(chunk_names(fs))
     assert contents(fs, source.tree.root) == source.values
 

@@ -96,8 +96,9 @@ def export(
     height: Height = None,
     at_block: AtBlock = None,
     chunk_bytes: Annotated[
-        int, typer.Option("--chunk-bytes", min=1, help="Length of a chunk before compression, 1 KiB to 16 MiB.")
-    ] = 1024 * 1024,
+        int | None,
+        typer.Option("--chunk-bytes", min=1, help="Length of a chunk before compression, 1 KiB to 16 MiB; else 2 MiB."),
+    ] = None,
     no_compress: Annotated[bool, typer.Option("--no-compress", help="Leave the chunks uncompressed.")] = False,
     progress_seconds: Seconds = 2.0,
     config: Config = None,
@@ -105,8 +106,10 @@ def export(
 ) -> None:
     """Write the state after a block as verified chunks, also while the node runs; run again, it goes on.
 
+    A finished snapshot is checked and stays as it is; one of another state or chunk length is refused.
     Tell the root or the manifest digest of the answer to whoever shall import it.
     """
+    from ..state.snapshot_export import CHUNK_BYTES_DEFAULT
     from .session import open_to_read
     from .state import block_at
 
@@ -119,7 +122,7 @@ def export(
             return store.export_snapshot(
                 target,
                 height=None if info is None else info.height,
-                chunk_bytes=chunk_bytes,
+                chunk_bytes=CHUNK_BYTES_DEFAULT if chunk_bytes is None else chunk_bytes,
                 compress=not no_compress,
                 progress=step,
             )

@@ -3,6 +3,7 @@
 Invariants:
     * ``manifest.json`` comes last: a directory without it is no snapshot, and the next export goes on in it.
     * A chunk that lies there from an earlier run is kept if it verifies against the root, and written again if not.
+    * A finished snapshot stays in the chunks that it has: it is kept or mended, never divided in another way.
     * What is written was checked first: rows that do not give the node of the tree are never exported.
     * Memory is bounded by the length of a chunk, or by the one value that is longer.
 """
@@ -13,7 +14,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from hashlib import sha256
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeVar
 
 import zstandard
 
@@ -60,6 +61,7 @@ _LEAVES_MAX = 1_000_000
 _RECORD_OVERHEAD_BYTES = 6
 _OUTLIER = 16
 _LEVEL = 3
+_T = TypeVar("_T")
 _CHUNK_FILE = re.compile(r"[0-9a-f]{64}-[0-9]{1,3}\.hfc(\.tmp)?", re.ASCII)
 
 
@@ -119,12 +121,13 @@ def export_snapshot(
     Killed or failed at any moment, the next call with the same arguments goes on where this one stopped.
 
     Args:
-        destination: a directory that is missing, empty, or holds an unfinished export or an export of the same state.
+        destination: a directory that is missing, empty, or holds an unfinished export, or a finished one of the same
+            state in chunks of the same length: that one is checked, and only what is damaged is written again.
         chunk_bytes: length of a chunk before compression, 1 KiB to 16 MiB; longer only where one value is.
-        compress: chunks are compressed with zstd where that makes them shorter.
+        compress: chunks are compressed with zstd where that makes them shorter; those that are kept stay as they are.
         progress: called with (keys written, keys in all); what it raises ends the export.
     Raises:
-        ForeignStore: the directory holds something else; it was not touched.
+        ForeignStore: the directory holds something else, or the state in other chunks; it was not touched.
         CorruptionError: the rows of the state do not give its tree.
         LimitExceeded: more than 200,000 chunks.
     """
@@ -160,13 +163,15 @@ class _Export:
         self._progress = progress
         self._fs = fs
         self._backend = tree_backend or backend()
+        self._finished: bytes | None = None
+        """The manifest of the finished snapshot that lies there, until one of its chunks is written again."""
         self._done = 0
         self._kept = 0
 
     def run(self) -> SnapshotInfo:
         self._prepare()
         entries: list[ChunkEntry] = []
-        for entry in self._entries():
+        for entry in self._walk(self._taken):
             entries.append(entry)
             if len(entries) > CHUNKS_MAX:
                 raise LimitExceeded(
@@ -182,16 +187,23 @@ class _Export:
         if len(data) > MANIFEST_BYTES_MAX:
             raise LimitExceeded("the manifest would be too long", found=len(data), limit=MANIFEST_BYTES_MAX)
         self._remove_strangers(manifest)
-        hit("state.snapshot.before_manifest")
-        self._fs.write_atomic(self._path / MANIFEST_NAME, data)
-        hit("state.snapshot.after_manifest")
+        self._fs.sync_directory(self._chunks)  # an earlier run may have died before it had synced a name
+        if data == self._finished:
+            self._fs.sync_directory(self._path)
+        else:
+            hit("state.snapshot.before_manifest")
+            self._fs.write_atomic(self._path / MANIFEST_NAME, data)
+            hit("state.snapshot.after_manifest")
         return describe(manifest, sha256(data).digest(), self._kept)
 
     # -- the directory --------------------------------------------------------------------------------------------
 
     def _prepare(self) -> None:
         fs, path = self._fs, self._path
-        self._check_place()
+        found = self._check_place()
+        if found is not None:
+            self._check_chunks(found.manifest)
+            self._finished = found.data
         missing: list[Path] = []
         place = path.absolute()
         while fs.persistent and not fs.exists(place) and place != place.parent:
@@ -200,13 +212,12 @@ class _Export:
         for place in reversed(missing or [path]):
             fs.make_directory(place)
         fs.make_directory(self._chunks)
-        if fs.exists(path / MANIFEST_NAME):
-            # Chunks may be written again below: until that is done this is no snapshot.
-            fs.remove(path / MANIFEST_NAME)
-            fs.sync_directory(path)
 
-    def _check_place(self) -> None:
-        """Nothing happens if an export may be written here; nothing is touched."""
+    def _check_place(self) -> SnapshotReader | None:
+        """The finished snapshot of this state that lies here, ``None`` if there is none; nothing is touched.
+
+        Raises ``ForeignStore`` if no export may be written here.
+        """
         fs, path = self._fs, self._path
         if fs.persistent and fs.exists(path) and not path.is_dir():
             raise ForeignStore("there is a file where the snapshot should be", path=path)
@@ -216,13 +227,43 @@ class _Export:
         if strange:
             raise ForeignStore("the directory holds files that are not a snapshot", path=path, found=strange[:8])
         if MANIFEST_NAME not in names:
-            return
+            return None
         try:
-            found = SnapshotReader(path, fs=fs, tree_backend=self._backend).manifest
+            reader = SnapshotReader(path, fs=fs, tree_backend=self._backend)
         except SnapshotInvalid as error:
             raise ForeignStore(f"the directory holds another snapshot: {error}", path=path) from error
+        found = reader.manifest
         if (found.chain, found.block, found.root) != (self._source.chain, self._block, self._root):
             raise ForeignStore("the directory holds a snapshot of another state", path=path, height=found.block.height)
+        return reader
+
+    def _check_chunks(self, found: Manifest) -> None:
+        """Nothing happens if this export has the chunks of the finished snapshot; nothing is touched."""
+        names = {chunk_name(chunk.prefix, chunk.depth) for chunk in found.chunks}
+
+        def known(node: _Node) -> _Node | None:
+            if self._chunk_path(node).name in names:
+                return node
+            if self._rows(node) is None:
+                return None
+            raise ForeignStore(
+                "the directory holds a finished snapshot of this state in chunks of another length",
+                path=self._path,
+                chunks=len(names),
+                chunk_bytes=self._chunk_bytes,
+                remedy="use it as it is, or give the chunk length that it was made with; or export into an empty "
+                "directory",
+            )
+
+        for _ in self._walk(known):
+            pass
+
+    def _unfinish(self) -> None:
+        """There is no manifest: a chunk is about to be written again, and until the end this is no snapshot."""
+        if self._finished is not None:
+            self._finished = None
+            self._fs.remove(self._path / MANIFEST_NAME)
+            self._fs.sync_directory(self._path)
 
     def _remove_strangers(self, manifest: Manifest) -> None:
         """Chunks of an earlier, unfinished export that this one does not have are gone."""
@@ -230,27 +271,32 @@ class _Export:
         strangers = [name for name in self._fs.names(self._chunks) if name not in wanted and is_chunk_file(name)]
         for name in strangers:
             self._fs.remove(self._chunks / name)
-        if strangers:
-            self._fs.sync_directory(self._chunks)
 
     # -- chunks ---------------------------------------------------------------------------------------------------
 
-    def _entries(self) -> Iterator[ChunkEntry]:
-        """Every chunk, written or kept, in order."""
+    def _walk(self, take: Callable[[_Node], _T | None]) -> Iterator[_T]:
+        """What ``take`` gives for every chunk, in order; a node for which it gives ``None`` is divided."""
         for subtree in self._tree.subtrees(self._leaves_per_chunk()):
             records = self._tree.records(subtree.prefix, subtree.leaves)
             prefix = int.from_bytes(subtree.prefix, "big")
             pending = [_Node(prefix, subtree.depth, records, subtree.hash, tuple(subtree.siblings))]
             while pending:
                 node = pending.pop()
-                entry = self._kept_chunk(node)
-                if entry is None:
-                    rows = self._rows(node)
-                    if rows is None:
-                        pending += reversed(self._halves(node))
-                        continue
-                    entry = self._write(node, rows)
-                yield entry
+                found = take(node)
+                if found is None:
+                    pending += reversed(self._halves(node))
+                else:
+                    yield found
+
+    def _taken(self, node: _Node) -> ChunkEntry | None:
+        """The chunk of the node, kept or written; ``None`` if it would be too long."""
+        entry = self._kept_chunk(node)
+        if entry is None:
+            rows = self._rows(node)
+            if rows is not None:
+                self._unfinish()
+                entry = self._write(node, rows)
+        return entry
 
     def _leaves_per_chunk(self) -> int:
         """About how many keys fill a chunk: key hashes are evenly spread, so the first ones stand for all.

@@ -272,14 +272,15 @@ class Store:
         store of it; tell its user the root, or the ``manifest_digest`` of the answer.
 
         Args:
-            path: a directory that is missing, empty, or holds an unfinished export of a state of this chain.
+            path: a directory that is missing, empty, or holds an unfinished export, or a finished one of the same state
+                in chunks of the same length, which is checked and stays.
             chunk_bytes: length of a chunk before compression, 1 KiB to 16 MiB; longer where one value is.
             compress: with zstd, where that makes a chunk shorter.
             progress: called with (keys written, keys in all); what it raises ends the export.
         Raises:
             BlockNotFound: there is no canonical block at this height.
             PrunedError: the height lies below what can still be undone (``proof_window_blocks``).
-            ForeignStore: the directory holds something else; it was not touched.
+            ForeignStore: the directory holds something else, or the state in other chunks; it was not touched.
             ViewExpired: commits made meanwhile changed more than ``pinned_bytes_max``; call it again.
         """
         return export_state(
