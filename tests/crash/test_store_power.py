@@ -206,7 +206,7 @@ def _looks_at_no_root(patch: Patch) -> None:
 
 def trusts_the_image(patch: Patch) -> None:
     patch.setattr(tree, "caught_up", lambda image, *_rest: image)
-    patch.setattr(tree, "_fits", lambda image, state: True)
+    patch.setattr(tree, "has_root", lambda image, root: True)
 
 
 def forgets_large_values(patch: Patch) -> None:

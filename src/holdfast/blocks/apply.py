@@ -17,7 +17,7 @@ import msgspec
 
 from ..errors import CorruptionError
 from ..state.rows import Execution, blob_rows, chain_rows
-from ..types import ZERO_HASH, BlockInfo, OrphanInfo
+from ..types import BlockInfo, OrphanInfo
 from ..views.api import FrameLayers, Layer, RowReader, Rows
 from .content import FrameContent
 from .entries import BlockEntry, CanonicalEntry, OrphanEntry
@@ -32,7 +32,7 @@ from .records import (
     producer_key,
     time_key,
 )
-from .state import ChainState, encode_state
+from .state import ChainState, encode_state, root_after
 
 __all__ = ["ChainIndexes", "ExecutionOf", "Prepared", "UndoOf", "prepare"]
 
@@ -142,12 +142,8 @@ def _set_roots(content: FrameContent, state: ChainState, reader: RowReader) -> N
         else:
             row = reader.get(block_key(entry.parent))
             parent = None if row is None else decode_block_record(entry.parent, row)
-            entry.state_root = ZERO_HASH if parent is None or parent.state_root is None else parent.state_root
+            entry.state_root = root_after(parent)
         roots[entry.hash] = entry.state_root
-
-
-def _root_after(block: BlockEntry | BlockInfo) -> bytes:
-    return block.state_root if block.state_root is not None else ZERO_HASH
 
 
 def _switch(
@@ -192,7 +188,7 @@ def _switch(
     root = (state.root_height, state.root_hash) if fork is not None else joined[0][:2]
     state_root = state.state_root
     if state.stateful and (joined or left):
-        state_root = _root_after(joined[-1][2] if joined else _load(canonical.tip[1], reader))
+        state_root = root_after(joined[-1][2] if joined else _load(canonical.tip[1], reader))
     prepared.state = ChainState(
         canonical.tip[0],
         canonical.tip[1],

@@ -10,9 +10,11 @@ import struct
 from typing import NamedTuple
 
 from ..errors import CorruptionError, Recovery
-from ..types import ZERO_HASH
+from ..merkle.api import Tree
+from ..types import ZERO_HASH, BlockInfo
+from .entries import BlockEntry
 
-__all__ = ["EMPTY", "ChainState", "decode_state", "encode_state"]
+__all__ = ["EMPTY", "ChainState", "decode_state", "encode_state", "has_root", "root_after", "tip_height_of"]
 
 _STATE = struct.Struct(">BQ32sQ32sQQQQQQQ")
 assert _STATE.size == 137
@@ -92,3 +94,21 @@ def decode_state(data: bytes) -> ChainState:
         *rest,
     )
     return state._replace(state_root=data[_STATE.size :], stateful=True) if stateful else state
+
+
+def tip_height_of(data: bytes) -> int:
+    """Height of the tip in an encoded state of the chain, 0 without one."""
+    return max(0, decode_state(data).tip_height)
+
+
+# -- recorded roots -------------------------------------------------------------------------------------------------
+
+
+def root_after(block: BlockInfo | BlockEntry | None, empty: bytes = ZERO_HASH) -> bytes:
+    """The root that is recorded for the state after ``block``; ``empty`` while nothing on its branch was executed."""
+    return empty if block is None or block.state_root is None else block.state_root
+
+
+def has_root(tree: Tree, root: bytes) -> bool:
+    """True if ``tree`` has this recorded root; zeros stand for the empty tree while nothing was executed."""
+    return tree.root == root or (root == ZERO_HASH and tree.count == 0)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from .._fs import FileSystem
 from ..blocks.content import FrameContent, decode_frame
+from ..blocks.state import has_root
 from ..errors import CorruptionError, Recovery
 from ..merkle.api import Scheme, Tree
 from ..merkle.backend import backend
@@ -22,7 +23,6 @@ from ..state.rows import Execution
 from ..store.base import read_base
 from ..types import ZERO_HASH
 from .links import Counter, Frames
-from .state import fits
 
 __all__ = ["check_roots"]
 
@@ -118,7 +118,7 @@ def check_roots(
         if content is not None:
             roots.frame(frame.seq, content)
         tree = roots.tree
-        if tip is not None and frame.seq == tip[0] and tree is not None and not fits(tree, tip[1]):
+        if tip is not None and frame.seq == tip[0] and tree is not None and not has_root(tree, tip[1]):
             tally.problem(
                 CorruptionError(
                     "the views record another root than the journal gives",

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from .._fs import FileSystem
-from ..blocks.state import EMPTY, decode_state
+from ..blocks.state import EMPTY, decode_state, tip_height_of
 from ..consensus.safety import SafetyBook
 from ..engine.api import Engine
 from ..engine.memory import MemoryEngine
@@ -102,7 +102,7 @@ def compare_views(
             options=options,
             frame_digest=lambda seq: source.frame(seq).digest,
             history=StateHistory() if record is not None else None,
-            tip_height=lambda data: max(0, decode_state(data).tip_height),
+            tip_height=tip_height_of,
         )
         try:
             replayer = Replayer(views, SafetyBook())

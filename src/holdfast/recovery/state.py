@@ -21,7 +21,7 @@ from pathlib import Path
 
 from .._fs import FileSystem
 from ..blocks.records import block_key, canonical_key, decode_block_record
-from ..blocks.state import ChainState
+from ..blocks.state import ChainState, has_root, root_after
 from ..engine.api import Engine
 from ..errors import CorruptionError, NotFoundError, Recovery
 from ..limits import STATE_INLINE_BYTES_MAX, STATE_KEY_BYTES_MAX
@@ -32,7 +32,7 @@ from ..state.image import IMAGE_NAME, load_image
 from ..state.rows import BLOB_CHUNK_BYTES, full_value, preimage_key, state_key
 from ..store.identity import Identity
 from ..store.replay import execution_of
-from ..types import ZERO_HASH, BlockInfo
+from ..types import BlockInfo
 from ..views.history import decode_old, history_key, load_history
 from ..views.rows import decode_row, table_name
 from ..views.tables import BLOBS, PREIMAGES, STATE
@@ -52,11 +52,6 @@ def _bad(message: str, key: bytes, **context: object) -> CorruptionError:
     return CorruptionError(
         message, table=table_name(key), key=key[_PREFIX:], remedy=None, recovery=Recovery.REBUILD, **context
     )
-
-
-def fits(tree: Tree, root: bytes) -> bool:
-    """True if ``tree`` has this recorded root; zeros stand for the empty one while nothing was executed."""
-    return tree.root == root or (root == ZERO_HASH and tree.count == 0)
 
 
 def _pages(engine: Engine, start: bytes, stop: bytes, tally: Counter) -> Iterator[list[tuple[bytes, bytes]]]:
@@ -84,7 +79,7 @@ def check_rows(engine: Engine, scheme: Scheme, state: ChainState, tally: Counter
     Returns the tree over them, or ``None`` if it has another root.
     """
     tree = backend().build(scheme, _records(engine, scheme, tally))
-    if fits(tree, state.state_root):
+    if has_root(tree, state.state_root):
         return tree
     tally.problem(
         CorruptionError(
@@ -224,7 +219,7 @@ def check_image(
         known = False
     if not known:
         report("the image of the tree belongs to another history of the journal", seq=image.seq)
-    elif image.seq == last[0] and not fits(image.tree, last[1]):
+    elif image.seq == last[0] and not has_root(image.tree, last[1]):
         report("the image of the tree has another root", seq=image.seq, expected=last[1], found=image.tree.root)
 
 
@@ -253,8 +248,8 @@ def check_recent_history(source: Frames, engine: Engine, state: ChainState, tree
                     full_value(value, partial(_piece, engine))
                 old[key] = value
             tree = tree.update(old).tree
-        expected = below.state_root if below.state_root is not None else ZERO_HASH
-        if not fits(tree, expected):
+        expected = root_after(below)
+        if not has_root(tree, expected):
             raise CorruptionError(
                 "the history does not lead to the root that the journal says",
                 height=height - 1,

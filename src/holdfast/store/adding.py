@@ -9,6 +9,7 @@ from dataclasses import replace
 from ..blocks.content import entry_of
 from ..blocks.entries import BlockEntry, entry_info
 from ..blocks.reader import BlockReader
+from ..blocks.state import root_after
 from ..consensus.records import SafetyRecord
 from ..errors import (
     CallbackError,
@@ -270,8 +271,7 @@ class Adder:
         if safety is not None:
             writer.book.check(safety)
         self._judge(block, parent, self._stored, validate=True)
-        before = parent.state_root if parent is not None else None
-        unchanged = before if before is not None else SCHEMES[self._chain.spec.scheme].null
+        unchanged = root_after(parent, SCHEMES[self._chain.spec.scheme].null)
         if executed is not None and base != unchanged:
             raise InvalidInputError(
                 "the draft was made by another store: the state of its parent is another one there",

@@ -18,10 +18,11 @@ import msgspec
 
 from ..blocks.apply import ExecutionOf
 from ..blocks.records import block_key, canonical_key, decode_block_record
+from ..blocks.state import has_root, root_after
 from ..errors import BlockNotFound, CorruptionError, LimitExceeded, PrunedError, Recovery
 from ..merkle.api import Tree
 from ..state.rows import chain_rows, tree_changes
-from ..types import ZERO_HASH, BlockInfo
+from ..types import BlockInfo
 from ..views.api import RowReader, Rows
 from ..views.tables import PREIMAGES, STATE
 from ..views.views import Views
@@ -111,8 +112,8 @@ class Branches:
                 self._check_size(rows)
         changes = tree_changes((rows,))
         tree = moment.tree.update(changes).tree if changes else moment.tree
-        expected = target.state_root if target.state_root is not None else ZERO_HASH
-        if tree.root != expected and not (expected == ZERO_HASH and tree.count == 0):
+        expected = root_after(target)
+        if not has_root(tree, expected):
             raise CorruptionError(
                 "the state of a block does not have the root it was stored with",
                 hash=target.hash,

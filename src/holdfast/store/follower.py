@@ -19,7 +19,7 @@ from pathlib import Path
 
 from .._fs import FileSystem
 from ..blocks.records import block_key, decode_block_record
-from ..blocks.state import ChainState
+from ..blocks.state import ChainState, has_root
 from ..config import Settings
 from ..consensus.safety import SafetyBook
 from ..engine.api import Engine, Reader
@@ -30,7 +30,7 @@ from ..journal.reader import JournalReader
 from ..merkle.api import Scheme, Tree
 from ..state.draft import BlockState
 from ..state.reader import OverlaidRows
-from ..types import ZERO_HASH, BlockInfo, RecoveryStats
+from ..types import BlockInfo, RecoveryStats
 from ..views.api import RowReader
 from ..views.flush import load_applied
 from ..views.rows import decode_row
@@ -358,7 +358,7 @@ class Follower:
         if self._tree is not None:
             known, known_seq = self._tree
             tree = known if known_seq == seq else caught_up(known, self._reader, known_seq, seq, rows)
-        if tree is None or (tree.root != state.state_root and state.state_root != ZERO_HASH):
+        if tree is None or not has_root(tree, state.state_root):
             tree = open_tree(self._fs, self._root, self.identity, self._reader, seq, rows, state).tree
         self._tree = (tree, seq)
         return tree

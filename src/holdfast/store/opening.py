@@ -19,7 +19,7 @@ from pathlib import Path
 
 from .._fs import FileLock, FileSystem
 from ..blocks.apply import ChainIndexes
-from ..blocks.state import ChainState, decode_state
+from ..blocks.state import ChainState, tip_height_of
 from ..config import CONFIG_FILE_NAMES, Settings
 from ..consensus.safety import SafetyBook
 from ..engine.api import Engine
@@ -421,11 +421,6 @@ def make_views(plan: OpenPlan, journal: Journal, engine: Engine) -> Views:
         history=StateHistory() if plan.settings.history == "on" else None,
         tip_height=tip_height_of,
     )
-
-
-def tip_height_of(state: bytes) -> int:
-    """Height of the tip in an encoded state of the chain, 0 without one."""
-    return max(0, decode_state(state).tip_height)
 
 
 def _sync_through(journal: Journal, seq: int) -> None:

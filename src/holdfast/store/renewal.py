@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from .._failpoints import hit
 from .._fs import FileSystem
-from ..blocks.state import ChainState, decode_state
+from ..blocks.state import ChainState, tip_height_of
 from ..consensus.safety import SafetyBook
 from ..engine.open import CACHE_BYTES_DEFAULT, open_engine
 from ..journal.api import FrameSource
@@ -77,7 +77,7 @@ def build_generation(
                 options=options,
                 frame_digest=lambda seq: source.frame(seq).digest,
                 history=StateHistory() if history else None,
-                tip_height=lambda state: max(0, decode_state(state).tip_height),
+                tip_height=tip_height_of,
             )
             try:
                 replayer = Replayer(views, SafetyBook())

@@ -17,7 +17,7 @@ from contextlib import AbstractContextManager
 from typing import Protocol
 
 from ..blocks.records import block_key, canonical_key, decode_block_record, height_of_canonical_key
-from ..blocks.state import ChainState
+from ..blocks.state import ChainState, root_after
 from ..engine.api import Page, Reader
 from ..errors import BlockNotFound, CorruptionError, InvalidInputError, PrunedError, Recovery, StateError, ViewExpired
 from ..limits import HEIGHT_MAX
@@ -213,7 +213,7 @@ class StateAt(StateReader):
     @property
     def root(self) -> bytes:
         """Root of the state after it, 32 bytes."""
-        return self.block.state_root if self.block.state_root is not None else self._null
+        return root_after(self.block, self._null)
 
 
 class StoreState(StateReader):
@@ -237,8 +237,8 @@ class StoreState(StateReader):
     @property
     def root(self) -> bytes:
         """Root of the state at the tip, 32 bytes; that of an empty tree while nothing was executed."""
-        tip = self._source.tip
-        return tip.state_root if tip is not None and tip.state_root is not None else self._source.scheme.null
+        source = self._source
+        return root_after(source.tip, source.scheme.null)
 
     def at(self, height: int) -> StateAt:
         """The state after the canonical block at ``height``.

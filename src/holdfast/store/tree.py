@@ -19,7 +19,7 @@ from typing import NamedTuple
 from .._fs import FileSystem
 from ..blocks.content import decode_frame
 from ..blocks.records import block_key, decode_block_record
-from ..blocks.state import ChainState
+from ..blocks.state import ChainState, has_root
 from ..errors import CorruptionError, HoldfastError, Recovery
 from ..journal.api import FrameSource
 from ..merkle.api import SCHEMES, Scheme, Tree
@@ -82,13 +82,13 @@ def open_tree(
             if image.seq > last_seq or source.frame(image.seq).digest != image.digest:
                 raise CorruptionError("it belongs to another history of the journal", seq=image.seq)
             tree = caught_up(image.tree, source, image.seq, last_seq, rows)
-            if tree is not None and _fits(tree, state):
+            if tree is not None and has_root(tree, state.state_root):
                 return OpenedTree(tree, "image" if image.seq == last_seq else "caught_up", tuple(notes), image.seq)
             notes.append("tree image not used: it does not lead to the root in the journal")
         except HoldfastError as error:
             notes.append(f"tree image not used: {error}")
     tree = build_tree(scheme, rows, progress=progress)
-    if not _fits(tree, state):
+    if not has_root(tree, state.state_root):
         raise CorruptionError(
             "the state does not have the root that the journal says",
             height=state.tip_height,
@@ -98,10 +98,6 @@ def open_tree(
             recovery=Recovery.REBUILD,
         )
     return OpenedTree(tree, "rebuilt", tuple(notes), 0)
-
-
-def _fits(tree: Tree, state: ChainState) -> bool:
-    return tree.root == state.state_root or (state.state_root == ZERO_HASH and tree.count == 0)
 
 
 def build_tree(scheme: Scheme, rows: RowReader, *, progress: Callable[[int, int], None] | None = None) -> Tree:

@@ -27,7 +27,7 @@ from ..blocks.decide import Decider
 from ..blocks.entries import entry_info
 from ..blocks.fork_choice import ForkChoice
 from ..blocks.records import block_key, decode_block_record
-from ..blocks.state import ChainState, encode_state
+from ..blocks.state import ChainState, encode_state, has_root
 from ..consensus.records import SafetyRecord, encode_fence, encode_safety
 from ..consensus.safety import SafetyBook
 from ..errors import (
@@ -44,7 +44,7 @@ from ..journal.api import Kind, Part, TipMark
 from ..journal.journal import Journal
 from ..merkle.api import Tree
 from ..state.rows import tree_changes
-from ..types import ZERO_HASH, BlockInfo, ReorgInfo
+from ..types import BlockInfo, ReorgInfo
 from ..views.api import FrameLayers, Layer, RowReader, Rows
 from ..views.views import Views
 from .replay import execution_of
@@ -227,7 +227,7 @@ class Writer:
             changes = tree_changes(layer.chain_rows for layer in prepared.chain_layers)
             tree = self.tree.update(changes).tree if changes else self.tree
         expected = prepared.state.state_root
-        if tree.root != expected and not (expected == ZERO_HASH and tree.count == 0):
+        if not has_root(tree, expected):
             raise RootMismatch(
                 "the state does not have the root that the block claims",
                 hash=prepared.state.tip_hash,
