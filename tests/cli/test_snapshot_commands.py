@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import holdfast as api
+from holdfast.store import base
 from tests.cli.cli_tools import Answer, done, holdfast, start
 from tests.cli.state_store import HEIGHTS, StateStore, block_hash
 from tests.cli.test_state_commands import rows_of
@@ -205,3 +206,42 @@ def test_a_stopped_export_and_import_go_on(wide_store: Path, tmp_path: Path) -> 
     assert any((new / "base" / "chunks").iterdir())
     assert done(*take, "--json").record["keys"] == 20_000
     assert done("stats", "-d", new, "--json").record["state"]["keys"] == 20_000  # type: ignore[index]
+
+
+@pytest.mark.slow
+def test_the_same_import_again_is_done(exported: Path, root: str, tmp_path: Path) -> None:
+    take: list[str | Path] = ["snapshot", "import", exported, "-d", tmp_path / "new", "--root", root]
+    first = done(*take, "--json").record
+    again = done(*take)
+    assert "imported here before" in again.err
+    assert done(*take, "--json").record == first
+    with api.open(tmp_path / "new") as store:
+        store.commit(store.draft(), hash=block_hash("more"), header=b"")
+    assert "went on" in refused(holdfast(*take, "--json"), 16, "store_exists")
+
+
+@pytest.mark.slow
+def test_an_import_is_stopped_while_its_views_are_made(
+    exported: Path, root: str, one_state_made: StateStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[str] = []
+
+    def hit(name: str) -> None:
+        if name == "store.base.chunk":
+            loaded.append(name)
+            if len(loaded) % 2 == 0:
+                signal.raise_signal(signal.SIGINT)
+
+    take: list[str | Path] = ["snapshot", "import", exported, "-d", tmp_path / "new", "--root", root]
+    for chunks in (2, 4):
+        with monkeypatch.context() as patched:
+            patched.setattr(base, "hit", hit)
+            answer = holdfast(*take, "--progress-seconds", "0")
+        assert (answer.code, answer.out, len(loaded)) == (130, "", chunks)
+        assert "making the views" in answer.err
+        assert "the store is there" in answer.err
+        assert "next: run the same command again" in answer.err
+        assert not (tmp_path / "new" / "views" / "CURRENT").exists()
+    done(*take)
+    rows = rows_of(done("state", "scan", "--limit", "0", "-d", tmp_path / "new", "--json"))
+    assert rows == sorted(one_state_made.states[15].items())

@@ -17,6 +17,7 @@ from holdfast.engine.memory import MemoryEngine
 from holdfast.errors import (
     BlockNotFound,
     CorruptionError,
+    EngineMismatch,
     ForeignStore,
     HoldfastError,
     InvalidBlock,
@@ -361,14 +362,101 @@ class _Overtaken(RealFileSystem):
         return super().lock(path, owner)
 
 
-def test_an_import_that_was_overtaken_touches_nothing(tmp_path: Path) -> None:
+def test_an_import_that_was_overtaken_says_the_same(tmp_path: Path) -> None:
+    info, values, _ = exported(tmp_path)
+    assert taken_in(tmp_path, fs=_Overtaken(lambda: taken_in(tmp_path))) == info
+    with open_state_store(f"sqlite:{tmp_path / 'new'}") as store:
+        assert_tip(store, values)
+
+
+# -- the same import again -------------------------------------------------------------------------------------------
+
+
+def test_an_import_that_is_done_is_not_done_again(tmp_path: Path) -> None:
+    info, values, _ = exported(tmp_path)
+    taken_in(tmp_path)
+    before = {name: data for name, data in listing(tmp_path / "new").items() if name.startswith("base/")}
+    identity = (tmp_path / "new" / "holdfast.toml").read_bytes()
+    for _ in range(2):
+        assert taken_in(tmp_path) == info
+        assert (tmp_path / "new" / "holdfast.toml").read_bytes() == identity
+        with open_state_store(f"sqlite:{tmp_path / 'new'}") as store:
+            assert (store.recovery.clean, store.recovery.views_rebuilt) == (True, False)
+            assert_tip(store, values)
+    assert {name: data for name, data in listing(tmp_path / "new").items() if name.startswith("base/")} == before
+    with pytest.raises(SnapshotInvalid, match="trusted"):
+        taken_in(tmp_path, trusted_root=bytes(32))
+    with pytest.raises(EngineMismatch):
+        taken_in(tmp_path, engine="rocksdb")
+    with open_state_store(f"sqlite:{tmp_path / 'new'}"), pytest.raises(StoreLocked):
+        taken_in(tmp_path)
+
+
+def test_a_store_that_went_on_is_not_the_import(tmp_path: Path) -> None:
     exported(tmp_path)
-    with pytest.raises(StoreExists):
-        taken_in(tmp_path, fs=_Overtaken(lambda: taken_in(tmp_path)))
+    taken_in(tmp_path)
+    with open_state_store(f"sqlite:{tmp_path / 'new'}") as store:
+        commit(store, "next", {b"key/9": b"changed"})
     before = listing(tmp_path / "new")
-    with pytest.raises(StoreExists):
+    with pytest.raises(StoreExists, match="went on from it") as caught:
+        taken_in(tmp_path)
+    assert "open it" in str(caught.value.remedy)
+    assert listing(tmp_path / "new") == before
+
+
+def test_a_store_on_another_snapshot_is_not_the_import(tmp_path: Path) -> None:
+    exported(tmp_path)
+    taken_in(tmp_path)
+    shutil.rmtree(tmp_path / "snapshot")
+    with open_state_store(f"sqlite:{tmp_path / 'old'}") as store:
+        store.export_snapshot(tmp_path / "snapshot", height=6)
+    before = listing(tmp_path / "new")
+    with pytest.raises(StoreExists, match="into a new one"):
         taken_in(tmp_path)
     assert listing(tmp_path / "new") == before
+
+
+class _NoViews(RealFileSystem):
+    """The process dies before the views of the store are live."""
+
+    def write_atomic(self, path: Path, data: bytes) -> None:
+        if path.name == "CURRENT":
+            raise Stop
+        super().write_atomic(path, data)
+
+
+def test_an_import_that_ended_before_the_views_goes_on(tmp_path: Path) -> None:
+    info, values, _ = exported(tmp_path)
+    with pytest.raises(Stop):
+        taken_in(tmp_path, fs=_NoViews())
+    assert not (tmp_path / "new" / "views" / "CURRENT").exists()
+    assert taken_in(tmp_path) == info
+    assert (tmp_path / "new" / "views" / "CURRENT").exists()
+    with open_state_store(f"sqlite:{tmp_path / 'new'}") as store:
+        assert not store.recovery.views_rebuilt
+        assert_tip(store, values)
+
+
+def test_an_import_can_be_stopped_while_its_views_are_made(tmp_path: Path) -> None:
+    info, values, _ = exported(tmp_path)
+    seen: list[int] = []
+
+    def progress(done: int, total: int) -> None:
+        assert total == info.keys
+        seen.append(done)
+        if info.keys in seen[:-2]:  # copied, and two chunks loaded
+            raise Stop
+
+    for copied in (False, True):
+        seen[:] = [info.keys] if copied else []  # what is copied is not copied once more
+        with pytest.raises(Stop):
+            taken_in(tmp_path, progress=progress)
+        assert seen[:-2] == sorted(seen[:-2])
+        assert seen[-2] < seen[-1] < info.keys
+        assert not (tmp_path / "new" / "views" / "CURRENT").exists()
+    assert taken_in(tmp_path) == info
+    with open_state_store(f"sqlite:{tmp_path / 'new'}") as store:
+        assert_tip(store, values)
 
 
 class _NoIdentity(RealFileSystem):

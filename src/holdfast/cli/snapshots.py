@@ -50,15 +50,28 @@ class _Stopped(Exception):
 
 
 def _with_progress(
-    title: str, work: Callable[[Callable[[int, int], None]], SnapshotInfo], out: Output, seconds: float, kept: str
+    title: str,
+    work: Callable[[Callable[[int, int], None]], SnapshotInfo],
+    out: Output,
+    seconds: float,
+    kept: str,
+    second: tuple[str, str] | None = None,
 ) -> SnapshotInfo:
-    """What ``work`` gives; a signal ends it between two chunks, and the command with exit code 130."""
+    """What ``work`` gives; a signal ends it between two chunks, and the command with exit code 130.
+
+    ``second`` are title and ``kept`` for when it begins to count anew.
+    """
+    before = 0
     with (
         StopSignals() as stop,
         Progress(title, None, unit="keys", quiet=out.as_json, seconds=seconds) as progress,
     ):
 
         def step(done: int, total: int) -> None:
+            nonlocal title, kept, before
+            if done < before and second is not None:
+                title, kept = second
+            before = done
             progress.stage(title, done, total)
             if stop():
                 raise _Stopped
@@ -166,11 +179,14 @@ def take_in(
     config: Config = None,
     as_json: Json = False,
 ) -> None:
-    """Make a new store that stands on a snapshot; its tip is the snapshot's block. Run again, it goes on."""
+    """Make a new store that stands on a snapshot; its tip is the snapshot's block. Run again, it goes on.
+
+    Where it is done already and nothing was committed since, that is said, with exit code 0.
+    """
     from ..state.snapshot import SnapshotReader
     from ..store.snapshots import import_snapshot
     from .chains import parse_hash
-    from .session import load
+    from .session import find_identity, load
 
     out = Output(as_json=as_json)
     trusted, digest = _trust(root, manifest_digest, trust_manifest=trust_manifest, out=out)
@@ -192,9 +208,13 @@ def take_in(
             progress=step,
         )
 
-    found = _with_progress(
-        "importing", work, out, progress_seconds, "there is no store yet, and the chunks copied are kept"
-    )
+    there = find_identity(data_dir) is not None
+    copying = ("importing", "there is no store yet, and the chunks copied are kept")
+    making = ("making the views", "the store is there, its views are not complete")
+    title, kept = making if there else copying
+    found = _with_progress(title, work, out, progress_seconds, kept, making)
+    if there:
+        out.note("the snapshot was imported here before; the store is complete")
     _show(out, found, chain.spec.name, created=str(data_dir))
 
 

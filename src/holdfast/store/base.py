@@ -13,7 +13,7 @@ Invariants:
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import cast
 
@@ -178,11 +178,19 @@ def read_base(fs: FileSystem, root: Path, source: FrameSource) -> Iterator[Verif
         ) from error
 
 
-def load_base(engine: Engine, fs: FileSystem, root: Path, source: FrameSource) -> int:
+def load_base(
+    engine: Engine,
+    fs: FileSystem,
+    root: Path,
+    source: FrameSource,
+    *,
+    progress: Callable[[int, int], None] | None = None,
+) -> int:
     """Number of keys that the empty ``engine`` now holds: the state that the journal at ``root`` stands on.
 
     Call it before views are opened over a fresh engine. Nothing happens if the journal began empty. Otherwise the first
-    flush has begun, and replaying frame 1 finishes it.
+    flush has begun, and replaying frame 1 finishes it. ``progress`` is called with (keys loaded, 0): how many there are
+    is not known here.
 
     Raises ``CorruptionError`` as ``read_base``; the engine is then of no use.
     """
@@ -194,6 +202,8 @@ def load_base(engine: Engine, fs: FileSystem, root: Path, source: FrameSource) -
         _load_chunk(engine, chunk)
         hit("store.base.chunk")
         done += chunk.head.count
+        if progress is not None:
+            progress(done, 0)
     engine.sync()
     return done
 

@@ -404,7 +404,7 @@ def _current(generations: Generations, asked: str | None, default: str, notes: l
 def _fresh_views(plan: OpenPlan, journal: Journal, name: str, path: Path) -> tuple[Engine, Views]:
     engine = open_engine(name, path, create=True, cache_bytes=plan.settings.cache_bytes)
     try:
-        load_base(engine, plan.fs, plan.root, journal)
+        load_base(engine, plan.fs, plan.root, journal, progress=plan.progress)
         return engine, make_views(plan, journal, engine)
     except BaseException:
         engine.close()

@@ -2,7 +2,8 @@
 
 Invariants:
     * An import creates a store or leaves none: ``holdfast.toml`` comes last, and a target that holds anything else is
-      not touched. Killed at any moment, the same call goes on; chunks that were verified and copied are kept.
+      not touched. Killed at any moment, the same call goes on; chunks that were verified and copied are kept. Once the
+      store is there, the same call makes its views if they are missing, and nothing else.
     * Nothing of a chunk is written before it was verified, and what is written is what was verified.
     * The whole root is computed once more from the rows in the engine before the import returns.
 """
@@ -30,6 +31,8 @@ from ..errors import (
     SnapshotInvalid,
     StoreExists,
 )
+from ..journal.api import Part
+from ..journal.reader import JournalReader
 from ..merkle.api import Scheme, Tree
 from ..state.draft import BlockState
 from ..state.rows import full_value, preimage_key, state_key
@@ -38,9 +41,9 @@ from ..state.snapshot_export import CHUNK_BYTES_DEFAULT, export_snapshot, is_chu
 from ..state.snapshot_format import ChunkEntry, SnapshotBlock, SnapshotChain, chunk_name
 from ..types import Block
 from .backend import Backend
-from .base import BASE_NAME, base_parts, chain_of, spec_of
+from .base import BASE_NAME, base_of, base_parts, chain_of, spec_of
 from .chain import Chain, CustomChain, ExecutingChain, check_same_chain
-from .opening import OpenPlan, directory_state, make_directories, open_for_writing
+from .opening import OpenPlan, directory_state, make_directories, open_for_writing, read_identity
 from .url import parse_url
 
 __all__ = ["export_state", "import_snapshot"]
@@ -134,10 +137,11 @@ def import_snapshot(
 ) -> SnapshotInfo:
     """A new store at ``url`` stands on the snapshot in the directory ``source``; its tip is the snapshot's block.
 
-    Killed or failed at any moment, the next call with the same arguments goes on where this one stopped.
+    Killed or failed at any moment, the next call with the same arguments goes on where this one stopped. Where it had
+    come to its end, that call returns the same, as long as nothing was committed to the store.
 
     Args:
-        url: as for ``open``; a directory that is missing, empty, or holds an unfinished import.
+        url: as for ``open``; a directory that is missing, empty, or holds an import of this snapshot.
         source: the directory of the snapshot; it is only read.
         trusted_root: state root known from elsewhere, 32 bytes.
         trusted_block: hash of the block that is wanted, 32 bytes.
@@ -146,9 +150,9 @@ def import_snapshot(
         chain: the chain that the snapshot must belong to. If it can decode the header, that must give the block, and
             the root where the chain's headers have one.
         workers: threads that verify chunks; as many as there are processors, at most 4, if ``None``.
-        progress: called with (keys copied, keys in all); what it raises ends the import.
+        progress: called with (keys copied, keys in all), then (keys in the views, keys in all); may raise to end it.
     Raises:
-        StoreExists, ForeignStore: the target holds something; it was not touched.
+        StoreExists, ForeignStore: the target holds something else; it was not touched.
         SnapshotInvalid: names the chunk that is not right; nothing of it was written.
         StoreLocked: another import is at work there.
     """
@@ -157,8 +161,7 @@ def import_snapshot(
         raise InvalidInputError("a store in memory cannot stand on a snapshot: its base lies in files")
     if place.engine == "memory":
         raise InvalidInputError("a store on disk needs an engine on disk", found=place.engine)
-    fs = fs or RealFileSystem()
-    root = place.path.absolute()
+    fs, root = fs or RealFileSystem(), place.path.absolute()
     reader = SnapshotReader(Path(source), fs=fs)
     reader.trust(
         trusted_root=trusted_root,
@@ -168,15 +171,55 @@ def import_snapshot(
     )
     if chain is not None:
         _check_chain(reader, chain)
-    with _target(fs, root):
-        _Copy(fs, root / BASE_NAME, reader, progress).run(workers)
+    base: tuple[Part, list[Part]] | None = base_parts(reader.manifest, reader.digest)
+    try:
+        with _target(fs, root):
+            _Copy(fs, root / BASE_NAME, reader, progress).run(workers)
+    except StoreExists:
+        _check_imported(fs, root, reader)
+        base = None
     hit("store.import.before_create")
-    _create(fs, root, place.engine, settings if settings is not None else Settings(), reader)
+    _create(fs, root, place.engine, settings or Settings(), reader, base, progress)
     return reader.info
 
 
-def _create(fs: FileSystem, root: Path, engine: str | None, settings: Settings, reader: SnapshotReader) -> None:
-    """The store whose ``base/`` is complete exists, with its views, and is closed."""
+def _check_imported(fs: FileSystem, root: Path, reader: SnapshotReader) -> None:
+    """Nothing happens if the store at ``root`` is what an import of this snapshot made, and no more; it is only read.
+
+    Raises ``StoreExists`` for any other store.
+    """
+    identity = read_identity(fs, root)
+    journal = JournalReader.open(fs, root, store_id=identity.store_id, salt=identity.salt)
+    try:
+        base, last = base_of(journal), journal.durable_seq
+    finally:
+        journal.close()
+    if base is None or base.manifest_digest != reader.digest:
+        raise StoreExists("there is a store already; a snapshot is imported into a new one", path=root)
+    if last > base.seq:
+        raise StoreExists(
+            "the store stands on this snapshot already, and went on from it",
+            path=root,
+            remedy="open it; to import the snapshot once more, choose an empty directory",
+        )
+
+
+def _create(
+    fs: FileSystem,
+    root: Path,
+    engine: str | None,
+    settings: Settings,
+    reader: SnapshotReader,
+    base: tuple[Part, list[Part]] | None,
+    progress: Callable[[int, int], None] | None,
+) -> None:
+    """The store whose ``base/`` is complete exists, with its views, and is closed. Without ``base`` it was there."""
+    keys = reader.manifest.count
+
+    def step(done: int, _total: int) -> None:
+        if progress is not None:
+            progress(min(done, keys), keys)
+
     book = SafetyBook()
     plan = OpenPlan(
         fs,
@@ -188,7 +231,8 @@ def _create(fs: FileSystem, root: Path, engine: str | None, settings: Settings, 
         book.parts,
         lambda _seq: None,
         book,
-        base=base_parts(reader.manifest, reader.digest),
+        progress=step,
+        base=base,
     )
     opened = open_for_writing(plan)
     with ExitStack() as stack:
