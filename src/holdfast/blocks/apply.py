@@ -21,10 +21,10 @@ from ..types import BlockInfo, OrphanInfo
 from ..views.api import FrameLayers, Layer, RowReader, Rows
 from .content import FrameContent
 from .entries import BlockEntry, CanonicalEntry, OrphanEntry
+from .lookup import find_block, load_referred
 from .records import (
     block_key,
     canonical_key,
-    decode_block_record,
     encode_block_record,
     encode_orphan_record,
     height_key,
@@ -140,9 +140,7 @@ def _set_roots(content: FrameContent, state: ChainState, reader: RowReader) -> N
         elif entry.parent in roots:
             entry.state_root = roots[entry.parent]
         else:
-            row = reader.get(block_key(entry.parent))
-            parent = None if row is None else decode_block_record(entry.parent, row)
-            entry.state_root = root_after(parent)
+            entry.state_root = root_after(find_block(reader.get, entry.parent))
         roots[entry.hash] = entry.state_root
 
 
@@ -188,7 +186,7 @@ def _switch(
     root = (state.root_height, state.root_hash) if fork is not None else joined[0][:2]
     state_root = state.state_root
     if state.stateful and (joined or left):
-        state_root = root_after(joined[-1][2] if joined else _load(canonical.tip[1], reader))
+        state_root = root_after(joined[-1][2] if joined else load_referred(reader.get, canonical.tip[1]))
     prepared.state = ChainState(
         canonical.tip[0],
         canonical.tip[1],
@@ -214,7 +212,7 @@ def _put_orphans(
         if known is not None:
             prepared.orphans.append((orphan, known.height, None))
         else:
-            info = _load(orphan.hash, reader)
+            info = load_referred(reader.get, orphan.hash)
             prepared.orphans.append((orphan, info.height, info.seen_us))
 
 
@@ -234,7 +232,7 @@ def _joined(
     while block_hash != fork[1]:
         if height <= fork[0]:
             raise CorruptionError("the new tip does not descend from the fork point", hash=tip_hash, fork=fork[1])
-        entry = fresh.get(block_hash) or _load(block_hash, reader)
+        entry = fresh.get(block_hash) or load_referred(reader.get, block_hash)
         joined.append((height, block_hash, entry))
         height, block_hash = height - 1, entry.parent
     joined.reverse()
@@ -298,11 +296,4 @@ def _walk(height: int, block_hash: bytes, fork: tuple[int, bytes], reader: RowRe
         if height <= fork[0]:
             raise CorruptionError("the tip does not descend from the fork point", hash=block_hash, fork=fork[1])
         yield height, block_hash
-        height, block_hash = height - 1, _load(block_hash, reader).parent
-
-
-def _load(block_hash: bytes, reader: RowReader) -> BlockInfo:
-    row = reader.get(block_key(block_hash))
-    if row is None:
-        raise CorruptionError("a block that the journal refers to has no row", hash=block_hash)
-    return decode_block_record(block_hash, row)
+        height, block_hash = height - 1, load_referred(reader.get, block_hash).parent

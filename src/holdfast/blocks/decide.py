@@ -12,13 +12,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from ..errors import BlockNotFound, FinalityError, InvalidInputError, LimitExceeded, ReorgTooDeep
-from ..limits import HEIGHT_MAX, REASON_BYTES_MAX, WORK_MAX
+from ..limits import REASON_BYTES_MAX, WORK_MAX
 from ..types import Block, BlockInfo
 from ..views.api import RowReader
 from .content import FrameContent, entry_of
 from .entries import BlockEntry, CanonicalEntry, FinalizedEntry, OrphanEntry
 from .fork_choice import ForkChoice
-from .records import block_key, canonical_key, decode_block_record
+from .lookup import canonical_hash, find_block, load_block
 from .state import ChainState
 
 __all__ = ["Decider", "check_reason"]
@@ -55,19 +55,15 @@ class Decider:
 
     def info(self, block_hash: bytes) -> BlockInfo | None:
         """The stored block, or ``None``."""
-        row = self.reader.get(block_key(block_hash))
-        return None if row is None else decode_block_record(block_hash, row)
+        return find_block(self.reader.get, block_hash)
 
     def load(self, block_hash: bytes) -> BlockInfo:
         """The stored block. Raises ``BlockNotFound``."""
-        info = self.info(block_hash)
-        if info is None:
-            raise BlockNotFound("no such block is stored", hash=block_hash)
-        return info
+        return load_block(self.reader.get, block_hash)
 
     def canonical_hash(self, height: int) -> bytes | None:
         """Hash of the canonical block at ``height``."""
-        return self.reader.get(canonical_key(height)) if 0 <= height <= HEIGHT_MAX else None
+        return canonical_hash(self.reader.get, height)
 
     def _branch(self, info: BlockInfo, floor: int) -> Iterator[BlockInfo]:
         """``info`` and its ancestors down to, not including, the first canonical one; stops below ``floor``."""

@@ -10,17 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from ..errors import BlockNotFound, CorruptionError, InvalidInputError, Recovery
+from ..errors import CorruptionError, InvalidInputError, Recovery
 from ..journal.api import FrameSource, Kind
 from ..limits import HEIGHT_MAX, PRODUCER_BYTES_MAX
 from ..types import ZERO_HASH, Block, BlockInfo, BlockStatus, OrphanInfo, TipInfo
 from ..views.api import RowReader
 from ..views.tables import CANONICAL, ORPHANS, TIMES
+from .lookup import canonical_block, canonical_hash, find_block, load_block
 from .records import (
     HEIGHT,
     block_key,
     canonical_key,
-    decode_block_record,
     decode_orphan_record,
     height_key,
     orphan_key,
@@ -58,8 +58,7 @@ class BlockReader:
 
     def get(self, block_hash: bytes) -> BlockInfo | None:
         """The stored block of this hash on any branch, or ``None``."""
-        row = self._rows.get(block_key(block_hash))
-        return None if row is None else decode_block_record(block_hash, row)
+        return find_block(self._rows.get, block_hash)
 
     def has(self, block_hash: bytes) -> bool:
         """True if the block is stored, on any branch."""
@@ -67,26 +66,15 @@ class BlockReader:
 
     def load(self, block_hash: bytes) -> BlockInfo:
         """The stored block of this hash. Raises ``BlockNotFound``."""
-        info = self.get(block_hash)
-        if info is None:
-            raise BlockNotFound("no such block is stored", hash=block_hash)
-        return info
+        return load_block(self._rows.get, block_hash)
 
     def hash_at(self, height: int) -> bytes | None:
         """Hash of the canonical block at ``height``, or ``None``."""
-        return self._rows.get(canonical_key(height)) if 0 <= height < 2**64 else None
+        return canonical_hash(self._rows.get, height)
 
     def at(self, height: int) -> BlockInfo | None:
         """The canonical block at ``height``, or ``None``."""
-        block_hash = self.hash_at(height)
-        if block_hash is None:
-            return None
-        info = self.get(block_hash)
-        if info is None:
-            raise CorruptionError(
-                "a canonical block has no row", height=height, hash=block_hash, recovery=Recovery.REBUILD
-            )
-        return info
+        return canonical_block(self._rows.get, height)
 
     def is_canonical(self, info: BlockInfo) -> bool:
         """True if the block is on the canonical branch."""

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator
+from functools import partial
 from typing import Protocol
 
 from ..blocks.content import FrameContent, decode_frame
 from ..blocks.entries import BlockEntry, CanonicalEntry, decode_block
+from ..blocks.lookup import find_block
 from ..blocks.records import HEIGHT, block_key, decode_block_record
 from ..blocks.state import ChainState
 from ..consensus.records import decode_fence, decode_safety
@@ -23,7 +25,7 @@ from ..journal.api import KNOWN_KINDS, Frame, FrameSource, Kind
 from ..views.rows import decode_row
 from ..views.tables import BLOCKS, CANONICAL, ORPHANS, Table
 
-__all__ = ["Counter", "Frames", "check_block_links", "check_canonical", "check_tip", "engine_rows"]
+__all__ = ["Counter", "Frames", "check_block_links", "check_canonical", "check_tip", "engine_rows", "plain_row"]
 
 _REMEMBERED_BLOCKS_MAX = 200_000
 
@@ -53,6 +55,12 @@ def engine_rows(engine: Engine, start: bytes = b"", stop: bytes | None = None) -
         if page.resume is None:
             return
         start = page.resume
+
+
+def plain_row(engine: Engine, key: bytes) -> bytes | None:
+    """The row without its checksum, or ``None``. Raises ``CorruptionError`` for a bad checksum."""
+    stored = engine.get(key)
+    return None if stored is None else decode_row(key, stored)
 
 
 def _table(engine: Engine, table: Table) -> Iterator[tuple[bytes, bytes]]:
@@ -139,11 +147,8 @@ class _Links:
         known = self._known.get(block_hash)
         if known is not None or self._engine is None:
             return known
-        stored = self._engine.get(block_key(block_hash))
-        if stored is None:
-            return None
-        record = decode_block_record(block_hash, decode_row(block_key(block_hash), stored))
-        if record.seq > before_seq:
+        record = find_block(partial(plain_row, self._engine), block_hash)
+        if record is None or record.seq > before_seq:
             return None
         frame = self._source.frame(record.seq)
         if record.part >= len(frame.parts) or frame.parts[record.part].kind != Kind.BLOCK:
@@ -221,18 +226,17 @@ def check_canonical(engine: Engine, state: ChainState, tally: Counter) -> None:
     def bad(message: str, **context: object) -> None:
         tally.problem(CorruptionError(message, table=CANONICAL.name, remedy=None, recovery=Recovery.REBUILD, **context))
 
+    get = partial(plain_row, engine)
     for key, block_hash in _table(engine, CANONICAL):
         height = int.from_bytes(key, "big")
         tally.step(1, total)
         if not state.has_tip or height != expected:
             bad("the canonical table has a gap or a row too many", height=height, expected=expected)
-        stored = engine.get(block_key(block_hash))
-        if stored is None:
+        record = find_block(get, block_hash)
+        if record is None:
             bad("a canonical block has no row", height=height, hash=block_hash)
-        else:
-            record = decode_block_record(block_hash, decode_row(block_key(block_hash), stored))
-            if record.height != height or (previous and record.parent != previous):
-                bad("a canonical block is not the child of the one below it", height=height, hash=block_hash)
+        elif record.height != height or (previous and record.parent != previous):
+            bad("a canonical block is not the child of the one below it", height=height, hash=block_hash)
         if height == state.root_height and block_hash != state.root_hash:
             bad("the root is another block", height=height, hash=block_hash, expected_hash=state.root_hash)
         expected, previous = height + 1, block_hash

@@ -20,7 +20,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from .._fs import FileSystem
-from ..blocks.records import block_key, canonical_key, decode_block_record
+from ..blocks.lookup import load_canonical
 from ..blocks.state import ChainState, has_root, root_after
 from ..engine.api import Engine
 from ..errors import CorruptionError, NotFoundError, Recovery
@@ -32,11 +32,10 @@ from ..state.image import IMAGE_NAME, load_image
 from ..state.rows import BLOB_CHUNK_BYTES, full_value, preimage_key, state_key
 from ..store.identity import Identity
 from ..store.replay import execution_of
-from ..types import BlockInfo
 from ..views.history import decode_old, history_key, load_history
 from ..views.rows import decode_row, table_name
 from ..views.tables import BLOBS, PREIMAGES, STATE
-from .links import Counter, Frames, engine_rows
+from .links import Counter, Frames, engine_rows, plain_row
 
 __all__ = ["HISTORY_HEIGHTS", "check_blobs", "check_image", "check_preimages", "check_recent_history", "check_rows"]
 
@@ -110,14 +109,9 @@ def _records(engine: Engine, scheme: Scheme, tally: Counter) -> Iterator[bytes]:
         yield backend().hash_rows(scheme, rows)
 
 
-def _piece(engine: Engine, key: bytes) -> bytes | None:
-    stored = engine.get(key)
-    return None if stored is None else decode_row(key, stored)
-
-
 def _check_value(value: bytes, engine: Engine, key: bytes, tally: Counter) -> None:
     try:
-        full_value(value, partial(_piece, engine))
+        full_value(value, partial(plain_row, engine))
     except CorruptionError as error:
         error.context.setdefault("state_key", key)
         tally.problem(error)
@@ -232,9 +226,10 @@ def check_recent_history(source: Frames, engine: Engine, state: ChainState, tree
     if record is None or not state.has_tip:
         return
     lowest = max(record.floor, state.root_height)
-    info = _canonical(engine, state.tip_height)
+    get = partial(plain_row, engine)
+    info = load_canonical(get, state.tip_height)
     for height in range(state.tip_height, max(lowest, state.tip_height - HISTORY_HEIGHTS), -1):
-        below = _canonical(engine, height - 1)
+        below = load_canonical(get, height - 1)
         if info.executed is not None:
             old = {}
             keys = list(execution_of(source, info).changes)
@@ -245,7 +240,7 @@ def check_recent_history(source: Frames, engine: Engine, state: ChainState, tree
                     raise _bad("a history row is missing", row, state_key=key, height=height)
                 value = decode_old(row, decode_row(row, stored))
                 if value is not None and is_reference(value):
-                    full_value(value, partial(_piece, engine))
+                    full_value(value, get)
                 old[key] = value
             tree = tree.update(old).tree
         expected = root_after(below)
@@ -259,13 +254,3 @@ def check_recent_history(source: Frames, engine: Engine, state: ChainState, tree
                 recovery=Recovery.REBUILD,
             )
         info = below
-
-
-def _canonical(engine: Engine, height: int) -> BlockInfo:
-    key = canonical_key(height)
-    stored = engine.get(key)
-    block_hash = b"" if stored is None else decode_row(key, stored)
-    row = engine.get(block_key(block_hash)) if block_hash else None
-    if row is None:
-        raise CorruptionError("a canonical block has no row", height=height, recovery=Recovery.REBUILD)
-    return decode_block_record(block_hash, decode_row(block_key(block_hash), row))

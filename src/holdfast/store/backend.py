@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Protocol
 
 from .._failpoints import hit
+from ..blocks.lookup import load_block
 from ..blocks.reader import BlockReader
-from ..blocks.records import block_key, decode_block_record
 from ..blocks.state import ChainState
 from ..consensus.safety import SafetyBook
 from ..engine.api import Engine, Page, Reader
 from ..engine.open import open_engine
-from ..errors import BlockNotFound, ClosedError, HoldfastError, InvalidInputError
+from ..errors import ClosedError, HoldfastError, InvalidInputError
 from ..journal.api import FrameSource
 from ..merkle.api import Scheme
 from ..state.draft import BlockState
@@ -241,10 +241,7 @@ class WriterBackend:
                 tip = writer.tip
                 if block_hash is None or (tip is not None and tip.hash == block_hash):
                     return BlockState(pin, writer.tree, pin.close)
-                row = pin.get(block_key(block_hash))
-                if row is None:
-                    raise BlockNotFound("no such block is stored", hash=block_hash)
-                rows, tree = self._branches.state_of(decode_block_record(block_hash, row))
+                rows, tree = self._branches.state_of(load_block(pin.get, block_hash))
                 return BlockState(OverlaidRows(pin, rows), tree, pin.close)
             except BaseException:
                 pin.close()

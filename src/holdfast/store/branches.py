@@ -17,9 +17,9 @@ from collections.abc import Callable
 import msgspec
 
 from ..blocks.apply import ExecutionOf
-from ..blocks.records import block_key, canonical_key, decode_block_record
+from ..blocks.lookup import canonical_hash, load_block
 from ..blocks.state import has_root, root_after
-from ..errors import BlockNotFound, CorruptionError, LimitExceeded, PrunedError, Recovery
+from ..errors import CorruptionError, LimitExceeded, PrunedError, Recovery
 from ..merkle.api import Tree
 from ..state.rows import chain_rows, tree_changes
 from ..types import BlockInfo
@@ -88,7 +88,7 @@ class Branches:
 
     def _brought_forward(self, answer: _Answer, moment: Moment) -> _Answer | None:
         """The same answer over the present tip, if that descends from the tip it was made for."""
-        if self._canonical(moment, answer.tip.height) != answer.tip.hash:
+        if canonical_hash(moment.rows.get, answer.tip.height) != answer.tip.hash:
             return None
         rows = self._undone(moment, answer.tip.height)
         rows.update(answer.rows)
@@ -98,10 +98,10 @@ class Branches:
     def _made(self, target: BlockInfo, moment: Moment) -> _Answer:
         branch: list[BlockInfo] = []
         info = target
-        while self._canonical(moment, info.height) != info.hash:
+        while canonical_hash(moment.rows.get, info.height) != info.hash:
             branch.append(info)
             self._check_floor(moment, info.height - 1, target)
-            info = self._load(moment, info.parent)
+            info = load_block(moment.rows.get, info.parent)
         self._check_floor(moment, info.height, target)
         rows = self._undone(moment, info.height)
         # A flush of the writing process may have replaced rows that this undo was read from, and stored no undo.
@@ -131,7 +131,7 @@ class Branches:
         assert moment.tip is not None
         rows: Rows = {}
         for height in range(moment.tip.height, fork_height, -1):
-            block_hash = self._canonical(moment, height)
+            block_hash = canonical_hash(moment.rows.get, height)
             if block_hash is None:
                 raise CorruptionError("the canonical chain has a gap", height=height, recovery=Recovery.REBUILD)
             rows.update(_state_rows(moment.views.undo_of(height, block_hash)))
@@ -154,14 +154,3 @@ class Branches:
     def _check_size(rows: Rows) -> None:
         if len(rows) > _ROWS_MAX:
             raise LimitExceeded("too much of the state changed since that block", found=len(rows), limit=_ROWS_MAX)
-
-    @staticmethod
-    def _canonical(moment: Moment, height: int) -> bytes | None:
-        return moment.rows.get(canonical_key(height))
-
-    @staticmethod
-    def _load(moment: Moment, block_hash: bytes) -> BlockInfo:
-        row = moment.rows.get(block_key(block_hash))
-        if row is None:
-            raise BlockNotFound("no such block is stored", hash=block_hash)
-        return decode_block_record(block_hash, row)

@@ -18,13 +18,13 @@ from functools import partial
 from pathlib import Path
 
 from .._fs import FileSystem
-from ..blocks.records import block_key, decode_block_record
+from ..blocks.lookup import load_block, load_tip
 from ..blocks.state import ChainState, has_root
 from ..config import Settings
 from ..consensus.safety import SafetyBook
 from ..engine.api import Engine, Reader
 from ..engine.open import open_engine
-from ..errors import BlockNotFound, CorruptionError, EngineMismatch, MissingFile, Recovery
+from ..errors import CorruptionError, EngineMismatch, MissingFile, Recovery
 from ..journal.api import FrameSource
 from ..journal.reader import JournalReader
 from ..merkle.api import Scheme, Tree
@@ -196,12 +196,7 @@ class Follower:
         session.views.caught_up()
         state = session.replayer.state
         if state.has_tip and (session.tip is None or session.tip.hash != state.tip_hash):
-            row = session.views.latest().get(block_key(state.tip_hash))
-            if row is None:
-                raise CorruptionError(
-                    "the tip has no row", hash=state.tip_hash, height=state.tip_height, recovery=Recovery.REBUILD
-                )
-            session.tip = decode_block_record(state.tip_hash, row)
+            session.tip = load_tip(session.views.latest().get, state)
 
     # -- moving ---------------------------------------------------------------------------------------------------
 
@@ -333,23 +328,16 @@ class Follower:
 
         The tree is made when it is first asked for, and brought forward each time.
         """
-        stack = contextlib.ExitStack()
-        try:
-            with self._lock:
-                session, snapshot = self._frozen(stack)
-                pin = stack.enter_context(session.views.pin(snapshot))
-                tree = self._tree_of(session, pin)
-                if block_hash is None or (session.tip is not None and session.tip.hash == block_hash):
-                    return BlockState(pin, tree, stack.close)
-                row = pin.get(block_key(block_hash))
-                if row is None:
-                    raise BlockNotFound("no such block is stored", hash=block_hash)
-                moment = Moment(session.views, pin, session.tip, tree, partial(execution_of, self._reader))
-                rows, tree = Branches(lambda: moment).state_of(decode_block_record(block_hash, row))
-                return BlockState(OverlaidRows(pin, rows), tree, stack.close)
-        except BaseException:
-            stack.close()
-            raise
+        with contextlib.ExitStack() as stack, self._lock:
+            session, snapshot = self._frozen(stack)
+            pin = stack.enter_context(session.views.pin(snapshot))
+            tree = self._tree_of(session, pin)
+            if block_hash is None or (session.tip is not None and session.tip.hash == block_hash):
+                return BlockState(pin, tree, stack.pop_all().close)
+            info = load_block(pin.get, block_hash)
+            moment = Moment(session.views, pin, session.tip, tree, partial(execution_of, self._reader))
+            rows, tree = Branches(lambda: moment).state_of(info)
+            return BlockState(OverlaidRows(pin, rows), tree, stack.pop_all().close)
 
     def _tree_of(self, session: _Session, rows: RowReader) -> Tree:
         """The tree over the state that ``rows`` are of, which is the session's newest."""

@@ -19,11 +19,10 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 
 from .._failpoints import hit
-from ..blocks.records import block_key, canonical_key, decode_block_record
+from ..blocks.lookup import load_canonical
 from ..engine.api import Batch, Engine
-from ..errors import CorruptionError, FinalityError, InvalidInputError, Recovery, StateError
+from ..errors import FinalityError, InvalidInputError, StateError
 from ..limits import HEIGHT_MAX
-from ..types import BlockInfo
 from ..views.api import HistoryRecord
 from ..views.history import history_bounds, history_key
 from ..views.tables import HISTORY
@@ -327,18 +326,7 @@ class Pruner:
 
     def _keys(self, height: int) -> list[bytes]:
         """Keys of the state that the canonical block at ``height`` changed."""
-        rows = self._backend.rows
-        block_hash = rows.get(canonical_key(height))
-        if block_hash is None:
-            raise CorruptionError(
-                "there is no canonical block at a final height", height=height, recovery=Recovery.REBUILD
-            )
-        row = rows.get(block_key(block_hash))
-        if row is None:
-            raise CorruptionError(
-                "a canonical block has no row", height=height, hash=block_hash, recovery=Recovery.REBUILD
-            )
-        info: BlockInfo = decode_block_record(block_hash, row)
+        info = load_canonical(self._backend.rows.get, height)
         if info.executed is None:
             return []
         return list(execution_of(self._backend.journal, info).changes)

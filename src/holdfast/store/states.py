@@ -16,10 +16,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol
 
-from ..blocks.records import block_key, canonical_key, decode_block_record, height_of_canonical_key
+from ..blocks.lookup import canonical_block
+from ..blocks.records import canonical_key, height_of_canonical_key
 from ..blocks.state import ChainState, root_after
 from ..engine.api import Page, Reader
-from ..errors import BlockNotFound, CorruptionError, InvalidInputError, PrunedError, Recovery, StateError, ViewExpired
+from ..errors import BlockNotFound, InvalidInputError, PrunedError, StateError, ViewExpired
 from ..limits import HEIGHT_MAX
 from ..merkle.api import Scheme
 from ..merkle.backend import backend
@@ -410,15 +411,10 @@ class StoreState(StateReader):
         if type(height) is not int or not 0 <= height <= HEIGHT_MAX:
             raise InvalidInputError("a height is a whole number that is not negative", found=height)
         source = self._source
-        block_hash = source.rows.get(canonical_key(height))
-        if block_hash is None:
+        info = canonical_block(source.rows.get, height)
+        if info is None:
             state = source.state
             if state.has_tip and height < state.root_height:
                 raise PrunedError("the chain begins above this height", height=height, least_readable=state.root_height)
             raise BlockNotFound("no canonical block at this height", height=height, tip=state.tip_height)
-        row = source.rows.get(block_key(block_hash))
-        if row is None:
-            raise CorruptionError(
-                "a canonical block has no row", height=height, hash=block_hash, recovery=Recovery.REBUILD
-            )
-        return decode_block_record(block_hash, row)
+        return info

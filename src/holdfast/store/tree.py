@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from .._fs import FileSystem
 from ..blocks.content import decode_frame
-from ..blocks.records import block_key, decode_block_record
+from ..blocks.lookup import load_referred
 from ..blocks.state import ChainState, has_root
 from ..errors import CorruptionError, HoldfastError, Recovery
 from ..journal.api import FrameSource
@@ -142,7 +142,7 @@ def caught_up(tree: Tree, source: FrameSource, seq: int, last_seq: int, rows: Ro
 
 def _changed_keys(source: FrameSource, seq: int, last_seq: int, rows: RowReader) -> Iterator[Iterable[bytes]]:
     """Keys of every block that a frame after ``seq`` brought, adopted or took out of the canonical chain."""
-    load = partial(_load, rows)
+    load = partial(load_referred, rows.get)
     for frame in source.frames(seq + 1, last_seq + 1):
         content = decode_frame(source, frame)
         if content is None:
@@ -168,10 +168,3 @@ def _changed_keys(source: FrameSource, seq: int, last_seq: int, rows: RowReader)
 
 def _keys_of(source: FrameSource, info: BlockInfo) -> Iterable[bytes]:
     return execution_of(source, info).changes if info.executed is not None else ()
-
-
-def _load(rows: RowReader, block_hash: bytes) -> BlockInfo:
-    row = rows.get(block_key(block_hash))
-    if row is None:
-        raise CorruptionError("a block that the journal refers to has no row", hash=block_hash)
-    return decode_block_record(block_hash, row)

@@ -26,17 +26,15 @@ from ..blocks.content import FrameContent
 from ..blocks.decide import Decider
 from ..blocks.entries import entry_info
 from ..blocks.fork_choice import ForkChoice
-from ..blocks.records import block_key, decode_block_record
+from ..blocks.lookup import load_tip
 from ..blocks.state import ChainState, encode_state, has_root
 from ..consensus.records import SafetyRecord, encode_fence, encode_safety
 from ..consensus.safety import SafetyBook
 from ..errors import (
-    CorruptionError,
     HoldfastError,
     InternalError,
     LimitExceeded,
     PoisonedError,
-    Recovery,
     RootMismatch,
     StateError,
 )
@@ -122,7 +120,7 @@ class Writer:
         self._durable_seq = journal.durable_seq
         self.decider: Decider | None = None
         self.state = state
-        self.tip = self._load_tip(state)
+        self.tip = load_tip(self._latest.get, state)
         self.tree = tree
         self._tree_bytes_max = tree_bytes_max
         self.changed_keys = 0
@@ -135,19 +133,6 @@ class Writer:
     ) -> None:
         """Decisions follow these rules from now on."""
         self.decider = Decider(self.views.latest(), fork_choice, max_reorg_depth, max_orphans, forced)
-
-    def _load_tip(self, state: ChainState) -> BlockInfo | None:
-        if not state.has_tip:
-            return None
-        row = self.views.latest().get(block_key(state.tip_hash))
-        if row is None:
-            raise CorruptionError(
-                "the tip has no row",
-                hash=state.tip_hash,
-                height=state.tip_height,
-                recovery=Recovery.REBUILD,
-            )
-        return decode_block_record(state.tip_hash, row)
 
     def replace_views(self, views: Views) -> None:
         """Another generation of views, at the same frame, takes over; the lock is held."""
@@ -265,7 +250,7 @@ class Writer:
             if blocks and blocks[-1].hash == state.tip_hash:
                 self.tip = blocks[-1]
             else:
-                self.tip = self._load_tip(state)
+                self.tip = load_tip(self._latest.get, state)
             if old_tip is not None and canonical is not None and canonical.fork is not None:
                 fork_height, fork_hash = canonical.fork
                 if fork_hash != old_tip.hash:
