@@ -4,34 +4,16 @@ use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyList, PyTuple};
 
-/// Each value behind the CRC-32 (big-endian) of its key and itself; `None` stays `None`.
-#[pyfunction]
-pub fn encode_rows<'py>(
-    py: Python<'py>,
-    keys: &Bound<'py, PyList>,
-    values: &Bound<'py, PyList>,
-) -> PyResult<Bound<'py, PyList>> {
-    if keys.len() != values.len() {
-        return Err(PyValueError::new_err("there are not as many keys as values"));
-    }
-    let out = PyList::empty(py);
-    for (key, value) in keys.iter().zip(values.iter()) {
-        if value.is_none() {
-            out.append(value)?;
-            continue;
-        }
-        let (key, value) = (key.cast::<PyBytes>()?.as_bytes(), value.cast::<PyBytes>()?.as_bytes());
-        let mut sum = crc32fast::Hasher::new();
-        sum.update(key);
-        sum.update(value);
-        let row = PyBytes::new_with(py, 4 + value.len(), |bytes| {
-            bytes[..4].copy_from_slice(&sum.finalize().to_be_bytes());
-            bytes[4..].copy_from_slice(value);
-            Ok(())
-        })?;
-        out.append(row)?;
-    }
-    Ok(out)
+/// `value` behind the CRC-32 (big-endian) of its key and itself.
+pub fn checked<'py>(py: Python<'py>, key: &[u8], value: &[u8]) -> PyResult<Bound<'py, PyBytes>> {
+    let mut sum = crc32fast::Hasher::new();
+    sum.update(key);
+    sum.update(value);
+    PyBytes::new_with(py, 4 + value.len(), |bytes| {
+        bytes[..4].copy_from_slice(&sum.finalize().to_be_bytes());
+        bytes[4..].copy_from_slice(value);
+        Ok(())
+    })
 }
 
 /// The values of stored rows, each behind the CRC-32 of its key and itself; `None` stays `None`.

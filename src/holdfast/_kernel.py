@@ -21,6 +21,7 @@ __all__ = [
     "THREADS_VARIABLE",
     "VERSION",
     "KernelModule",
+    "NativeMerge",
     "NativeScheme",
     "NativeTree",
     "installed",
@@ -28,7 +29,7 @@ __all__ = [
 ]
 
 MODULE = "holdfast_kernel"
-VERSION = "0.3.0"
+VERSION = "0.4.0"
 """The version of the kernel that this package works with, as in ``kernel/Cargo.toml``."""
 THREADS_VARIABLE = "HOLDFAST_KERNEL_THREADS"
 """Environment: threads of a batch. Unset or 0: as many as there are processors, at most 4."""
@@ -74,6 +75,24 @@ class NativeScheme(Protocol):
     def node_hash(self, records: bytes, depth: int) -> bytes: ...
 
 
+class NativeMerge(Protocol):
+    """Rows of many layers in key order; ``views.merge`` says what its methods do."""
+
+    def add(self, rows: dict[bytes, bytes | None], undo: bool) -> int: ...
+
+    def sort(self) -> int: ...
+
+    def unknown(self, rows_max: int) -> list[bytes]: ...
+
+    def known(self, values: list[bytes | None]) -> None: ...
+
+    def undo(self, number: int) -> dict[bytes, bytes | None]: ...
+
+    def batch(self, rows_max: int, bytes_max: int) -> dict[bytes, bytes | None]: ...
+
+    def keys(self) -> list[bytes]: ...
+
+
 class KernelModule(Protocol):
     """What the module ``holdfast_kernel`` offers."""
 
@@ -91,7 +110,7 @@ class KernelModule(Protocol):
 
     def set_threads(self, threads: int) -> None: ...
 
-    def encode_rows(self, keys: list[bytes], values: list[bytes | None]) -> list[bytes | None]: ...
+    def RowMerge(self) -> NativeMerge: ...
 
     def decode_rows(self, keys: list[bytes], stored: list[bytes | None]) -> list[bytes | None]: ...
 

@@ -23,6 +23,7 @@ from holdfast.testing.crashfs import CrashableFileSystem, Fault
 from holdfast.views.api import Rows
 from holdfast.views.collect import HistoryChanges
 from holdfast.views.flush import Flusher
+from holdfast.views.merge import RowMerge
 from holdfast.views.overlay import Published
 from holdfast.views.tables import PREIMAGES, STATE, Table
 from holdfast.views.views import Views
@@ -137,12 +138,17 @@ def forgets_the_undo(patch: Patch) -> None:
     write = Flusher._write_undo
 
     def undo(
-        self: Flusher, frames: list[Published], floor: int, changes: HistoryChanges, pace: Callable[[], None]
-    ) -> object:
+        self: Flusher,
+        merge: RowMerge,
+        frames: list[Published],
+        floor: int,
+        changes: HistoryChanges,
+        pace: Callable[[], None],
+    ) -> int:
         real = self._engine
         self._engine = _Deaf(real)  # type: ignore[assignment]
         try:
-            return write(self, frames, floor, changes, pace)
+            return write(self, merge, frames, floor, changes, pace)
         finally:
             self._engine = real
 

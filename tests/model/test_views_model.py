@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from holdfast.errors import ClosedError, StateError, ViewExpired
-from holdfast.views import bulk as bulk_module
 from holdfast.views import flush as flush_module
 from holdfast.views import historical as historical_module
+from holdfast.views import merge as merge_module
 from holdfast.views import readers as readers_module
 from holdfast.views.api import HistoryRecord, Rows
 from holdfast.views.history import load_history
@@ -267,7 +267,7 @@ def small_slices(monkeypatch: pytest.MonkeyPatch) -> None:
     """A few rows fill a slice, a chunk and a sort."""
     for name, value in (("_SLICE_ROWS", 3), ("_SLICE_ROWS_SYNCED", 3)):
         monkeypatch.setattr(flush_module, name, value)
-    monkeypatch.setattr(bulk_module, "_SORT_AT_ONCE", 2)
+    monkeypatch.setattr(merge_module, "_SORT_AT_ONCE", 2)
     monkeypatch.setattr(readers_module, "_CHUNK", 2)
     monkeypatch.setattr(historical_module, "_CHUNK", 3)
 

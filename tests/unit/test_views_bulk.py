@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from holdfast._kernel import installed
 from holdfast.errors import CorruptionError
+from holdfast.views.api import Rows
 from holdfast.views.bulk import Bulk, NativeBulk, PureBulk
 from holdfast.views.rows import encode_row
 from holdfast.views.tables import STATE
@@ -25,12 +27,78 @@ tables = st.dictionaries(engine_keys, values, max_size=40)
 
 @given(rows=tables)
 def test_rows_go_there_and_back(rows: dict[bytes, bytes | None]) -> None:
-    keys = list(rows)
     for bulk in BULKS:
-        stored = bulk.encode(keys, rows)
+        merge = bulk.merge()
+        merge.add(rows, undo=False)
+        assert merge.sort() == len(rows)
+        stored = merge.batch(len(rows) + 1, 1 << 30)
         assert stored == {key: None if value is None else encode_row(key, value) for key, value in rows.items()}
-        assert list(stored) == keys
-        assert bulk.decode(keys, list(stored.values())) == list(rows.values())
+        assert list(stored) == sorted(rows)
+        assert bulk.decode(list(stored), list(stored.values())) == [rows[key] for key in sorted(rows)]
+
+
+few_keys = st.sampled_from([b"", b"a", b"a\0", b"a\0\0", b"b", b"ab", b"a" * 9, b"a" * 8 + b"\0"])
+long_keys = st.builds(lambda head, tail: b"prefix"[:head] + tail, st.integers(0, 6), st.binary(max_size=20))
+layers = st.tuples(st.dictionaries(few_keys | long_keys, values, max_size=60), st.booleans())
+
+
+@given(added=st.lists(layers, max_size=6), rows_max=st.integers(1, 50), bytes_max=st.integers(1, 2000))
+def test_layers_are_merged(added: list[tuple[Rows, bool]], rows_max: int, bytes_max: int) -> None:
+    """Against the obvious: a dictionary that is updated by layer after layer."""
+    first: Rows = {}
+    for number, (rows, undo) in enumerate(added):
+        for key in rows:
+            if undo and not any(key in below for below, _ in added[:number]):
+                first[key] = b"stored of " + key if len(key) % 2 else None
+    newest: Rows = {}
+    for rows, _ in added:
+        newest.update(rows)
+    for bulk in BULKS:
+        merge = bulk.merge()
+        assert [merge.add(rows, undo) for rows, undo in added] == list(range(len(added)))
+        assert merge.sort() == len(newest)
+        asked: list[bytes] = []
+        while part := merge.unknown(rows_max):
+            assert len(part) <= rows_max
+            merge.known([first[key] for key in part])
+            asked += part
+        assert asked == sorted(first)
+        now = dict(first)
+        for number, (rows, undo) in enumerate(added):
+            if undo:
+                found = merge.undo(number)
+                assert list(found.items()) == [(key, now[key]) for key in sorted(rows)]
+            now.update(rows)
+        written: Rows = {}
+        while batch := merge.batch(rows_max, bytes_max):
+            assert len(batch) <= rows_max
+            assert sum(len(key) + len(newest[key] or b"") for key in list(batch)[:-1]) < bytes_max
+            written.update(batch)
+        assert list(written) == merge.keys() == sorted(newest)
+        assert written == {key: None if row is None else encode_row(key, row) for key, row in newest.items()}
+
+
+def test_thousands_of_rows_are_merged() -> None:
+    """Above the sizes at which both twins sort otherwise: prefixes of many lengths, keys in many layers."""
+    generator = random.Random(3)
+    added: list[Rows] = [
+        {
+            b"contract-address"[: generator.randrange(17)] + generator.randbytes(generator.randrange(1, 12)): b"x"
+            for _ in range(3000)
+        }
+        for _ in range(4)
+    ]
+    shared = list(added[0])[:500]
+    for rows in added[1:]:
+        rows.update(dict.fromkeys(shared, b"y"))
+    wanted = sorted(set().union(*added))
+    for bulk in BULKS:
+        merge = bulk.merge()
+        for rows in added:
+            merge.add(rows, undo=True)
+        assert merge.sort() == len(wanted)
+        assert merge.unknown(1 << 20) == wanted == merge.keys()
+        assert list(merge.batch(1 << 20, 1 << 30)) == wanted
 
 
 @both

@@ -17,7 +17,7 @@ from holdfast.errors import PrunedError, StateError
 from holdfast.views import flush as flush_module
 from holdfast.views.api import HistoryRecord, Rows
 from holdfast.views.collect import HistoryChanges
-from holdfast.views.flush import Flusher, in_order
+from holdfast.views.flush import Flusher
 from holdfast.views.historical import HistoricalReader
 from holdfast.views.history import HISTORY_KEY, decode_old, encode_old, history_bounds, history_key, load_history
 from holdfast.views.overlay import MISSING, Missing, Overlay
@@ -208,33 +208,37 @@ def never_again(self: Looks) -> int:
     return 0
 
 
-def any_order(keys: list[bytes]) -> list[bytes]:
-    """Rows from the last to the first."""
-    return sorted(keys, reverse=True)
+def from_the_last(self: Flusher, changes: HistoryChanges, pace: Callable[[], None]) -> None:
+    """Rows are added from the last to the first."""
+    write_rows(self, changes.added(), reverse=True)
 
 
 def in_key_order(self: Flusher, keys: list[bytes], pace: Callable[[], None]) -> None:
     """Removals from the first to the last."""
     self.removals += bool(keys)
-    for key in in_order(keys):
-        self._engine.apply(Batch({key: None}), sync=False)
+    write_rows(self, dict.fromkeys(keys))
 
 
-def rows_first(self: Flusher, keys: list[bytes], rows: Rows, name: str, pace: Callable[[], None]) -> None:
+def rows_first(self: Flusher, changes: HistoryChanges, pace: Callable[[], None]) -> None:
     """History rows are kept back until the rows are replaced."""
-    late.append((keys, rows))
+    late.append(changes.added())
 
 
-late: list[tuple[list[bytes], Rows]] = []
+late: list[Rows] = []
 
 
 def late_rows(self: Flusher, keys: list[bytes], pace: Callable[[], None]) -> None:
-    for added, rows in late:
-        for key in in_order(added):
-            value = rows[key]
-            self._engine.apply(Batch({key: None if value is None else encode_row(key, value)}), sync=False)
+    for rows in late:
+        write_rows(self, rows)
     late.clear()
     original_removal(self, keys, pace)
+
+
+def write_rows(flusher: Flusher, rows: Rows, *, reverse: bool = False) -> None:
+    """Each row in a batch of its own."""
+    for key in sorted(rows, reverse=reverse):
+        value = rows[key]
+        flusher._engine.apply(Batch({key: None if value is None else encode_row(key, value)}), sync=False)
 
 
 original_removal = Flusher._remove_history
@@ -254,9 +258,9 @@ def first_wins(self: HistoryChanges, height: int, undo: Rows) -> None:
 PLANTED: dict[str, list[tuple[object, str, object]]] = {
     "history before the row": [(HistoricalReader, "read_at", history_first)],
     "removals are not noticed": [(Looks, "removals", property(never_again))],
-    "added from high to low": [(flush_module, "in_order", any_order)],
+    "added from high to low": [(Flusher, "_write_history", from_the_last)],
     "removed from low to high": [(Flusher, "_remove_history", in_key_order)],
-    "rows before history": [(Flusher, "_write", rows_first), (Flusher, "_remove_history", late_rows)],
+    "rows before history": [(Flusher, "_write_history", rows_first), (Flusher, "_remove_history", late_rows)],
     "nothing is removed": [(HistoryChanges, "remove", forgets)],
     "the first block counts": [(HistoryChanges, "add", first_wins)],
     "the overlay is not asked": [(Overlay, "version_at", lambda *_: 0)],

@@ -38,7 +38,8 @@ class Page:
 class Batch:
     """One atomic change. ``delete_ranges`` (low inclusive, high exclusive) act first, then ``rows``.
 
-    A row value of ``None`` deletes the key. A batch is a value: an engine neither keeps nor changes it.
+    A row value of ``None`` deletes the key. A batch is a value: an engine neither keeps nor changes it. Every engine
+    writes a large batch several times faster when its keys come in order.
     """
 
     rows: Mapping[bytes, bytes | None] = field(default_factory=dict)
@@ -61,8 +62,6 @@ class Capabilities:
     read_only_processes: bool
     """True if another process may open it read-only while a writer has it open."""
     checkpoint: bool
-    wants_sorted: bool = True
-    """True if a batch is written faster when its keys come in order (LMDB, SQLite: pages are touched once)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -122,7 +122,6 @@ class MemoryEngine:
         checksums=False,
         read_only_processes=False,
         checkpoint=False,
-        wants_sorted=False,
     )
 
     def __init__(self) -> None:

@@ -281,7 +281,6 @@ class RocksDbEngine:
         checksums=True,
         read_only_processes=True,
         checkpoint=True,
-        wants_sorted=False,
     )
 
     def __init__(

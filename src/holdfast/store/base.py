@@ -229,4 +229,4 @@ def _load_chunk(engine: Engine, chunk: VerifiedChunk) -> None:
 
 
 def _apply(engine: Engine, rows: dict[bytes, bytes | None]) -> None:
-    engine.apply(Batch(dict(sorted(rows.items())) if engine.capabilities.wants_sorted else rows), sync=False)
+    engine.apply(Batch(dict(sorted(rows.items()))), sync=False)

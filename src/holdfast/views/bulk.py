@@ -5,40 +5,20 @@ Invariant: both give the same bytes and the same errors; the choice changes the 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import Any, Protocol
-from zlib import crc32
 
 from .._kernel import KernelModule, kernel
 from .api import Rows
 from .history import encode_old, history_key
-from .rows import CHECKSUM_BYTES, decode_row
+from .merge import PureMerge, RowMerge, sorted_keys
+from .rows import decode_row
 from .tables import HISTORY
 
 __all__ = ["Bulk", "NativeBulk", "PureBulk", "bulk"]
 
-_SORT_AT_ONCE = 4096
 Node = tuple[int, bytes | None, Any]
-
-
-def _sorted(keys: list[bytes]) -> Iterator[bytes]:
-    """``keys`` in byte order. They are divided by prefix and sorted a few thousand at a time.
-
-    Sorting 100,000 keys at once would hold the interpreter for some 70 ms.
-    """
-    stack = [keys]
-    while stack:
-        group = stack.pop()
-        if len(group) <= _SORT_AT_ONCE:
-            yield from sorted(group)
-            continue
-        low, high = min(group), max(group)
-        common = next((at for at, pair in enumerate(zip(low, high, strict=False)) if pair[0] != pair[1]), len(low))
-        buckets: dict[bytes, list[bytes]] = {}
-        for key in group:
-            buckets.setdefault(key[: common + 1], []).append(key)
-        stack.extend(buckets[prefix] for prefix in sorted(buckets, reverse=True))
 
 
 class Bulk(Protocol):
@@ -47,8 +27,8 @@ class Bulk(Protocol):
     def in_order(self, keys: list[bytes]) -> Iterable[bytes]:
         """``keys`` in byte order, without holding the interpreter for long."""
 
-    def encode(self, keys: list[bytes], rows: Rows) -> Rows:
-        """``keys`` with their rows as the engine holds them (``rows.encode_row``)."""
+    def merge(self) -> RowMerge:
+        """An empty one."""
 
     def decode(self, keys: list[bytes], stored: list[bytes | None]) -> list[bytes | None]:
         """The plain values of stored rows. Raises ``CorruptionError`` for the first one that does not verify."""
@@ -67,16 +47,10 @@ class PureBulk:
     """The twin in Python."""
 
     def in_order(self, keys: list[bytes]) -> Iterable[bytes]:
-        return _sorted(keys)
+        return sorted_keys(keys)
 
-    def encode(self, keys: list[bytes], rows: Rows) -> Rows:
-        # encode_row, written out: this is the innermost loop of every import
-        return {
-            key: None
-            if (value := rows[key]) is None
-            else crc32(value, crc32(key)).to_bytes(CHECKSUM_BYTES, "big") + value
-            for key in keys
-        }
+    def merge(self) -> RowMerge:
+        return PureMerge()
 
     def decode(self, keys: list[bytes], stored: list[bytes | None]) -> list[bytes | None]:
         return [None if row is None else decode_row(key, row) for key, row in zip(keys, stored, strict=True)]
@@ -124,11 +98,9 @@ class NativeBulk:
     def __init__(self, module: KernelModule) -> None:
         self._module = module
         self.in_order = module.sorted_keys
+        self.merge = module.RowMerge
         self.undo_parts = module.undo_parts
         self.publish = module.publish_rows
-
-    def encode(self, keys: list[bytes], rows: Rows) -> Rows:
-        return dict(zip(keys, self._module.encode_rows(keys, [rows[key] for key in keys]), strict=True))
 
     def decode(self, keys: list[bytes], stored: list[bytes | None]) -> list[bytes | None]:
         try:

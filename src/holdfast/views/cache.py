@@ -123,6 +123,8 @@ class RowCache:
     def drop(self, keys: Iterable[bytes]) -> None:
         """``keys`` have no entry."""
         with self._lock:
+            if not self._entries:
+                return
             pop = self._entries.pop
             for key in keys:
                 value = pop(key, MISSING)

@@ -92,9 +92,9 @@ class HistoryChanges:
                 if key.startswith(prefix):
                     self.rows[history_key(key[len(prefix) :], height)] = None
 
-    def added(self) -> list[bytes]:
-        """Engine keys of the rows to add."""
-        return [key for key, value in self.rows.items() if value is not None]
+    def added(self) -> Rows:
+        """The rows to add: engine key -> plain value."""
+        return {key: value for key, value in self.rows.items() if value is not None}
 
     def removed(self) -> list[bytes]:
         """Engine keys of the rows to remove."""

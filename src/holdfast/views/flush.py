@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 
 from .._failpoints import hit
@@ -40,6 +40,7 @@ from .bulk import bulk
 from .cache import RowCache
 from .collect import SLICE_BYTES, HistoryChanges, UndoWriter
 from .keeper import HistoryKeeper
+from .merge import RowMerge
 from .overlay import Overlay, Published
 from .readers import PinnedReader, Pins
 from .rows import (
@@ -74,30 +75,6 @@ def load_applied(engine: Reader) -> Applied | None:
     if stored is not None:
         return decode_applied(decode_row(APPLIED_KEY, stored), flushing)
     return None if flushing is None else Applied(0, bytes(HASH_BYTES), b"", 0, *flushing)
-
-
-def in_order(keys: list[bytes]) -> Iterable[bytes]:
-    """``keys`` in byte order. Sorting 100,000 keys at once would hold the interpreter for some 70 ms."""
-    return bulk().in_order(keys)
-
-
-def _slices(keys: list[bytes], rows: Rows, count: int, *, ordered: bool) -> Iterator[list[bytes]]:
-    ordering = iter(in_order(keys) if ordered else keys)
-    while part := list(islice(ordering, count)):
-        size = sum(map(len, part)) + sum(map(len, filter(None, map(rows.get, part))))
-        if size <= SLICE_BYTES:
-            yield part
-            continue
-        few: list[bytes] = []
-        size = 0
-        for key in part:
-            few.append(key)
-            size += len(key) + len(rows[key] or b"")
-            if size >= SLICE_BYTES:
-                yield few
-                few, size = [], 0
-        if few:
-            yield few
 
 
 class Flusher:
@@ -202,44 +179,44 @@ class Flusher:
         self.undo_floor = floor = self._floor(last.undo_floor)
         hit("views.flush.before_undo")
         changes = HistoryChanges(self.history.rule)
+        merge = self._bulk.merge()
         if self.finishing is None:
-            rows = self._write_undo(frames, floor, changes, pace)
+            count = self._write_undo(merge, frames, floor, changes, pace)
             hit("views.flush.after_undo")
             self.history.begin(changes.unknown, {FLUSHING_KEY: encode_flushing(last.seq, floor)})
         else:
-            rows = _merged(frames, pace)
+            count = _merge_all(merge, frames, pace)
             self._stored_history(frames, floor, changes, pace)
             self.history.begin(changes.unknown, {})
         hit("views.flush.after_flushing")
-        keys = list(rows)
-        self._freeze(pins, keys, frames[-1].version, pace)
-        self._write(changes.added(), changes.rows, "views.flush.mid_history", pace)
+        self._freeze(pins, merge, frames[-1].version, pace)
+        self._write_history(changes, pace)
         self.rows_version = frames[-1].version
         if self._cache is not None:
             self._cache.close()
-        parts = []
-        ordered = self._engine.capabilities.wants_sorted
-        for part in _slices(keys, rows, self._slice_rows, ordered=ordered):
-            parts.append(part)
-            self._engine.apply(Batch(self._bulk.encode(part, rows)), sync=False)
+        while rows := merge.batch(self._slice_rows, SLICE_BYTES):
+            self._engine.apply(Batch(rows), sync=False)
             hit("views.flush.mid_rows")
             pace()
         if self._cache is not None:
-            for part in parts:
+            for part in _keys_of(frames, self._slice_rows):
                 self._cache.drop(key for key in part if key.startswith(STATE.prefix))
             self._cache.open()
         self._remove_history(changes.removed(), pace)
         self._finish(last, floor)
-        self._overlay.drop(frames, parts, pace)
+        self._overlay.drop(frames, _keys_of(frames, self._slice_rows), pace)
         self.flushes += 1
-        self.rows_flushed += len(keys)
+        self.rows_flushed += count
         self.seconds += time.monotonic() - begun
 
-    def _write(self, keys: list[bytes], rows: Rows, name: str, pace: Callable[[], None]) -> None:
-        """The rows of ``keys`` are in the engine, written in key order."""
-        for part in _slices(keys, rows, self._slice_rows, ordered=True):
-            self._engine.apply(Batch(self._bulk.encode(part, rows)), sync=False)
-            hit(name)
+    def _write_history(self, changes: HistoryChanges, pace: Callable[[], None]) -> None:
+        """The rows that ``changes`` adds are in the engine; for each key from low heights to high ones."""
+        merge = self._bulk.merge()
+        merge.add(changes.added(), undo=False)
+        merge.sort()
+        while rows := merge.batch(self._slice_rows, SLICE_BYTES):
+            self._engine.apply(Batch(rows), sync=False)
+            hit("views.flush.mid_history")
             pace()
 
     def _remove_history(self, keys: list[bytes], pace: Callable[[], None]) -> None:
@@ -248,8 +225,9 @@ class Flusher:
             return
         self.removals += 1
         hit("views.flush.before_removals")
-        gone: Rows = dict.fromkeys(keys)
-        for part in reversed(list(_slices(keys, gone, self._slice_rows, ordered=True))):
+        ordered = list(self._bulk.in_order(keys))
+        for end in range(len(ordered), 0, -self._slice_rows):
+            part = ordered[max(0, end - self._slice_rows) : end]
             self._engine.apply(Batch(dict.fromkeys(part)), sync=False)
             hit("views.flush.mid_removals")
             pace()
@@ -296,69 +274,56 @@ class Flusher:
             pace()
 
     def _write_undo(
-        self, frames: list[Published], floor: int, changes: HistoryChanges, pace: Callable[[], None]
-    ) -> Rows:
-        """The undo rows of ``frames`` are in the engine; their rows, each key with its newest value.
+        self,
+        merge: RowMerge,
+        frames: list[Published],
+        floor: int,
+        changes: HistoryChanges,
+        pace: Callable[[], None],
+    ) -> int:
+        """The undo rows of ``frames`` are in the engine; ``merge`` has their rows; how many keys they have.
 
         ``changes`` has what they change in the history.
         """
-        writer = UndoWriter(self._engine, _SLICE_ROWS, pace)
-        wanted = self._wanted(frames, floor, changes)
-        before = self._rows_before(wanted, pace)
-        merged: Rows = {}
-        count = 0
+        writer = UndoWriter(self._engine, self._slice_rows, pace)
+        numbers: dict[int, int] = {}
+        """Number of a layer whose undo is needed, by its identity."""
+        for layer in _layers(frames):
+            merge.add(layer.rows, undo=False)
+            wanted = layer.block is not None and (changes.wants(layer.block[0]) or layer.block[0] > floor)
+            number = merge.add(layer.chain_rows, undo=wanted)
+            if wanted:
+                numbers[id(layer)] = number
+            pace()
+        count = merge.sort()
+        while keys := merge.unknown(self._slice_rows):
+            merge.known(self._bulk.decode(keys, self._engine.get_many(keys)))
+            pace()
         for published in frames:
             for height, block_hash, rows in published.frame.undone:
                 writer.add(height, block_hash, rows)
                 changes.remove(height, rows)
             for layer in published.frame.layers:
-                if id(layer) in wanted:
+                if id(layer) in numbers:
                     assert layer.block is not None
                     height, block_hash = layer.block
-                    undo = {key: before[key] for key in layer.chain_rows}
+                    undo = merge.undo(numbers[id(layer)])
                     writer.add(height, block_hash, undo)
                     if changes.wants(height):
                         changes.add(height, undo)
-                merged.update(layer.rows)
-                merged.update(layer.chain_rows)
-                before.update(layer.chain_rows)
-                count += len(layer.rows) + len(layer.chain_rows)
-            if count >= _SLICE_ROWS:
-                count = 0
-                pace()
+                    pace()
         writer.write()
-        return merged
+        return count
 
-    @staticmethod
-    def _wanted(frames: list[Published], floor: int, changes: HistoryChanges) -> dict[int, Layer]:
-        """The layers whose undo is needed, by identity: of blocks above the floor, or with a history."""
-        return {
-            id(layer): layer
-            for published in frames
-            for layer in published.frame.layers
-            if layer.block is not None and (changes.wants(layer.block[0]) or layer.block[0] > floor)
-        }
-
-    def _rows_before(self, layers: dict[int, Layer], pace: Callable[[], None]) -> Rows:
-        """The engine's rows of all keys that ``layers`` change, read together: neighbours lie in the same pages."""
-        keys: set[bytes] = set()
-        for layer in layers.values():
-            keys.update(layer.chain_rows)
-        before: Rows = {}
-        ordering = iter(in_order(list(keys)))
-        while part := list(islice(ordering, _SLICE_ROWS)):
-            before.update(zip(part, self._bulk.decode(part, self._engine.get_many(part)), strict=True))
-            pace()
-        return before
-
-    def _freeze(self, pins: list[PinnedReader], keys: list[bytes], to_version: int, pace: Callable[[], None]) -> None:
-        """Every older pinned reader answers without the engine for those of ``keys`` that change after it, or expired.
+    def _freeze(self, pins: list[PinnedReader], merge: RowMerge, to_version: int, pace: Callable[[], None]) -> None:
+        """Every older pinned reader answers without the engine for what of ``merge`` changes after it, or expired.
 
         A key whose newest version in the range is not above the reader's gets exactly the reader's row.
         """
         if not pins:
             return
         version_of = self._overlay.version_of
+        keys = merge.keys()
         for at in range(0, len(keys), _SLICE_ROWS):
             versions = [(key, version_of(key, to_version)) for key in keys[at : at + _SLICE_ROWS]]
             for pin in pins:
@@ -464,15 +429,24 @@ def _nothing() -> None:
     """A flush in the foreground does not pause."""
 
 
-def _merged(frames: list[Published], pace: Callable[[], None]) -> Rows:
-    merged: Rows = {}
-    count = 0
+def _layers(frames: list[Published]) -> Iterator[Layer]:
     for published in frames:
-        for layer in published.frame.layers:
-            merged.update(layer.rows)
-            merged.update(layer.chain_rows)
-            count += len(layer.rows) + len(layer.chain_rows)
-        if count >= _SLICE_ROWS:
-            count = 0
-            pace()
-    return merged
+        yield from published.frame.layers
+
+
+def _keys_of(frames: list[Published], count: int) -> Iterator[list[bytes]]:
+    """The keys of ``frames``, at most ``count`` at a time, as they were published: so they lie in memory."""
+    for layer in _layers(frames):
+        for rows in (layer.rows, layer.chain_rows):
+            keys = iter(rows)
+            while part := list(islice(keys, count)):
+                yield part
+
+
+def _merge_all(merge: RowMerge, frames: list[Published], pace: Callable[[], None]) -> int:
+    """``merge`` has the rows of ``frames``, sorted; how many keys there are."""
+    for layer in _layers(frames):
+        merge.add(layer.rows, undo=False)
+        merge.add(layer.chain_rows, undo=False)
+        pace()
+    return merge.sort()
