@@ -65,6 +65,12 @@ class _RunAncestry:
         return self._blocks.ancestor(block, height)
 
 
+def _raised_by_chain(method: str, error: Exception, block: Block) -> CallbackError:
+    return CallbackError(
+        f"the chain's '{method}' raised {type(error).__name__}: {error}", hash=block.hash, height=block.height
+    )
+
+
 def _check_claim(block: Block, claimed: bytes | None, found: bytes) -> None:
     if claimed is not None and claimed != found:
         raise RootMismatch(
@@ -175,11 +181,7 @@ class Adder:
             except HoldfastError:
                 raise
             except Exception as error:
-                raise CallbackError(
-                    f"the chain's 'execute' raised {type(error).__name__}: {error}",
-                    hash=block.hash,
-                    height=block.height,
-                ) from error
+                raise _raised_by_chain("execute", error, block) from error
             execution, tree = state.execution()
         finally:
             held.release()
@@ -203,11 +205,7 @@ class Adder:
             except HoldfastError:
                 raise
             except Exception as error:
-                raise CallbackError(
-                    f"the chain's 'validate' raised {type(error).__name__}: {error}",
-                    hash=block.hash,
-                    height=block.height,
-                ) from error
+                raise _raised_by_chain("validate", error, block) from error
 
     def _write(
         self,

@@ -33,6 +33,7 @@ from .indexing import IndexManager
 from .opening import Opened, make_views, view_options
 from .renewal import build_generation
 from .replay import Replayer
+from .states import StateSource
 from .tree import scheme_of
 from .writer import Writer
 
@@ -50,7 +51,7 @@ def _nothing() -> None:
     """Nobody has to be told."""
 
 
-class Backend(Protocol):
+class Backend(StateSource, Protocol):
     """Rows, journal and state of a store, from whichever side they come."""
 
     identity: Identity
@@ -68,33 +69,8 @@ class Backend(Protocol):
     def journal(self) -> FrameSource:
         """Frames by number."""
 
-    @property
-    def state(self) -> ChainState:
-        """State of the chain that readers see."""
-
-    @property
-    def tip(self) -> BlockInfo | None:
-        """The tip that readers see."""
-
     def pin(self) -> AbstractContextManager[Pinned]:
         """Rows, state and tip of one moment."""
-
-    @property
-    def scheme(self) -> Scheme:
-        """Rules of the tree over the state."""
-
-    @property
-    def hot_get(self) -> Callable[[bytes], bytes | None]:
-        """The quickest way to a visible row of the state, until ``renewed`` is called."""
-
-    def the_views(self) -> Views:
-        """The live views, caught up."""
-
-    def reading(self) -> AbstractContextManager[tuple[Views, Reader | None]]:
-        """The views for reads at old heights, with a snapshot of the engine if another process writes it."""
-
-    def open_state(self, block_hash: bytes | None) -> BlockState:
-        """The state after a stored block of any branch (``None``: after the tip), held until it is released."""
 
     def refresh(self) -> None:
         """Readers see what is durable now."""

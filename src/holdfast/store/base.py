@@ -44,6 +44,7 @@ __all__ = [
     "chain_of",
     "decode_base",
     "encode_base",
+    "first_part",
     "load_base",
     "read_base",
     "spec_of",
@@ -91,15 +92,21 @@ def decode_base(data: bytes) -> BaseEntry | None:
     return BaseEntry(*fields)
 
 
-def base_of(source: FrameSource) -> BaseEntry | None:
-    """The snapshot that the journal stands on, ``None`` if it began empty or if its first frame is gone."""
+def first_part(source: FrameSource, kind: int, name: str) -> bytes | None:
+    """The part of this kind in frame 1, ``None`` if that frame is gone. Raises ``CorruptionError`` if it has none."""
     if source.first_seq != 1:
         return None
     frame = source.frame(1)
     for index, part in enumerate(frame.parts):
-        if part.kind == Kind.BASE:
-            return decode_base(source.part(frame, index))
-    raise CorruptionError("the first frame holds no base", seq=1)
+        if part.kind == kind:
+            return source.part(frame, index)
+    raise CorruptionError(f"the first frame holds no {name}", seq=1)
+
+
+def base_of(source: FrameSource) -> BaseEntry | None:
+    """The snapshot that the journal stands on, ``None`` if it began empty or if its first frame is gone."""
+    data = first_part(source, Kind.BASE, "base")
+    return None if data is None else decode_base(data)
 
 
 # -- chain and block ------------------------------------------------------------------------------------------------

@@ -42,7 +42,7 @@ from ..state.history import StateHistory
 from ..types import RecoveryStats
 from ..views.api import ViewOptions
 from ..views.views import Views
-from .base import BASE_NAME, encode_base, load_base
+from .base import BASE_NAME, encode_base, first_part, load_base
 from .chain import ChainSpec, check_same_chain
 from .fingerprint import fingerprint
 from .generations import Generations
@@ -296,15 +296,8 @@ def _create(plan: OpenPlan) -> tuple[Identity, Journal, JournalRecovery]:
 
 
 def _check_first_frame(journal: Journal, data: bytes, path: Path) -> None:
-    if journal.first_seq != 1:
-        return
-    frame = journal.frame(1)
-    for index, part in enumerate(frame.parts):
-        if part.kind == Kind.IDENTITY:
-            if journal.part(frame, index) != data:
-                raise CorruptionError(f"{IDENTITY_NAME} differs from the first frame of the journal", path=path)
-            return
-    raise CorruptionError("the first frame holds no identity", path=path)
+    if first_part(journal, Kind.IDENTITY, "identity") not in (None, data):
+        raise CorruptionError(f"{IDENTITY_NAME} differs from the first frame of the journal", path=path)
 
 
 # -- views ----------------------------------------------------------------------------------------------------------
