@@ -22,10 +22,19 @@ from ..consensus.records import decode_fence, decode_safety
 from ..engine.api import Engine
 from ..errors import CorruptionError, HoldfastError, NotFoundError, Recovery, UnsupportedFormat
 from ..journal.api import KNOWN_KINDS, Frame, FrameSource, Kind
-from ..views.rows import decode_row
+from ..views.rows import decode_row, table_name
 from ..views.tables import BLOCKS, CANONICAL, ORPHANS, Table
 
-__all__ = ["Counter", "Frames", "check_block_links", "check_canonical", "check_tip", "engine_rows", "plain_row"]
+__all__ = [
+    "Counter",
+    "Frames",
+    "bad_row",
+    "check_block_links",
+    "check_canonical",
+    "check_tip",
+    "engine_rows",
+    "plain_row",
+]
 
 _REMEMBERED_BLOCKS_MAX = 200_000
 
@@ -61,6 +70,13 @@ def plain_row(engine: Engine, key: bytes) -> bytes | None:
     """The row without its checksum, or ``None``. Raises ``CorruptionError`` for a bad checksum."""
     stored = engine.get(key)
     return None if stored is None else decode_row(key, stored)
+
+
+def bad_row(message: str, key: bytes, **context: object) -> CorruptionError:
+    """What is wrong with the row under an engine key, of which a rebuild makes another one."""
+    return CorruptionError(
+        message, table=table_name(key), key=key[2:], remedy=None, recovery=Recovery.REBUILD, **context
+    )
 
 
 def _table(engine: Engine, table: Table) -> Iterator[tuple[bytes, bytes]]:

@@ -20,17 +20,17 @@ from ..consensus.safety import SafetyBook
 from ..engine.api import Engine
 from ..engine.memory import MemoryEngine
 from ..engine.open import open_engine
-from ..errors import CorruptionError, Recovery
+from ..errors import CorruptionError
 from ..state.history import StateHistory
 from ..store.base import load_base
 from ..store.replay import Replayer
 from ..views.api import Applied, HistoryRecord, Rows, ViewOptions
 from ..views.history import HISTORY_KEY, load_history
-from ..views.rows import CHECKSUM_BYTES, FLUSHING_KEY, decode_row, table_name
+from ..views.rows import CHECKSUM_BYTES, FLUSHING_KEY, decode_row
 from ..views.tables import HISTORY, INDEX_FIRST, INDEX_LAST, META, UNDO
 from ..views.undo import decode_undo
 from ..views.views import Views
-from .links import Counter, Frames, engine_rows
+from .links import Counter, Frames, bad_row, engine_rows
 
 __all__ = ["compare_views"]
 
@@ -177,11 +177,11 @@ def _compare(
             elif _of_index(key):
                 skipped += 1
             elif key not in (FLUSHING_KEY, HISTORY_KEY) and (exact or not key.startswith(UNDO.prefix)):
-                report(key, _problem("a row that the journal does not explain", key))
+                report(key, bad_row("a row that the journal does not explain", key))
             stored = next(stored_rows, None)
         elif stored is None or expected[0] < stored[0]:
             if kept.needs(expected[0]):
-                report(expected[0], _problem("a row is missing", expected[0]))
+                report(expected[0], bad_row("a row is missing", expected[0]))
             expected = next(expected_rows, None)
         else:
             kept.needs(expected[0])
@@ -190,12 +190,6 @@ def _compare(
                 report(stored[0], difference)
             stored, expected = next(stored_rows, None), next(expected_rows, None)
     return skipped
-
-
-def _problem(message: str, key: bytes, **context: object) -> CorruptionError:
-    return CorruptionError(
-        message, table=table_name(key), key=key[2:], remedy=None, recovery=Recovery.REBUILD, **context
-    )
 
 
 def _checksum(key: bytes, stored: bytes) -> CorruptionError | None:
@@ -216,7 +210,7 @@ def _difference(row: tuple[bytes, bytes], expected: bytes) -> CorruptionError | 
     value, wanted = stored[CHECKSUM_BYTES:], expected[CHECKSUM_BYTES:]
     if key.startswith(UNDO.prefix) and _undo(key, value) == _undo(key, wanted):
         return None
-    return _problem("a row differs from the journal", key, found=value, expected=wanted)
+    return bad_row("a row differs from the journal", key, found=value, expected=wanted)
 
 
 def _undo(key: bytes, value: bytes) -> Rows:

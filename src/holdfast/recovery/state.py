@@ -32,10 +32,11 @@ from ..state.image import IMAGE_NAME, load_image
 from ..state.rows import BLOB_CHUNK_BYTES, full_value, preimage_key, state_key
 from ..store.identity import Identity
 from ..store.replay import execution_of
+from ..store.tree import another_root
 from ..views.history import decode_old, history_key, load_history
-from ..views.rows import decode_row, table_name
+from ..views.rows import decode_row
 from ..views.tables import BLOBS, PREIMAGES, STATE
-from .links import Counter, Frames, engine_rows, plain_row
+from .links import Counter, Frames, bad_row, engine_rows, plain_row
 
 __all__ = ["HISTORY_HEIGHTS", "check_blobs", "check_image", "check_preimages", "check_recent_history", "check_rows"]
 
@@ -45,12 +46,6 @@ HISTORY_HEIGHTS = 64
 _PAGE_ROWS = 1000
 _PREFIX = len(STATE.prefix)
 _HASH = 32
-
-
-def _bad(message: str, key: bytes, **context: object) -> CorruptionError:
-    return CorruptionError(
-        message, table=table_name(key), key=key[_PREFIX:], remedy=None, recovery=Recovery.REBUILD, **context
-    )
 
 
 def _pages(engine: Engine, start: bytes, stop: bytes, tally: Counter) -> Iterator[list[tuple[bytes, bytes]]]:
@@ -80,17 +75,7 @@ def check_rows(engine: Engine, scheme: Scheme, state: ChainState, tally: Counter
     tree = backend().build(scheme, _records(engine, scheme, tally))
     if has_root(tree, state.state_root):
         return tree
-    tally.problem(
-        CorruptionError(
-            "the rows of the state do not have the root that the journal says",
-            table=STATE.name,
-            height=state.tip_height,
-            hash=state.tip_hash,
-            expected=state.state_root,
-            found=tree.root,
-            recovery=Recovery.REBUILD,
-        )
-    )
+    tally.problem(another_root(tree, state))
     return None
 
 
@@ -101,7 +86,7 @@ def _records(engine: Engine, scheme: Scheme, tally: Counter) -> Iterator[bytes]:
         wanted = [preimage_key(sha256(key).digest()) for key, _ in rows]
         for (key, value), row, stored in zip(rows, wanted, engine.get_many(wanted), strict=True):
             if stored is None:
-                tally.problem(_bad("the preimage of a key of the state is missing", row, state_key=key))
+                tally.problem(bad_row("the preimage of a key of the state is missing", row, state_key=key))
             if is_reference(value) and value not in whole:
                 _check_value(value, engine, key, tally)
                 if len(whole) < _PAGE_ROWS:
@@ -119,10 +104,10 @@ def _check_value(value: bytes, engine: Engine, key: bytes, tally: Counter) -> No
 
 def _well_formed(key: bytes, value: bytes, tally: Counter) -> bool:
     if not _PREFIX < len(key) <= _PREFIX + STATE_KEY_BYTES_MAX:
-        tally.problem(_bad("a key of the state has a wrong length", key, found=len(key) - _PREFIX))
+        tally.problem(bad_row("a key of the state has a wrong length", key, found=len(key) - _PREFIX))
         return False
     if not 0 < len(value) <= STATE_INLINE_BYTES_MAX:
-        tally.problem(_bad("a value of the state has a wrong length", key, found=len(value)))
+        tally.problem(bad_row("a value of the state has a wrong length", key, found=len(value)))
         return False
     return True
 
@@ -133,12 +118,12 @@ def check_preimages(engine: Engine, tally: Counter) -> None:
         named: list[tuple[bytes, bytes]] = []
         for key, value in page:
             if not value or key[_PREFIX:] != sha256(value).digest():
-                tally.problem(_bad("a preimage is not the key that its hash names", key, found=value))
+                tally.problem(bad_row("a preimage is not the key that its hash names", key, found=value))
             else:
                 named.append((key, state_key(value)))
         for (key, row), stored in zip(named, engine.get_many([row for _, row in named]), strict=True):
             if stored is None:
-                tally.problem(_bad("a preimage belongs to no key of the state", key, found=row[_PREFIX:]))
+                tally.problem(bad_row("a preimage belongs to no key of the state", key, found=row[_PREFIX:]))
 
 
 def check_blobs(engine: Engine, tally: Counter) -> None:
@@ -147,13 +132,13 @@ def check_blobs(engine: Engine, tally: Counter) -> None:
 
     def end() -> None:
         if pieces and hasher.digest() != digest:
-            tally.problem(_bad("a large value is not what its hash names", BLOBS.prefix + digest))
+            tally.problem(bad_row("a large value is not what its hash names", BLOBS.prefix + digest))
 
     for key, stored in engine_rows(engine, BLOBS.prefix, BLOBS.end):
         tally.step()
         inside = key[_PREFIX:]
         if len(inside) != _HASH + 4:
-            tally.problem(_bad("a key of a large value has a wrong length", key, found=len(inside)))
+            tally.problem(bad_row("a key of a large value has a wrong length", key, found=len(inside)))
             continue
         if inside[:_HASH] != digest:
             end()
@@ -165,7 +150,7 @@ def check_blobs(engine: Engine, tally: Counter) -> None:
             value = b""
         number = int.from_bytes(inside[_HASH:], "big")
         if number != pieces or last != BLOB_CHUNK_BYTES or not 0 < len(value) <= BLOB_CHUNK_BYTES:
-            tally.problem(_bad("a piece of a large value is missing or has a wrong length", key, number=number))
+            tally.problem(bad_row("a piece of a large value is missing or has a wrong length", key, number=number))
         hasher.update(value)
         pieces, last = pieces + 1, len(value)
     end()
@@ -237,7 +222,7 @@ def check_recent_history(source: Frames, engine: Engine, state: ChainState, tree
             for key, row, stored in zip(keys, rows, engine.get_many(rows), strict=True):
                 tally.step()
                 if stored is None:
-                    raise _bad("a history row is missing", row, state_key=key, height=height)
+                    raise bad_row("a history row is missing", row, state_key=key, height=height)
                 value = decode_old(row, decode_row(row, stored))
                 if value is not None and is_reference(value):
                     full_value(value, get)

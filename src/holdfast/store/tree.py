@@ -31,7 +31,7 @@ from ..views.tables import STATE
 from .identity import Identity
 from .replay import execution_of
 
-__all__ = ["OpenedTree", "build_tree", "caught_up", "open_tree", "scheme_of"]
+__all__ = ["OpenedTree", "another_root", "build_tree", "caught_up", "open_tree", "scheme_of"]
 
 _PAGE_ROWS = 10_000
 _KEYS_AT_ONCE = 100_000
@@ -89,15 +89,21 @@ def open_tree(
             notes.append(f"tree image not used: {error}")
     tree = build_tree(scheme, rows, progress=progress)
     if not has_root(tree, state.state_root):
-        raise CorruptionError(
-            "the state does not have the root that the journal says",
-            height=state.tip_height,
-            hash=state.tip_hash,
-            expected=state.state_root,
-            found=tree.root,
-            recovery=Recovery.REBUILD,
-        )
+        raise another_root(tree, state)
     return OpenedTree(tree, "rebuilt", tuple(notes), 0)
+
+
+def another_root(tree: Tree, state: ChainState) -> CorruptionError:
+    """What is wrong if the ``tree`` over the rows of the state does not have the root in ``state``."""
+    return CorruptionError(
+        "the rows of the state do not have the root that the journal says",
+        table=STATE.name,
+        height=state.tip_height,
+        hash=state.tip_hash,
+        expected=state.state_root,
+        found=tree.root,
+        recovery=Recovery.REBUILD,
+    )
 
 
 def build_tree(scheme: Scheme, rows: RowReader, *, progress: Callable[[int, int], None] | None = None) -> Tree:
