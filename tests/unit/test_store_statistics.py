@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import threading
-import time
 from pathlib import Path
 
 import pytest
 
 import holdfast
-from holdfast.errors import EngineError
+from holdfast.errors import EngineError, HoldfastError
 from holdfast.store import upkeep
 from holdfast.store.store import Store
 
@@ -43,20 +42,21 @@ def test_without_a_cache_there_are_no_figures_of_it(tmp_path: Path) -> None:
 
 
 def test_background_work_that_failed_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ended = threading.Event()
+    reported = threading.Event()
+    report = upkeep.Upkeep._report
 
     def failing(_self: upkeep.Upkeep) -> bool:
-        ended.set()
         raise EngineError("the disk is gone")
+
+    def reporting(self: upkeep.Upkeep, failure: HoldfastError) -> None:
+        report(self, failure)
+        reported.set()
 
     monkeypatch.setattr(upkeep, "_LOOK_SECONDS", 0.001)
     monkeypatch.setattr(upkeep.Upkeep, "_image_due", failing)
+    monkeypatch.setattr(upkeep.Upkeep, "_report", reporting)
     with holdfast.open(tmp_path / "s") as store:
-        assert ended.wait(30)
-        assert store._upkeep is not None
-        until = time.monotonic() + 30
-        while store._upkeep.failure is None and time.monotonic() < until:
-            time.sleep(0.001)
+        assert reported.wait(30)
         found = store.statistics()["upkeep"]
         _filled(store)  # commits go on
         assert store.state[b"a"] == b"1"
