@@ -73,6 +73,12 @@ def _plain_lengths(changes: Mapping[bytes, bytes | None], values: Sequence[bytes
     return sum(keys), sum(lengths), longest
 
 
+def _closed() -> StateError:
+    return StateError(
+        "the draft was committed or dropped", remedy="make a new draft on the tip", recovery=Recovery.LAST_GOOD
+    )
+
+
 class DraftState:
     """See ``MutableState``. Made by ``draft.state``; belongs to one thread."""
 
@@ -158,8 +164,9 @@ class DraftState:
     def update(self, changes: Mapping[bytes, bytes | None]) -> None:
         """All of ``changes`` at once (``None`` removes), or none if one of them is refused."""
         if not isinstance(changes, Mapping):
-            kind = type(changes).__name__  # type: ignore[unreachable]
-            raise InvalidInputError(f"the changes of a state are a mapping of keys to values, not {kind}")
+            raise InvalidInputError(
+                f"the changes of a state are a mapping of keys to values, not {type(changes).__name__}"
+            )
         if not changes:
             return
         values = [value for value in changes.values() if value is not None]
@@ -174,11 +181,7 @@ class DraftState:
 
     def _put(self, changes: Mapping[bytes, bytes | None], size: int, *, longest: int, removals: int) -> None:
         if self._closed:
-            raise StateError(
-                "the draft was committed or dropped",
-                remedy="make a new draft on the tip",
-                recovery=Recovery.LAST_GOOD,
-            )
+            raise _closed()
         writes = self._writes
         again = writes.keys() & changes.keys() if writes else ()
         for key in again:  # only the last write to a key counts
@@ -240,9 +243,5 @@ class DraftState:
 
     def _reader(self) -> StateReader:
         if self._closed:
-            raise StateError(
-                "the draft was committed or dropped",
-                remedy="make a new draft on the tip",
-                recovery=Recovery.LAST_GOOD,
-            )
+            raise _closed()
         return self._read
