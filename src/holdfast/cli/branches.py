@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .looking import find_block
+from .looking import find_block, find_hash
 from .options import Config, DataDir, Json
 from .output import Output
 
@@ -97,13 +97,13 @@ def reorg(
     from .session import open_to_write
 
     with open_to_write(data_dir, config, quiet=as_json) as store:
-        target = find_block(store, to)
+        target = find_hash(store, to, remedy="--to takes a hash, in full; 'holdfast tips' lists those of all branches")
         _report(store, store.reorg(target.hash, reason=reason), Output(as_json=as_json))
 
 
 def orphan(
     data_dir: DataDir,
-    block: Annotated[str, typer.Argument(metavar="HASH|HEIGHT")],
+    block: Annotated[str, typer.Argument(metavar="HASH|HEIGHT", help="A block of any branch, or a canonical height.")],
     reason: Reason,
     competing: Annotated[str | None, typer.Option("--competing", metavar="HASH", help="The block that won.")] = None,
     config: Config = None,

@@ -101,7 +101,7 @@ def _frame_rows(reader: JournalReader, number: int) -> Iterator[dict[str, object
         if info.number == number:
             break
     else:
-        raise NotFoundError("no such segment", segment=number)
+        raise NotFoundError("no such segment", segment=number, remedy="'holdfast journal inspect' lists the segments")
     if info.count == 0:
         return
     for frame in reader.frames(info.first_seq, info.first_seq + info.count):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -18,10 +19,11 @@ if TYPE_CHECKING:
     from ..store.store import Store
     from ..types import BlockInfo
 
-__all__ = ["block_row", "find_block", "register"]
+__all__ = ["block_row", "find_block", "find_hash", "parse_height", "register"]
 
 _LIMIT = 50
-_HEIGHT_DIGITS_MAX = 20
+_SECONDS_DIGITS_MAX = 20
+_HEIGHT = re.compile(r"0|[1-9][0-9]{0,18}", re.ASCII)
 
 
 def register(app: typer.Typer) -> None:
@@ -49,20 +51,40 @@ def block_row(store: Store, info: BlockInfo) -> dict[str, object]:
     }
 
 
+def parse_height(text: str) -> int | None:
+    """The height that ``text`` is: decimal digits, the first of several not 0. ``None`` for anything else."""
+    return int(text) if _HEIGHT.fullmatch(text) else None
+
+
 def find_block(store: Store, text: str) -> BlockInfo:
     """The block that a hash, a canonical height or the word ``tip`` names. Raises ``BlockNotFound``."""
-    from .chains import parse_hash
-
     if text == "tip":
         if store.tip is None:
             raise BlockNotFound("the store holds no block yet")
         return store.tip
-    if text.isascii() and text.isdecimal() and len(text) <= _HEIGHT_DIGITS_MAX:
-        info = store.blocks.at(int(text))
-        if info is None:
-            raise BlockNotFound("no canonical block at this height", height=int(text))
-        return info
-    block_hash = parse_hash(store.spec.name, text)
+    height = parse_height(text)
+    if height is None:
+        return find_hash(
+            store, text, remedy="a height has no leading zeros, a hash all of its 64 hex digits; or say tip"
+        )
+    info = store.blocks.at(height)
+    if info is None:
+        raise BlockNotFound("no canonical block at this height", height=height)
+    return info
+
+
+def find_hash(store: Store, text: str, *, remedy: str) -> BlockInfo:
+    """The block, of any branch, whose hash is ``text``.
+
+    Raises ``BlockNotFound``, or ``InvalidInputError`` with this ``remedy`` for anything but 64 hex digits.
+    """
+    from .chains import parse_hash
+
+    try:
+        block_hash = parse_hash(store.spec.name, text)
+    except InvalidInputError as error:
+        error.remedy = remedy
+        raise
     found = store.blocks.get(block_hash)
     if found is None:
         raise BlockNotFound("no such block is stored", hash=text)
@@ -223,7 +245,7 @@ def _time(text: str | None, option: str) -> int | None:
     """Seconds since 1970; a time without a zone is UTC."""
     if text is None:
         return None
-    if text.isascii() and text.isdecimal() and len(text) <= _HEIGHT_DIGITS_MAX:
+    if text.isascii() and text.isdecimal() and len(text) <= _SECONDS_DIGITS_MAX:
         return min(int(text), 2**63 - 1)
     try:
         when = datetime.fromisoformat(text)

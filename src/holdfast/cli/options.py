@@ -72,7 +72,7 @@ Height = Annotated[
 ]
 AtBlock = Annotated[
     str | None,
-    typer.Option("--at-block", metavar="HASH", help="The state after this block, which must be canonical."),
+    typer.Option("--at-block", metavar="HASH", help="The state after this canonical block; its whole hash."),
 ]
 Hex = Annotated[bool, typer.Option("--hex", help="Every key and value given is hex digits.")]
 Network = Annotated[

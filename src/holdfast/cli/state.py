@@ -54,7 +54,7 @@ def block_at(store: Store, height: int | None, at_block: str | None) -> BlockInf
 
     Raises ``BlockNotFound``, ``PrunedError`` below the base of the store, ``InvalidInputError``.
     """
-    from .looking import find_block
+    from .looking import find_hash
 
     if height is not None and at_block is not None:
         raise InvalidInputError("--height and --at-block exclude each other")
@@ -63,7 +63,7 @@ def block_at(store: Store, height: int | None, at_block: str | None) -> BlockInf
         return store.state.at(height).block if found is None else found  # which says why there is none
     if at_block is None:
         return None
-    info = find_block(store, at_block)
+    info = find_hash(store, at_block, remedy="--at-block takes a hash, in full; --height takes a height")
     if not store.blocks.is_canonical(info):
         raise BlockNotFound(
             "the block is not canonical, and the state is kept of canonical blocks only",
@@ -99,11 +99,14 @@ def null_root(store: Store) -> bytes:
 
 def height_of(store: Store, text: str) -> int:
     """A height, or that of the tip. Raises ``InvalidInputError``."""
+    from .looking import parse_height
+
     if text == "tip":
         return 0 if store.tip is None else store.tip.height
-    if not (text.isascii() and text.isdecimal() and len(text) <= 19):
-        raise InvalidInputError("a height is a whole number, or the word tip", found=text[:80])
-    return int(text)
+    height = parse_height(text)
+    if height is None:
+        raise InvalidInputError("a height is a whole number without leading zeros, or the word tip", found=text[:80])
+    return height
 
 
 def _block_fields(store: Store, info: BlockInfo | None) -> dict[str, object]:
@@ -136,7 +139,12 @@ def get(
         out = Output(as_json=as_json)
         fields = _block_fields(store, info)
         if value is None:
-            raise NotFoundError("the key has no value in the state", key=shown(wanted), height=fields["height"])
+            raise NotFoundError(
+                "the key has no value in the state",
+                key=shown(wanted),
+                height=fields["height"],
+                remedy="'holdfast state scan' lists the keys, 'holdfast state history KEY' when this one had a value",
+            )
         if raw and not as_json:
             out.data(value)
         elif as_json:

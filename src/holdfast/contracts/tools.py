@@ -101,6 +101,16 @@ def value_to_json(value: Plain) -> object:
     return value
 
 
+def _other_arguments(place: str, parameters: Sequence[tuple[str, ValueType]], found: object) -> InvalidInputError:
+    names = ", ".join(name for name, _ in parameters) or "none"
+    wanted = ", ".join(f"{name} ({kind.name})" for name, kind in parameters) or "[]"
+    return InvalidInputError(
+        f"{place} takes the arguments {names}",
+        found=found,
+        remedy=f"give them as a list in order or as an object by name: {wanted}",
+    )
+
+
 def arguments_from_json(method: Method | None, arguments: Sequence[object] | Mapping[str, object]) -> bytes:
     """The encoded arguments of a method, given in order or by name. ``None`` is a method without parameters.
 
@@ -111,12 +121,10 @@ def arguments_from_json(method: Method | None, arguments: Sequence[object] | Map
     names = [name for name, _ in parameters]
     if isinstance(arguments, Mapping):
         if arguments.keys() != set(names):
-            raise InvalidInputError(
-                f"{place} takes the arguments {', '.join(names) or 'none'}", found=", ".join(sorted(arguments))
-            )
+            raise _other_arguments(place, parameters, ", ".join(sorted(arguments)))
         arguments = [arguments[name] for name in names]
     if len(arguments) != len(names):
-        raise InvalidInputError(f"{place} takes the arguments {', '.join(names) or 'none'}", found=len(arguments))
+        raise _other_arguments(place, parameters, len(arguments))
     values = []
     for (name, kind), value in zip(parameters, arguments, strict=True):
         try:
@@ -159,7 +167,11 @@ def code_at(registry: ContractRegistry, state: ReadableState, address: Address) 
     """The code of the contract at ``address``. Raises ``NotFoundError`` if it, or its code, is not here."""
     raw = state.get(deployment_key(address))
     if raw is None:
-        raise NotFoundError("nothing is deployed at this address", address=bytes(address))
+        raise NotFoundError(
+            "nothing is deployed at this address",
+            address=bytes(address),
+            remedy="'holdfast contract list', or list_contracts(), shows what is deployed and where",
+        )
     record = decode_deployment(address, raw)
     code = registry.get(record.name, record.version)
     if code is None or code.abi_hash != record.abi_hash:
@@ -178,7 +190,12 @@ def code_at(registry: ContractRegistry, state: ReadableState, address: Address) 
 def _method(code: Code, name: str) -> Method:
     found = code.methods.get(name)
     if found is None:
-        raise InvalidInputError(f"{code.name} has no method of this name", found=name, expected=", ".join(code.methods))
+        raise InvalidInputError(
+            f"{code.name} has no method of this name",
+            found=name,
+            expected=", ".join(code.methods),
+            remedy="name one of those expected; 'holdfast contract list --codes' shows what each takes",
+        )
     return found
 
 
@@ -195,7 +212,13 @@ def deploy_from_json(
     """The transaction that deploys a code. Raises ``NotFoundError`` and ``InvalidInputError``."""
     code = registry.get(name, version)
     if code is None:
-        raise NotFoundError("this node has no such contract", contract=f"{name} {version}")
+        raise NotFoundError(
+            "this node has no such contract",
+            contract=f"{name} {version}",
+            known=", ".join(f"{known.name} {known.version}" for known in registry) or "none",
+            remedy="name one of those known, with its version, or bring the code: --contracts MODULE:OBJECT, "
+            "in a program a ContractRegistry that holds it",
+        )
     encoded = arguments_from_json(code.constructor, arguments)
     return Transaction(caller, Deploy(name, version, encoded), gas_limit, nonce)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from ..errors import InvalidInputError, LimitExceeded, NotFoundError, Recovery, StateError
+from ..errors import InvalidInputError, LimitExceeded, Recovery, StateError
 from ..limits import (
     STATE_CHANGES_BYTES_MAX,
     STATE_CHANGES_MAX,
@@ -20,7 +20,7 @@ from ..limits import (
 )
 from ..merkle.api import Tree
 from ..merkle.values import is_reference, tree_value
-from .reader import Rowlike, StateReader, check_key, scan_bounds
+from .reader import Rowlike, StateReader, check_key, no_value, scan_bounds
 from .rows import Changes, Execution
 
 __all__ = ["BlockState", "DraftState", "check_value"]
@@ -116,7 +116,7 @@ class DraftState:
         """The value. Raises ``NotFoundError``."""
         value = self.get(key)
         if value is None:
-            raise NotFoundError("the key has no value in the state", key=check_key(key))
+            raise no_value(key)
         return value
 
     def __contains__(self, key: object) -> bool:

@@ -19,7 +19,7 @@ from ..views.api import Rows
 from ..views.tables import STATE
 from .rows import full_value, state_key
 
-__all__ = ["OverlaidRows", "Rowlike", "StateReader", "check_key", "scan_bounds"]
+__all__ = ["OverlaidRows", "Rowlike", "StateReader", "check_key", "no_value", "scan_bounds"]
 
 _PAGE_ROWS = 256
 _PREFIX = STATE.prefix
@@ -52,10 +52,19 @@ def check_key(key: bytes) -> bytes:
     return key
 
 
+def no_value(key: bytes) -> NotFoundError:
+    """What is raised where ``key`` was asked for and has no value."""
+    return NotFoundError(
+        "the key has no value in the state",
+        key=key,
+        remedy="ask with get(), which gives None, where a key may be absent; scan() lists the keys that there are",
+    )
+
+
 def scan_bounds(prefix: bytes, start: bytes | None, stop: bytes | None) -> tuple[bytes, bytes]:
     """Engine keys ``low``, ``high`` of a scan; ``low >= high`` means that nothing can be found."""
     for name, bound in (("prefix", prefix), ("start", start), ("stop", stop)):
-        if bound is not None and type(bound) is not bytes:
+        if (bound is not None or name == "prefix") and type(bound) is not bytes:
             raise InvalidInputError(f"'{name}' of a scan is bytes", found=type(bound).__name__)
     low = state_key(prefix if start is None or start < prefix else start)
     high = _end_of(state_key(prefix)) if prefix else STATE.end
@@ -101,7 +110,7 @@ class StateReader:
         """The value. Raises ``NotFoundError``."""
         value = self.get(key)
         if value is None:
-            raise NotFoundError("the key has no value in the state", key=check_key(key))
+            raise no_value(key)
         return value
 
     def __contains__(self, key: object) -> bool:

@@ -323,7 +323,12 @@ class IndexManager:
             return live[1]
         record = self.live.behind.get(name)
         if record is None:
-            raise NotFoundError("no such index", index=name, known=sorted({*self.live.ready, *self.live.behind}))
+            raise NotFoundError(
+                "no such index",
+                index=name,
+                known=sorted({*self.live.ready, *self.live.behind}),
+                remedy="name one of those known, or open the store with the index: 'indexes=[...]'",
+            )
         return record
 
     def reader(self, name: str, rows: RowReader) -> IndexReader:

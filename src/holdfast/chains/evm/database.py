@@ -45,6 +45,10 @@ def _plain(data: bytes, what: str) -> bytes:
     raise InvalidInputError(f"a {what} is bytes", found=type(data).__name__)
 
 
+def _missing(key: bytes) -> NotFoundError:
+    return NotFoundError("the database has no such key", key=key, remedy="ask with 'in' where a key may be absent")
+
+
 class HoldfastDB(BaseAtomicDB):
     """A py-evm database in one space of documents of a store. Any thread may use it."""
 
@@ -102,7 +106,7 @@ class HoldfastDB(BaseAtomicDB):
     def __getitem__(self, key: bytes) -> bytes:
         value = self._documents.get(_plain(key, "key"))
         if value is None:
-            raise NotFoundError("the database has no such key", key=key)
+            raise _missing(key)
         return value
 
     def _exists(self, key: bytes) -> bool:
@@ -118,7 +122,7 @@ class HoldfastDB(BaseAtomicDB):
         """As ``__setitem__``. Raises ``KeyError`` if the key is not there."""
         key = _plain(key, "key")
         if key not in self._documents:
-            raise NotFoundError("the database has no such key", key=key)
+            raise _missing(key)
         self._documents.delete(key)
 
     @contextmanager
@@ -172,7 +176,7 @@ class _Batch(BaseDB, AtomicWriteBatchAPI):
     def __getitem__(self, key: bytes) -> bytes:
         value = self._get(key)
         if value is None:
-            raise NotFoundError("the database has no such key", key=key)
+            raise _missing(key)
         return value
 
     def _exists(self, key: bytes) -> bool:
@@ -183,7 +187,7 @@ class _Batch(BaseDB, AtomicWriteBatchAPI):
 
     def __delitem__(self, key: bytes) -> None:
         if self._get(key) is None:
-            raise NotFoundError("the database has no such key", key=key)
+            raise _missing(key)
         self._open()[_plain(key, "key")] = None
 
     def commit(self) -> None:
