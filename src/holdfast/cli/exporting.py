@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from ..errors import ForeignStore, InvalidInputError
+from ..errors import ForeignStore
+from .files import new_file
 from .options import Config, DataDir, Json
 from .output import Output, PipeClosed
 
@@ -41,11 +43,6 @@ def export(
             except BrokenPipeError:
                 raise PipeClosed from None
             return
-        try:
-            with file.open("x", encoding="ascii") as stream, store.snapshot() as moment:
-                count = write_records(moment.blocks, stream, lines=lines)
-        except FileExistsError as exc:
-            raise InvalidInputError("the file is there already", path=file, remedy="name a new file") from exc
-        except OSError as exc:
-            raise InvalidInputError(f"the file cannot be written: {exc.strerror}", path=file) from exc
+        with new_file(file) as raw, TextIOWrapper(raw, "ascii") as stream, store.snapshot() as moment:
+            count = write_records(moment.blocks, stream, lines=lines)
         Output(as_json=as_json).record({"file": str(file), "blocks": count})

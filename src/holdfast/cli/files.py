@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
-from ..errors import InvalidInputError
+from .._fs import RealFileSystem, translate_os_error
+from ..errors import HoldfastError, InvalidInputError
 
-__all__ = ["check_new", "read_limited", "write_new"]
+__all__ = ["check_new", "new_file", "read_limited", "write_new"]
 
 
 def read_limited(path: Path | None, *, limit: int) -> bytes:
@@ -28,18 +32,46 @@ def read_limited(path: Path | None, *, limit: int) -> bytes:
 
 def check_new(path: Path) -> None:
     """Nothing happens if there is no such file yet: looked at before the work, so that it is not in vain."""
-    if path.exists() or path.is_symlink():
-        raise InvalidInputError("the file is there already", path=path, remedy="name a new file")
-    if not path.absolute().parent.is_dir():
-        raise InvalidInputError("the directory of the file does not exist", path=path, remedy="make it first")
+    with _translated(path):
+        if path.exists() or path.is_symlink():
+            raise InvalidInputError("the file is there already", path=path, remedy="name a new file")
+        if not path.absolute().parent.is_dir():
+            raise InvalidInputError("the directory of the file does not exist", path=path, remedy="make it first")
 
 
 def write_new(path: Path, data: bytes) -> None:
-    """The new file holds ``data``. One that is there already is not touched."""
+    """The new file holds ``data``; see ``new_file``."""
+    with new_file(path) as file:
+        file.write(data)
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[BinaryIO]:
+    """The file at ``path``, made and to be written. One that is there already is not touched.
+
+    Whatever is raised before it is closed removes it. Raises ``InvalidInputError`` for a path that cannot be, and
+    ``ReadOnlyError``, ``OutOfSpace`` or ``DeviceError`` for what the file system says.
+    """
+    check_new(path)
+    with _translated(path):
+        file = path.open("xb")
     try:
-        with path.open("xb") as file:
-            file.write(data)
+        with _translated(path), file:
+            yield file
+    except BaseException:
+        with suppress(HoldfastError):  # the first error is the one to tell
+            RealFileSystem().remove(path)
+        raise
+
+
+@contextmanager
+def _translated(path: Path) -> Iterator[None]:
+    try:
+        yield
     except FileExistsError as error:
         raise InvalidInputError("the file is there already", path=path, remedy="name a new file") from error
     except OSError as error:
-        raise InvalidInputError(f"the file cannot be written: {error.strerror}", path=path) from error
+        typed = translate_os_error(error, path)
+        if typed.exit_code != InvalidInputError.exit_code:
+            typed.remedy = "name a file where there is space and permission to write; no part of this one was kept"
+        raise typed from error
