@@ -46,6 +46,7 @@ __all__ = [
     "NewFile",
     "RealFileSystem",
     "open_foreign",
+    "path_of",
     "translate_os_error",
 ]
 
@@ -498,6 +499,14 @@ class NewFile:
             return
         with contextlib.suppress(HoldfastError):  # the first error is the one to tell
             self._fs.remove(self._temporary)
+
+
+def path_of(path: str | os.PathLike[str], what: str) -> Path:
+    """``path``, which a caller gave, as a path. Raises ``InvalidInputError`` that begins with ``what``."""
+    text = os.fspath(path) if isinstance(path, str | os.PathLike) else None
+    if not isinstance(text, str) or not text or "\0" in text:
+        raise InvalidInputError(f"{what} is named by a path", found=repr(path))
+    return Path(text)
 
 
 def open_foreign(fs: FileSystem, path: Path) -> File:

@@ -90,6 +90,10 @@ def check_batch(puts: Mapping[bytes, bytes], deletes: Iterable[bytes]) -> tuple[
         InvalidInputError: a key or a value is no bytes, a key is empty, or is both put and deleted.
         LimitExceeded: a key, a value or the whole batch is too long, or has too many rows.
     """
+    if not isinstance(puts, Mapping):
+        raise InvalidInputError("what is put is a mapping of keys to documents", found=type(puts).__name__)
+    if not isinstance(deletes, Iterable):
+        raise InvalidInputError("what is deleted are several keys", found=type(deletes).__name__)
     gone = sorted({check_document_key(key) for key in deletes})
     total = 0
     for key, value in puts.items():

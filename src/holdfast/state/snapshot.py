@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 import zstandard
 
-from .._fs import File, FileSystem, RealFileSystem, open_foreign
+from .._fs import File, FileSystem, RealFileSystem, open_foreign, path_of
 from ..errors import InvalidInputError, MissingFile, SnapshotInvalid
 from ..limits import HASH_BYTES
 from ..merkle.api import RECORD_BYTES, SCHEMES, Backend, Scheme
@@ -427,7 +427,7 @@ def verify_snapshot(
     Raises:
         SnapshotInvalid: names the first chunk that is not right.
     """
-    reader = SnapshotReader(Path(path), fs=fs, tree_backend=tree_backend)
+    reader = SnapshotReader(path_of(path, "a snapshot"), fs=fs, tree_backend=tree_backend)
     reader.trust(
         trusted_root=trusted_root,
         trusted_block=trusted_block,

@@ -131,9 +131,12 @@ def export_snapshot(
         CorruptionError: the rows of the state do not give its tree.
         LimitExceeded: more than 200,000 chunks.
     """
-    if not CHUNK_BYTES_MIN <= chunk_bytes <= CHUNK_BYTES_MAX:
+    if type(chunk_bytes) is not int or not CHUNK_BYTES_MIN <= chunk_bytes <= CHUNK_BYTES_MAX:
         raise InvalidInputError(
-            "the length of a chunk is out of range", found=chunk_bytes, least=CHUNK_BYTES_MIN, most=CHUNK_BYTES_MAX
+            "the length of a chunk is out of range",
+            found=chunk_bytes,
+            least=CHUNK_BYTES_MIN,
+            most=CHUNK_BYTES_MAX,
         )
     export = _Export(source, destination, chunk_bytes, compress, progress, fs or RealFileSystem(), tree_backend)
     return export.run()

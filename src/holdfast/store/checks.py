@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from ..errors import InvalidBlock, InvalidInputError, LimitExceeded
 from ..limits import (
@@ -16,7 +16,7 @@ from ..limits import (
 )
 from ..types import ZERO_HASH, Block
 
-__all__ = ["block_size", "check_block", "check_forced", "check_hash"]
+__all__ = ["block_size", "check_block", "check_blocks", "check_forced", "check_hash", "check_height"]
 
 _U64_MAX = 2**64 - 1
 
@@ -28,8 +28,26 @@ def check_hash(name: str, value: bytes) -> bytes:
     return value
 
 
+def check_height(height: int) -> int:
+    """``height`` if it can be one. Raises ``InvalidInputError``."""
+    if type(height) is not int or not 0 <= height <= HEIGHT_MAX:
+        raise InvalidInputError("a height is a whole number that is not negative", found=repr(height))
+    return height
+
+
+def check_blocks(blocks: Sequence[Block]) -> None:
+    """Nothing happens if these are blocks; their fields are not looked at. Raises ``InvalidInputError``."""
+    if not isinstance(blocks, Sequence):
+        raise InvalidInputError("blocks are given in a sequence", found=type(blocks).__name__)
+    for block in blocks:
+        if not isinstance(block, Block):
+            raise InvalidInputError("what is added must be a 'Block'", found=type(block).__name__)
+
+
 def check_forced(forced: Mapping[int, bytes]) -> dict[int, bytes]:
     """``forced`` if it maps heights to hashes. Raises ``InvalidInputError``."""
+    if not isinstance(forced, Mapping):
+        raise InvalidInputError("forced blocks are a mapping of heights to hashes", found=type(forced).__name__)
     for height, block_hash in forced.items():
         _check_number("forced height", height, HEIGHT_MAX)
         check_hash(f"forced block {height}", block_hash)

@@ -141,7 +141,7 @@ class Documents:
 
     def put(self, key: bytes, value: bytes) -> None:
         """``value`` is stored under ``key``, durable as a commit is. Cost: one frame; ``write`` shares it."""
-        self.write({key: value})
+        self.write({check_document_key(key): value})
 
     def delete(self, key: bytes) -> None:
         """There is no document under ``key``; harmless if there was none. Cost: one frame."""

@@ -17,7 +17,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from .._failpoints import hit
-from .._fs import FileSystem, NewFile, RealFileSystem
+from .._fs import FileSystem, NewFile, RealFileSystem, path_of
 from ..blocks.reader import BlockReader
 from ..config import Settings
 from ..consensus.safety import SafetyBook
@@ -43,6 +43,7 @@ from ..types import Block
 from .backend import Backend
 from .base import BASE_NAME, base_of, base_parts, chain_of, spec_of
 from .chain import Chain, CustomChain, ExecutingChain, check_same_chain
+from .checks import check_height
 from .opening import OpenPlan, directory_state, make_directories, open_for_writing, read_identity
 from .url import parse_url
 
@@ -97,7 +98,8 @@ def export_state(
         PrunedError: what undoes the blocks above it is gone.
         ViewExpired: commits made meanwhile changed more than ``pinned_bytes_max``; the same call goes on where it was.
     """
-    info = backend.tip if height is None else blocks.at(height)
+    path = path_of(destination, "a snapshot")
+    info = backend.tip if height is None else blocks.at(check_height(height))
     if info is None:
         raise BlockNotFound("there is no canonical block at this height", height=height)
     block = SnapshotBlock(
@@ -113,7 +115,7 @@ def export_state(
     held = backend.open_state(info.hash)
     try:
         source = _Held(chain_of(backend.identity.spec), block, backend.scheme, held)
-        return export_snapshot(source, Path(destination), chunk_bytes=chunk_bytes, compress=compress, progress=progress)
+        return export_snapshot(source, path, chunk_bytes=chunk_bytes, compress=compress, progress=progress)
     finally:
         held.release()
 
@@ -162,7 +164,7 @@ def import_snapshot(
     if place.engine == "memory":
         raise InvalidInputError("a store on disk needs an engine on disk", found=place.engine)
     fs, root = fs or RealFileSystem(), place.path.absolute()
-    reader = SnapshotReader(Path(source), fs=fs)
+    reader = SnapshotReader(path_of(source, "a snapshot"), fs=fs)
     reader.trust(
         trusted_root=trusted_root,
         trusted_block=trusted_block,

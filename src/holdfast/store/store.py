@@ -34,7 +34,7 @@ from ..views.api import RowReader, Rows
 from .adding import Adder
 from .backend import Backend, WriterBackend
 from .chain import Chain, ChainSpec
-from .checks import check_block, check_forced, check_hash
+from .checks import check_block, check_blocks, check_forced, check_hash, check_height
 from .documents import Documents, list_spaces
 from .draft import Draft
 from .indexes import IndexReader, IndexStatus
@@ -89,6 +89,13 @@ def _nothing() -> None:
 
 def _refuse_write(_parts: list[Part], _rows: Rows) -> None:
     raise ReadOnlyError("a snapshot cannot be written to", remedy="write to 'store.documents(name)'")
+
+
+def _promise(safety: tuple[bytes, tuple[int, ...], bytes]) -> SafetyRecord:
+    """The record of what ``commit`` was given as ``safety``. Raises ``InvalidInputError``."""
+    if not isinstance(safety, tuple) or len(safety) != 3:
+        raise InvalidInputError("'safety' is (identity, position, payload)", found=type(safety).__name__)
+    return SafetyRecord(check_identity(safety[0]), check_position(safety[1]), safety[2])
 
 
 class Store:
@@ -222,6 +229,8 @@ class Store:
     def index(self, name: str) -> IndexReader:
         """A reader of the user index. Raises ``NotFoundError``; its reads raise ``IndexBehind`` until it is ready."""
         backend = self._check()
+        if type(name) is not str:
+            raise InvalidInputError("the name of an index is text", found=type(name).__name__)
         return backend.indexes.reader(name, backend.rows)
 
     def indexes(self) -> list[IndexStatus]:
@@ -406,6 +415,8 @@ class Store:
             InvalidInputError: the draft was made by another store, where the parent has another state.
         """
         writer, adder = self._need_writer()
+        if not isinstance(draft, Draft):
+            raise InvalidInputError("a block is committed on a draft, from draft()", found=type(draft).__name__)
         parent = draft.parent
         block = Block(
             hash,
@@ -419,9 +430,7 @@ class Store:
             extra,
         )
         check_block(block)
-        record = None
-        if safety is not None:
-            record = SafetyRecord(check_identity(safety[0]), check_position(safety[1]), safety[2])
+        record = None if safety is None else _promise(safety)
         touched = draft.touched
         executed, base = (touched.execution(), touched.base.root) if touched is not None else (None, None)
         self._make_room(writer)
@@ -465,6 +474,7 @@ class Store:
         If one is refused, those before it stay stored and are durable. Other writers may come in between.
         """
         writer, adder = self._need_writer()
+        check_blocks(blocks)
         results: list[AddResult] = []
         for start in range(0, len(blocks), _BLOCKS_PER_TURN):
             self._make_room(writer)
@@ -517,8 +527,7 @@ class Store:
         Raises ``FinalityError`` for a lower height, ``BlockNotFound`` above the tip.
         """
         writer, _ = self._need_writer()
-        if type(height) is not int or height < 0:
-            raise InvalidInputError("a height is a whole number that is not negative", found=height)
+        check_height(height)
         with writer.lock, writer.turn:
             if height != writer.state.finalized:
                 writer.write(writer.the_decider().finalize(height, writer.state))
