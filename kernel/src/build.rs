@@ -102,7 +102,7 @@ impl<'a> Builder<'a> {
             let mut pairs = level.into_iter();
             let mut above = Vec::with_capacity(1 << depth);
             while let (Some(left), Some(right)) = (pairs.next(), pairs.next()) {
-                above.push(Child::join(&mut hasher, left, right, depth));
+                above.push(Child::join(&mut hasher, left, right));
             }
             level = above;
         }

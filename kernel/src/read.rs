@@ -27,11 +27,13 @@ pub fn path(hasher: &mut Hasher, root: &Child, key: &Hash) -> Path {
     let mut siblings = Vec::new();
     let mut node = &root.node;
     let mut leaves: &[Leaf] = &[];
+    let mut sides = None;
     while !matches!(node, Node::Empty) {
         match node {
             Node::Empty => {}
             Node::Bucket(bucket) => {
                 leaves = &bucket.slice;
+                sides = Some(&bucket.header.header);
                 break;
             }
             Node::Inner(inner) => {
@@ -48,8 +50,12 @@ pub fn path(hasher: &mut Hasher, root: &Child, key: &Hash) -> Path {
     while leaves.len() > 1 {
         let depth = siblings.len();
         let (left, right) = halves(leaves, depth);
-        let (own, other) = if bit(key, depth) { (right, left) } else { (left, right) };
-        siblings.push(hasher.node(other, depth + 1));
+        let turned = bit(key, depth);
+        let (own, other) = if turned { (right, left) } else { (left, right) };
+        siblings.push(match sides.take() {
+            Some(sides) => sides[usize::from(!turned)],
+            None => hasher.node(other, depth + 1),
+        });
         leaves = own;
     }
     siblings.reverse();

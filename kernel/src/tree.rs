@@ -3,7 +3,8 @@
 //! Invariants:
 //!   * A subtree of at most `BUCKET_MAX` leaves is a bucket (or empty), a larger one an inner node. So the layout is a
 //!     function of the leaves, and a lone leaf is always found in a bucket: an inner hash is never floated up.
-//!   * A bucket's leaves are in strict order of their key hash. No hash below a bucket is kept.
+//!   * A bucket's leaves are in strict order of their key hash. Of the hashes below it, those of its two sides are kept,
+//!     so that a change hashes one side anew.
 //!   * The hash of a node stands beside the reference to it, so that a path can be rebuilt without touching siblings.
 //!   * Depth is at most 256, and so is every recursion.
 
@@ -15,16 +16,19 @@ use crate::prefetch;
 /// Most leaves of a bucket: more save memory, fewer save hashes.
 pub const BUCKET_MAX: usize = 16;
 
-/// What stands in front of an inner node (a counter) and of a bucket's leaves (a counter and their number).
+/// What stands in front of an inner node (a counter) and of a bucket's leaves (a counter, the sides and their number).
 const INNER_HEADER: usize = size_of::<usize>();
-const BUCKET_HEADER: usize = 2 * size_of::<usize>();
+const BUCKET_HEADER: usize = 2 * size_of::<usize>() + size_of::<Sides>();
 /// Mean of what the allocator adds to a bucket, whose length is one of few.
 const BUCKET_SLACK: usize = 96;
+
+/// The hashes of the two nodes below a bucket; without meaning if it has only one leaf.
+pub type Sides = [Hash; 2];
 
 #[derive(Clone)]
 pub enum Node {
     Empty,
-    Bucket(ThinArc<(), Leaf>),
+    Bucket(ThinArc<Sides, Leaf>),
     Inner(Arc<Inner>),
 }
 
@@ -132,26 +136,42 @@ impl Child {
         if leaves.is_empty() {
             return Child::empty(hasher);
         }
-        if leaves.len() <= BUCKET_MAX {
-            return Child {
-                hash: hasher.node(leaves, depth),
-                node: Node::Bucket(ThinArc::from_header_and_slice((), leaves)),
-            };
+        if leaves.len() == 1 {
+            return Child::bucket(hasher, leaves, [hasher.null; 2]);
         }
         let (left, right) = leaves.split_at(leaves.partition_point(|leaf| !bit(&leaf.key, depth)));
+        if leaves.len() <= BUCKET_MAX {
+            let sides = [hasher.node(left, depth + 1), hasher.node(right, depth + 1)];
+            return Child::bucket(hasher, leaves, sides);
+        }
         let left = Child::build(hasher, left, depth + 1);
         let right = Child::build(hasher, right, depth + 1);
-        Child::join(hasher, left, right, depth)
+        Child::join(hasher, left, right)
     }
 
-    /// The node over `left` and `right` at `depth`.
-    pub fn join(hasher: &mut Hasher, left: Child, right: Child, depth: usize) -> Self {
+    /// The bucket of these leaves, at least one and at most `BUCKET_MAX`.
+    pub fn bucket(hasher: &mut Hasher, leaves: &[Leaf], sides: Sides) -> Self {
+        let hash = match leaves {
+            [leaf] => leaf.hash,
+            _ => hasher.inner(&sides[0], &sides[1]),
+        };
+        Child {
+            hash,
+            node: Node::Bucket(ThinArc::from_header_and_slice(sides, leaves)),
+        }
+    }
+
+    /// The node over `left` and `right`.
+    pub fn join(hasher: &mut Hasher, left: Child, right: Child) -> Self {
         let total = left.node.leaves() + right.node.leaves();
         if total <= BUCKET_MAX {
             let mut leaves = Vec::with_capacity(total);
             left.node.collect(&mut leaves);
             right.node.collect(&mut leaves);
-            return Child::build(hasher, &leaves, depth);
+            return match leaves.len() {
+                0 => Child::empty(hasher),
+                _ => Child::bucket(hasher, &leaves, [left.hash, right.hash]),
+            };
         }
         Child {
             hash: hasher.inner(&left.hash, &right.hash),

@@ -3,7 +3,7 @@
 use crate::build::Builder;
 use crate::hash::{bit, sha256, Hash, Hasher, Leaf};
 use crate::threads;
-use crate::tree::{Child, Node, BUCKET_MAX};
+use crate::tree::{Child, Node, Sides, BUCKET_MAX};
 
 /// Fewer changes than these are not worth a thread.
 pub const THREADED_MIN: usize = 256;
@@ -103,8 +103,8 @@ impl Worker {
             return None;
         }
         let inner = match node {
-            Node::Empty => return self.splice(&[], changes, depth),
-            Node::Bucket(bucket) => return self.splice(&bucket.slice, changes, depth),
+            Node::Empty => return self.splice(&[], None, changes, depth),
+            Node::Bucket(bucket) => return self.splice(&bucket.slice, Some(&bucket.header.header), changes, depth),
             Node::Inner(inner) => inner,
         };
         let fetches = !fetched && changes.len() <= FETCHED_AT_ONCE;
@@ -115,14 +115,29 @@ impl Worker {
         let (lower, upper) = halves(changes, depth);
         let left = self.apply(&inner.left.node, lower, depth + 1, fetched);
         let right = self.apply(&inner.right.node, upper, depth + 1, fetched);
-        rejoin(&mut self.hasher, &inner.left, &inner.right, left, right, depth)
+        rejoin(&mut self.hasher, &inner.left, &inner.right, left, right)
     }
 
-    /// The node of the old leaves with the changes merged in.
-    fn splice(&mut self, old: &[Leaf], changes: &mut [Change], depth: usize) -> Option<Child> {
+    /// The node of the old leaves, whose sides have these hashes, with the changes merged in.
+    fn splice(&mut self, old: &[Leaf], sides: Option<&Sides>, changes: &mut [Change], depth: usize) -> Option<Child> {
         self.leaves.clear();
-        let dirty = merge_leaves(old, changes, &mut self.leaves);
-        dirty.then(|| Child::build(&mut self.hasher, &self.leaves, depth))
+        if !merge_leaves(old, changes, &mut self.leaves) {
+            return None;
+        }
+        let (leaves, hasher) = (&self.leaves[..], &mut self.hasher);
+        let known = sides.filter(|_| old.len() > 1 && (2..=BUCKET_MAX).contains(&leaves.len()));
+        let Some(known) = known else {
+            return Some(Child::build(hasher, leaves, depth));
+        };
+        let mut sides = *known;
+        let (left, right) = leaves.split_at(leaves.partition_point(|leaf| !bit(&leaf.key, depth)));
+        let (lower, upper) = halves(changes, depth);
+        for (number, (side, changes)) in [(left, lower), (right, upper)].into_iter().enumerate() {
+            if changes.iter().any(|change| change.outcome != Outcome::Nothing) {
+                sides[number] = hasher.node(side, depth + 1);
+            }
+        }
+        Some(Child::bucket(hasher, leaves, sides))
     }
 }
 
@@ -167,14 +182,13 @@ fn rejoin(
     old_right: &Child,
     left: Option<Child>,
     right: Option<Child>,
-    depth: usize,
 ) -> Option<Child> {
     if left.is_none() && right.is_none() {
         return None;
     }
     let left = left.unwrap_or_else(|| old_left.clone());
     let right = right.unwrap_or_else(|| old_right.clone());
-    Some(Child::join(hasher, left, right, depth))
+    Some(Child::join(hasher, left, right))
 }
 
 /// A subtree, its changes, and its depth.
@@ -211,7 +225,7 @@ fn merge(
             let (lower, upper) = halves(changes, depth);
             let left = merge(hasher, &inner.left.node, lower, depth + 1, done);
             let right = merge(hasher, &inner.right.node, upper, depth + 1, done);
-            rejoin(hasher, &inner.left, &inner.right, left, right, depth)
+            rejoin(hasher, &inner.left, &inner.right, left, right)
         }
         _ => done.next().expect("as many results as tasks"),
     }
