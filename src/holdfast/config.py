@@ -1,7 +1,7 @@
 """One typed object for every setting, and where each value came from.
 
 Invariants:
-    * Later sources win: defaults < file < ``HOLDFAST_*`` environment < explicit arguments.
+    * Later sources win: defaults < preset < file < ``HOLDFAST_*`` environment < explicit arguments.
     * Every source is checked whole, also the values that a later source hides. An unknown key, a wrong type or a value
       out of range is an ``InvalidInputError`` that names the key, the source and what is allowed; nothing is guessed.
     * A file is read once, is at most 1 MiB of UTF-8 and holds a flat table. YAML is reduced to plain values: no
@@ -26,7 +26,7 @@ from types import MappingProxyType
 from typing import Annotated, Final, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from . import limits
 from .errors import InvalidInputError
@@ -35,6 +35,7 @@ __all__ = [
     "CONFIG_FILE_BYTES_MAX",
     "CONFIG_FILE_NAMES",
     "ENVIRONMENT_PREFIX",
+    "PRESETS",
     "RESERVED_ENVIRONMENT",
     "LoadedSettings",
     "SettingInfo",
@@ -66,11 +67,40 @@ _MIB: Final = 1024 * 1024
 _GIB: Final = 1024 * 1024 * 1024
 
 
+PRESETS: Final[Mapping[str, Mapping[str, object]]] = MappingProxyType(
+    {
+        "standard": {},
+        "development": {"state_cache_bytes": 4 * _MIB, "cache_bytes": 8 * _MIB},
+        "production": {
+            "state_cache_bytes": 64 * _MIB,
+            "cache_bytes": 256 * _MIB,
+            "overlay_bytes_max": _GIB,
+            "overlay_rows_max": 3_000_000,
+            "flush_interval_seconds": 30.0,
+        },
+    }
+)
+"""Defaults that a preset replaces. With the overlay of ``production`` a burst of a million updates meets no flush; the
+price is that up to so many rows are replayed when the store is opened after a kill."""
+
+
 class Settings(BaseModel):
-    """Every setting of a store, each within its range. Made by ``load_settings``; never changes."""
+    """Every setting of a store, each within its range. What is not given is that of the preset; never changes."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _preset(cls, values: object) -> object:
+        if not isinstance(values, dict):
+            return values
+        name = values.get("preset", "standard")
+        return {**PRESETS[name], **values} if isinstance(name, str) and name in PRESETS else values
+
+    preset: Annotated[
+        Literal["standard", "development", "production"],
+        Field(description="the defaults of memory: little on a laptop, or what a server of its own can give"),
+    ] = "standard"
     engine: Annotated[
         Literal["rocksdb", "lmdb", "sqlite", "memory"],
         Field(description="engine under the views of a new store"),
@@ -140,9 +170,7 @@ class Settings(BaseModel):
     cache_bytes: Annotated[int, Field(ge=0, le=1024 * _GIB, description="block cache of the engine, bytes")] = 32 * _MIB
     state_cache_bytes: Annotated[
         int,
-        Field(
-            ge=0, le=1024 * _GIB, description="cache of state rows, bytes; 0: off; 4 MiB to develop, 64 MiB to serve"
-        ),
+        Field(ge=0, le=1024 * _GIB, description="cache of state rows, bytes; 0: off"),
     ] = 16 * _MIB
     state_cache_policy: Annotated[
         Literal["lru", "lfu", "fifo"], Field(description="which row leaves a full cache of state rows first")
@@ -162,7 +190,10 @@ class Settings(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class LoadedSettings:
-    """Settings, and for each key its source: ``default``, ``file PATH``, ``environment HOLDFAST_X`` or ``argument``."""
+    """Settings, and for each key its source.
+
+    A source is ``default``, ``preset NAME``, ``file PATH``, ``environment HOLDFAST_X`` or ``argument``.
+    """
 
     settings: Settings
     sources: Mapping[str, str]
@@ -213,6 +244,9 @@ def load_settings(
         _check_layer(values, origins)
         merged.update(values)
         sources.update(origins)
+    preset = str(merged.get("preset", "standard"))
+    for key in PRESETS[preset].keys() - merged.keys():
+        sources[key] = f"preset {preset}"
     return LoadedSettings(Settings.model_validate(merged), MappingProxyType(sources), path)
 
 

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from holdfast import limits
 from holdfast.config import (
     CONFIG_FILE_BYTES_MAX,
+    PRESETS,
     RESERVED_ENVIRONMENT,
     LoadedSettings,
     Settings,
@@ -44,8 +45,37 @@ def test_defaults_hold_without_any_source(tmp_path: Path) -> None:
     assert set(loaded.sources.values()) == {"default"}
 
 
+@pytest.mark.parametrize(("preset", "cache"), [("standard", 16), ("development", 4), ("production", 64)])
+def test_a_preset_replaces_defaults(preset: str, cache: int) -> None:
+    loaded = load_settings(environ={"HOLDFAST_PRESET": preset})
+    assert loaded.settings.preset == preset
+    assert loaded.settings.state_cache_bytes == cache * 1024 * 1024
+    changed = {key for key, value in Settings() if value != getattr(loaded.settings, key)} - {"preset"}
+    assert changed == set(PRESETS[preset])
+    assert {key for key, source in loaded.sources.items() if source == f"preset {preset}"} == changed
+    assert Settings.model_validate({"preset": preset}) == loaded.settings
+
+
+def test_every_source_wins_over_a_preset(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text('preset = "production"\nstate_cache_bytes = 1\n')
+    loaded = load_settings(tmp_path, environ={"HOLDFAST_CACHE_BYTES": "2"}, overrides={"overlay_rows_max": 3})
+    settings = loaded.settings
+    assert (settings.state_cache_bytes, settings.cache_bytes, settings.overlay_rows_max) == (1, 2, 3)
+    assert settings.overlay_bytes_max == 1 << 30
+    assert loaded.sources["overlay_bytes_max"] == "preset production"
+    assert loaded.sources["state_cache_bytes"].startswith("file ")
+    assert load_settings(tmp_path, environ={}, overrides={"preset": "development"}).settings.cache_bytes == 8 << 20
+
+
+def test_an_unknown_preset_is_refused() -> None:
+    with pytest.raises(InvalidInputError) as caught:
+        load_settings(environ={"HOLDFAST_PRESET": "fast"})
+    assert caught.value.context["key"] == "preset"
+
+
 def test_the_published_defaults() -> None:
     assert Settings().model_dump() == {
+        "preset": "standard",
         "engine": "rocksdb",
         "durability": "sync",
         "group_commit_ms": 0.0,
