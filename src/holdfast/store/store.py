@@ -3,6 +3,8 @@
 Invariants:
     * A commit that returned is durable (``sync``) or survives as part of a prefix (``buffered``).
     * A commit that raised changed nothing, in memory or on disk, or the store is poisoned until it is opened again.
+    * Code that the store calls in a commit, of a chain or of an index, may read it; what changes it, closes it or waits
+      for it raises ``StateError``.
     * After ``fork()`` the child's copy is closed: its descriptors never write, every call raises ``ClosedError``.
 """
 
@@ -240,11 +242,14 @@ class Store:
 
     def wait_for_indexes(self, timeout_seconds: float | None = None) -> bool:
         """True once every registered index is ready; False when the time is over. Raises what made a build fail."""
-        return self._check().indexes.wait(timeout_seconds)
+        backend = self._check()
+        self._refuse_inside()
+        return backend.indexes.wait(timeout_seconds)
 
     def start_indexes(self) -> None:
         """Registered indexes that are not ready are built in the background; ``open`` calls this."""
         writer, _ = self._need_writer()
+        self._refuse_inside()
         self._backend.indexes.start(writer, self._latest)
 
     # -- documents ------------------------------------------------------------------------------------------------
@@ -325,6 +330,7 @@ class Store:
             FinalityError: ``below`` is above the last final block. StateError: there is no history.
         """
         self._need_writer()
+        self._refuse_inside()
         if self._upkeep is None:
             raise InternalError("an open store has nobody who looks after it")
         settings = self._settings
@@ -564,6 +570,7 @@ class Store:
             CorruptionError: the journal is damaged; the old views stay live.
         """
         self._need_writer()
+        self._refuse_inside()
         return self._backend_writer().renew(self._latest, progress)
 
     def refresh(self) -> None:
@@ -575,6 +582,7 @@ class Store:
 
     def close(self) -> None:
         """Everything is durable and flushed, the lock is free; twice is harmless."""
+        self._refuse_inside()
         with self._close_lock:
             if self._closed is not None:
                 return
@@ -615,6 +623,11 @@ class Store:
         if self._writer is None or self._adder is None:
             raise ReadOnlyError("the store is open read-only", path=self._backend.path)
         return self._writer, self._adder
+
+    def _refuse_inside(self) -> None:
+        """Raises ``StateError`` in code that the store has called: this would pull the ground from under it."""
+        if self._writer is not None:
+            self._writer.turn.refuse_inside()
 
     def _make_room(self, writer: Writer) -> None:
         """The overlay is within its bounds, also if it is full of frames whose tickets nobody waited for."""

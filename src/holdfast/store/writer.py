@@ -71,23 +71,27 @@ class Mark(msgspec.Struct, frozen=True, gc=False):
 class _Turn:
     """One operation of the writer; the lock is held. Code that the store calls may not begin another one in it."""
 
-    __slots__ = ("_inside",)
+    __slots__ = ("_owner",)
 
     def __init__(self) -> None:
-        self._inside = False
+        self._owner = 0
+
+    def refuse_inside(self) -> None:
+        """Raises ``StateError`` if this thread is in an operation of the writer. Needs no lock."""
+        if self._owner == threading.get_ident():
+            raise StateError(
+                "the store was changed, closed or waited for by code that it had called",
+                remedy="a chain's 'validate' and 'execute' and an index function may read the store, and no more",
+            )
 
     def __enter__(self) -> None:
-        if self._inside:
-            raise StateError(
-                "the store was written to by code that it had called",
-                remedy="a chain's 'validate' and an index function may read the store, never write to it",
-            )
-        self._inside = True
+        self.refuse_inside()
+        self._owner = threading.get_ident()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._inside = False
+        self._owner = 0
 
 
 class Writer:
