@@ -51,7 +51,7 @@ def tangled() -> Blockchain:
     a = grow(chain, a, 3, peer="a")
     assert chain.tip == a
     grow(chain, b, 1, peer="b")
-    tip = grow(chain, a, 2, peer='a \u00e9"\\')
+    tip = grow(chain, a, 2, peer='a \u00e9"\\]{' + "[" * 90)
     heavy = grow(chain, tip, 3, peer="marked")
     first = chain.store.blocks.ancestor(heavy, tip.height + 1)
     assert first is not None

@@ -39,11 +39,21 @@ def test_brackets_in_text_are_no_levels() -> None:
     check_depth(json.dumps({"a": "[" * 100_000, "b": '"[' * 1000 + "\\"}).encode())
 
 
-def test_a_high_recursion_limit_does_not_end_the_process() -> None:
+READERS = {
+    "evm": "from holdfast.chains.evm.decoding import parse_json as read\n",
+    "pow": (
+        "import io\nfrom holdfast.chains.pow.json_format import read_records\n"
+        "def read(data): next(read_records(io.StringIO('{\"hash\":' + data.decode())))\n"
+    ),
+}
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_a_high_recursion_limit_does_not_end_the_process(reader: str) -> None:
     program = (
-        "import sys\nsys.setrecursionlimit(100_000)\n"
-        "from holdfast.chains.evm.decoding import parse_json\nfrom holdfast.errors import InvalidBlock\n"
-        "try:\n    parse_json(b'[' * 200_000)\nexcept InvalidBlock:\n    print('refused')\n"
+        "import sys\nsys.setrecursionlimit(1_000_000)\nfrom holdfast.errors import InvalidBlock, InvalidInputError\n"
+        f"{READERS[reader]}"
+        "try:\n    read(b'[' * 200_000)\nexcept (InvalidBlock, InvalidInputError):\n    print('refused')\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (0, "refused\n"), done.stderr

@@ -27,6 +27,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Final, NoReturn, TextIO
 
+from ..._json import check_depth
 from ...errors import CorruptionError, InvalidBlock, InvalidInputError
 from ...types import BlockInfo, OrphanInfo
 from .chain import from_stored
@@ -42,6 +43,7 @@ _CHUNK_CHARS: Final = 64 * 1024
 RECORD_CHARS_MAX: Final = 64 * 1024
 _HASH: Final = re.compile(r"[0-9a-f]{64}")
 _DECIMAL: Final = re.compile(r"0|[1-9][0-9]{0,38}")
+_FLAT: Final = re.compile(r'\{(?:[^"{}\[\]]++|"(?:[^"\\]++|\\.)*+")*+\}', re.DOTALL)
 _MICROSECONDS: Final = 1_000_000
 
 
@@ -266,19 +268,25 @@ class _Source:
         """The record that begins here."""
         if self.peek() != "{":
             raise self.error("a record must be a JSON object")
-        while True:
-            try:
-                value, self._at = self._decoder.raw_decode(self._text, self._at)
-            except json.JSONDecodeError as exc:
-                if len(self._text) - self._at > RECORD_CHARS_MAX or not self._fill():
-                    raise self.error(f"broken JSON: {exc.msg}") from exc
-                continue
-            except (ValueError, RecursionError) as exc:
-                if isinstance(exc, InvalidBlock):
-                    raise
-                raise self.error("unusable JSON: nested too deep, or a number too long") from exc
-            self.records += 1
-            return MinerBlock.from_mapping(value)
+        try:
+            if not self._is_flat():
+                check_depth(self._text[self._at :].encode("utf-8", "surrogatepass"))
+            value, self._at = self._decoder.raw_decode(self._text, self._at)
+        except InvalidBlock:
+            raise
+        except json.JSONDecodeError as exc:
+            raise self.error(f"broken JSON: {exc.msg}") from exc
+        except ValueError as exc:
+            raise self.error(f"unusable JSON: {exc}") from exc
+        self.records += 1
+        return MinerBlock.from_mapping(value)
+
+    def _is_flat(self) -> bool:
+        """True once the whole record is read, and holds no array or object as every good one; else it may be broken."""
+        while _FLAT.match(self._text, self._at) is None:
+            if len(self._text) - self._at > RECORD_CHARS_MAX or not self._fill():
+                return False
+        return True
 
     def error(self, message: str) -> InvalidInputError:
         return InvalidInputError(message, records_read=self.records, near=self._text[self._at : self._at + 40])
