@@ -173,20 +173,14 @@ class ContractChain:
         Without a body it is what the header says, as at the base of a store; ``validate`` and ``execute`` refuse it.
         """
         decoded = decode_header(header)
-        if body is not None and body_hash(body) != decoded.body:
-            raise InvalidBlock(
-                "the body does not belong to the header",
-                height=decoded.height,
-                found=body_hash(body),
-                expected=decoded.body,
-            )
-        if extra is not None and receipts_hash(extra) != decoded.receipts:
-            raise InvalidBlock(
-                "the receipts do not belong to the header",
-                height=decoded.height,
-                found=receipts_hash(extra),
-                expected=decoded.receipts,
-            )
+        for what, found, expected in (
+            ("body does", None if body is None else body_hash(body), decoded.body),
+            ("receipts do", None if extra is None else receipts_hash(extra), decoded.receipts),
+        ):
+            if found is not None and found != expected:
+                raise InvalidBlock(
+                    f"the {what} not belong to the header", height=decoded.height, found=found, expected=expected
+                )
         if body is not None:
             self._check_transactions(decode_body(body))
         return self._block(decoded, body, extra)

@@ -58,7 +58,18 @@ def _encoded(what: str, value: object, kind: ValueType) -> bytes:
         raise BadValue(f"{what}: {error.message}") from None
 
 
-class Value(Generic[T]):
+class _Field:
+    """What every field has: the name it was given in the class, and what its keys begin with."""
+
+    name = ""
+    prefix = b""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name  # checked by the class: an error raised here would lose its kind
+        self.prefix = field_prefix(name) if name.isascii() and len(name) <= NAME_BYTES_MAX else b""
+
+
+class Value(_Field, Generic[T]):
     """One value. Reading it before it was written gives ``default``."""
 
     def __init__(self, kind: type[T], *, default: T) -> None:
@@ -67,12 +78,6 @@ class Value(Generic[T]):
             raise InvalidInputError("a field holds a value; 'None' is none")
         encode(default, self.kind)
         self._default = default
-        self.name = ""
-        self.prefix = b""
-
-    def __set_name__(self, owner: type, name: str) -> None:
-        self.name = name  # checked by the class: an error raised here would lose its kind
-        self.prefix = field_prefix(name) if name.isascii() and len(name) <= NAME_BYTES_MAX else b""
 
     @overload
     def __get__(self, contract: None, owner: type) -> Value[T]: ...
@@ -97,7 +102,7 @@ class Value(Generic[T]):
         return {"name": self.name, "kind": "value", "type": self.kind.name}
 
 
-class Map(Generic[K, V]):
+class Map(_Field, Generic[K, V]):
     """Values by key. The key is int, bytes, str, bool or Address, or a tuple of up to four of them."""
 
     def __init__(self, key: type[K], value: type[V]) -> None:
@@ -112,12 +117,6 @@ class Map(Generic[K, V]):
             )
         if self.value.kind == "none":
             raise InvalidInputError("a map holds values; 'None' is none")
-        self.name = ""
-        self.prefix = b""
-
-    def __set_name__(self, owner: type, name: str) -> None:
-        self.name = name  # checked by the class: an error raised here would lose its kind
-        self.prefix = field_prefix(name) if name.isascii() and len(name) <= NAME_BYTES_MAX else b""
 
     @overload
     def __get__(self, contract: None, owner: type) -> Map[K, V]: ...
