@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import holdfast as api
 from holdfast.contracts import ContractChain, ContractRegistry, contract_address
 from holdfast.contracts.codec import Address
 from holdfast.contracts.examples import EXAMPLES
+from holdfast.contracts.transactions import decode_header, encode_header, header_hash
 from tests.cli.cli_tools import Answer, child, done, holdfast
 
 ALICE, BOB = "0x" + "0a" * 20, "0x" + "0b" * 20
@@ -282,3 +285,58 @@ def test_a_real_process_with_contracts_in_its_directory(own: Path, shop: Path) -
     assert answer.returncode == 0, answer.stderr
     assert "add(by int, note str) -> int" in answer.stdout
     assert child("contract", "call", TOKEN, "transfer", f'["{BOB}", 1]', "--caller", ALICE, "-d", shop).code == 1
+
+
+# -- audit -----------------------------------------------------------------------------------------------------------
+
+
+def test_an_audit_executes_what_is_stored(shop: Path) -> None:
+    call(shop, "mint", f'["{ALICE}", 100]')
+    call(shop, "mint", f'["{BOB}", 100]', BOB)  # reverts, and is in its block
+    before = done("state", "root", "-d", shop, "--json").record["root"]
+    told = done("contract", "audit", "-d", shop, "--json").record
+    assert told == {"blocks": 4, "height": 3, "root": before, "sound": True}
+    assert "executing" in done("contract", "audit", "-d", shop, "--progress-seconds", "0").err
+    assert done("verify", "-d", shop, "--json").record["ok"] is True
+
+
+def test_an_audit_names_the_block_that_is_wrong(shop: Path) -> None:
+    with api.open(shop, chain=ContractChain.from_spec(_spec(shop), ContractRegistry(EXAMPLES))) as opened:
+        draft = opened.draft()
+        assert draft.parent is not None
+        chain = ContractChain.from_spec(_spec(shop), ContractRegistry(EXAMPLES))
+        block = chain.propose(draft.parent, [], time=draft.parent.time, state=draft.state).block
+        draft.state[b"from nowhere"] = b"1"
+        header = replace(decode_header(block.header), state_root=draft.state.root())
+        raw = encode_header(header)
+        opened.commit(draft, hash=header_hash(header), header=raw, body=block.body, time=block.time, extra=block.extra)
+    call(shop, "mint", f'["{ALICE}", 100]')
+    answer = holdfast("contract", "audit", "-d", shop, "--json")
+    assert "executed again" in refused(answer, 3, "corruption")
+    assert answer.error["context"]["height"] == 2  # type: ignore[index]
+    assert "another node" in str(answer.error["remedy"])
+
+
+def test_an_audit_can_be_stopped(shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = ContractChain.apply
+
+    def apply(*arguments: Any) -> Any:
+        signal.raise_signal(signal.SIGINT)
+        return real(*arguments)
+
+    monkeypatch.setattr(ContractChain, "apply", apply)
+    answer = holdfast("contract", "audit", "-d", shop)
+    assert (answer.code, answer.out) == (130, "")
+    assert "nothing was changed" in answer.err
+
+
+@pytest.mark.parametrize("kind", ["pow", "snapshot"])
+def test_what_cannot_be_audited(kind: str, shop: Path, pow_store_made: Path, tmp_path: Path) -> None:
+    if kind == "pow":
+        refused(holdfast("contract", "audit", "-d", pow_store_made, "--json"), 16, "foreign_store")
+        return
+    done("snapshot", "export", "--out", tmp_path / "snap", "-d", shop)
+    done("snapshot", "import", tmp_path / "snap", "--trust-manifest", "-d", tmp_path / "new")
+    assert "from the genesis on" in refused(
+        holdfast("contract", "audit", "-d", tmp_path / "new", "--json"), 2, "invalid_input"
+    )

@@ -1,4 +1,4 @@
-"""``holdfast contract``: contracts of a chain ``contracts`` are deployed, called and listed.
+"""``holdfast contract``: contracts of a chain ``contracts`` are deployed, called, listed and audited.
 
 Invariants:
     * A deployment or a call is one transaction in one block of its own, whatever becomes of it; a view is none.
@@ -19,8 +19,9 @@ import typer
 
 from .._json import check_depth
 from ..errors import HoldfastError, InvalidInputError
-from .options import Config, DataDir, Durability, Height, Json
+from .options import Config, DataDir, Durability, Height, Json, Seconds
 from .output import Output
+from .progress import INTERRUPTED, Progress, StopSignals
 
 if TYPE_CHECKING:
     from ..contracts import ContractRegistry, Transaction
@@ -58,6 +59,7 @@ def register(app: typer.Typer) -> None:
     group.command("deploy")(deploy)
     group.command("call")(call)
     group.command("list")(list_)
+    group.command("audit")(audit)
     app.add_typer(group, name="contract")
 
 
@@ -222,6 +224,41 @@ def list_(
         with state_of(store, height) as (_, state):
             found = (deployment_to_json(deployment) for deployment in deployments(state))
             out.rows(["address", "name", "version", "deployer"], found, empty="nothing is deployed")
+
+
+def audit(
+    data_dir: DataDir,
+    contracts: _Contracts = None,
+    progress_seconds: Seconds = 2.0,
+    config: Config = None,
+    as_json: Json = False,
+) -> None:
+    """Execute every block again from the genesis on and compare roots and receipts. Exit code 0 = right, 3 = not.
+
+    Nothing but the transactions is believed, and nothing is changed. Takes the time of all executions, and holds the
+    state in memory.
+    """
+    from ..contracts import audit as audit_store
+    from .session import open_to_read
+
+    registry = load_registry(contracts)
+    out = Output(as_json=as_json)
+    with (
+        open_to_read(data_dir, config, chain="contracts", registry=registry) as store,
+        StopSignals() as stop,
+        Progress("executing", None, quiet=as_json, seconds=progress_seconds, last_line=False) as progress,
+    ):
+
+        def step(height: int) -> None:
+            progress.update(height + 1)
+            if stop():
+                out.note("stopped before the end; nothing was changed. next: run the same command again")
+                raise typer.Exit(INTERRUPTED)
+
+        count = audit_store(store, progress=step)
+        last = store.blocks.at(count - 1)
+        root = None if last is None or last.state_root is None else last.state_root.hex()
+    out.record({"blocks": count, "height": count - 1, "root": root, "sound": True})
 
 
 # -- parts ----------------------------------------------------------------------------------------------------------

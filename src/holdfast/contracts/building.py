@@ -19,6 +19,9 @@ from .transactions import Transaction, decode_body
 __all__ = ["BuiltBlock", "audit", "build_block", "chain_of", "read_receipts", "read_transactions"]
 
 
+_AUDIT_REMEDY = "do not build on this block; compare it, and the code of the contracts, with another node's"
+
+
 @dataclass(frozen=True, slots=True)
 class BuiltBlock:
     """A block that was built and is durable as the store's settings say, with one receipt for each transaction."""
@@ -95,7 +98,11 @@ def audit(store: Store, *, progress: Callable[[int], None] | None = None) -> int
             block = store.blocks.block(info)
             if done == 0:
                 if info.height != 0:
-                    raise InvalidInputError("an audit needs every block from the genesis on", found=info.height)
+                    raise InvalidInputError(
+                        "an audit needs every block from the genesis on",
+                        found=info.height,
+                        remedy="audit a store that holds them all; this one stands on a snapshot that was trusted",
+                    )
                 found = again.tip
             else:
                 try:
@@ -107,6 +114,7 @@ def audit(store: Store, *, progress: Callable[[int], None] | None = None) -> int
                         hash=info.hash,
                         found=error.context.get("found"),
                         expected=error.context.get("expected"),
+                        remedy=_AUDIT_REMEDY,
                     ) from error
             assert found is not None
             if (found.hash, found.state_root) != (info.hash, info.state_root):
@@ -116,12 +124,14 @@ def audit(store: Store, *, progress: Callable[[int], None] | None = None) -> int
                     hash=info.hash,
                     found=info.state_root,
                     expected=found.state_root,
+                    remedy=_AUDIT_REMEDY,
                 )
             if again.blocks.extra(found) != block.extra:
                 raise CorruptionError(
                     "a block is stored without the receipts that its execution gives",
                     height=info.height,
                     hash=info.hash,
+                    remedy=_AUDIT_REMEDY,
                 )
             done += 1
             if progress is not None:
