@@ -109,7 +109,7 @@ def _arguments(text: str) -> Sequence[object] | Mapping[str, object]:
     try:
         check_depth(text.encode("utf-8", "surrogatepass"))
         found = json.loads(text)
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise InvalidInputError(f"the arguments are not JSON: {error}", found=text[:80]) from error
     if not isinstance(found, list | dict):
         raise InvalidInputError("the arguments are a JSON list or object", found=text[:80])

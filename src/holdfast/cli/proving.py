@@ -165,7 +165,7 @@ def _read(file: Path) -> _ProofFile:
     try:
         check_depth(raw)
         told = msgspec.json.decode(raw, type=_ProofFile)
-    except (msgspec.DecodeError, ValueError, RecursionError) as error:
+    except ValueError as error:
         raise InvalidInputError(f"the file is not what 'holdfast prove' writes: {error}", path=file) from error
     if (told.values is None) == (told.key is None) or (told.values is not None and told.value is not None):
         raise InvalidInputError("the file has to say what is proved: 'key' and 'value', or 'values'", path=file)

@@ -252,9 +252,7 @@ def decode_manifest(data: bytes) -> Manifest:
         if probe.kind == _KIND and probe.format > FORMAT:
             raise FormatTooNew("the snapshot is of a newer format", found=probe.format, expected=FORMAT)
         form = msgspec.json.decode(data, type=_Manifest)
-    except FormatTooNew:
-        raise
-    except (msgspec.DecodeError, ValueError, RecursionError) as error:
+    except ValueError as error:
         raise SnapshotInvalid(f"the manifest is not what it should be: {error}") from error
     if form.kind != _KIND or form.format != FORMAT:
         raise SnapshotInvalid("the manifest is of another kind", found=form.kind, format=form.format)

@@ -133,7 +133,7 @@ class EvmChain:
         try:
             check_depth(extra)
             found = msgspec.json.decode(extra)
-        except (msgspec.DecodeError, ValueError, RecursionError) as exc:
+        except ValueError as exc:
             raise InvalidBlock("the receipts are not JSON") from exc
         receipts = objects(found, "receipts")
         root = ordered_trie_root([encode_receipt_json(receipt) for receipt in receipts])

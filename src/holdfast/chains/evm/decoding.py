@@ -40,7 +40,7 @@ def parse_json(data: bytes) -> object:
     try:
         check_depth(data)
         return msgspec.json.decode(data)
-    except (msgspec.DecodeError, ValueError, RecursionError) as exc:
+    except ValueError as exc:
         raise InvalidBlock("this is not JSON", found=data[:60].decode("ascii", "replace")) from exc
 
 

@@ -111,7 +111,7 @@ class RpcClient:
         try:
             check_depth(raw)
             return msgspec.json.decode(raw)
-        except (msgspec.DecodeError, ValueError, RecursionError) as exc:
+        except ValueError as exc:
             raise RemoteError("the answer is not JSON", node=self.name, found=raw[:60]) from exc
 
     def _post(self, body: bytes) -> bytes:
