@@ -79,7 +79,6 @@ def toy_chain() -> ToyChain:
 def small_slices(monkeypatch: pytest.MonkeyPatch) -> None:
     """A flush has many batches."""
     monkeypatch.setattr(flush_module, "_SLICE_ROWS", 4)
-    monkeypatch.setattr(flush_module, "_SLICE_ROWS_SYNCED", 4)
 
 
 @pytest.mark.slow
@@ -159,7 +158,7 @@ def toy_views(engine: Engine, chain: ToyChain) -> Views:
 
 def grow_and_flush(path: Path, kind: str) -> None:
     """What the child process does until it is killed."""
-    flush_module._SLICE_ROWS = flush_module._SLICE_ROWS_SYNCED = 4
+    flush_module._SLICE_ROWS = 4
     chain = toy_chain()
     engine = open_engine(kind, path, create=True)
     views = toy_views(engine, chain)

@@ -265,8 +265,7 @@ class ViewsMachine(RuleBasedStateMachine):
 @pytest.fixture(autouse=True)
 def small_slices(monkeypatch: pytest.MonkeyPatch) -> None:
     """A few rows fill a slice, a chunk and a sort."""
-    for name, value in (("_SLICE_ROWS", 3), ("_SLICE_ROWS_SYNCED", 3)):
-        monkeypatch.setattr(flush_module, name, value)
+    monkeypatch.setattr(flush_module, "_SLICE_ROWS", 3)
     monkeypatch.setattr(merge_module, "_SORT_AT_ONCE", 2)
     monkeypatch.setattr(readers_module, "_CHUNK", 2)
     monkeypatch.setattr(historical_module, "_CHUNK", 3)

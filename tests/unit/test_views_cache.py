@@ -369,8 +369,7 @@ def hunt_all(first: int, seeds: int) -> int:
 
 @pytest.fixture
 def small_slices(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("_SLICE_ROWS", "_SLICE_ROWS_SYNCED"):
-        monkeypatch.setattr(flush_module, name, 1)
+    monkeypatch.setattr(flush_module, "_SLICE_ROWS", 1)
 
 
 @pytest.mark.slow
@@ -431,7 +430,7 @@ def test_the_hunt_finds_planted_bugs(bug: Callable[..., None], first: int, monke
 @pytest.mark.slow
 def test_readers_among_commits_and_background_flushes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every frame writes its number into all keys: a reader never sees a number lower than one it knows visible."""
-    monkeypatch.setattr(flush_module, "_SLICE_ROWS_SYNCED", 7)
+    monkeypatch.setattr(flush_module, "_SLICE_ROWS", 7)
     names = [STATE.prefix + b"%03d" % number for number in range(40)]
     views = open_views(
         RecordingEngine(), overlay_rows_max=400, flush_interval_seconds=0.01, cache_bytes=25 * (ENTRY_COST_BYTES + 9)

@@ -256,7 +256,7 @@ def test_frozen_and_overlay_rows_interleave_in_order(monkeypatch: pytest.MonkeyP
 def test_an_older_pin_is_right_while_the_overlay_drops_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     """Some rows are only frozen by then, others still in the overlay, and a page covers as much as both."""
     monkeypatch.setattr(readers_module, "_CHUNK", 8)
-    monkeypatch.setattr(flush_module, "_SLICE_ROWS_SYNCED", 4)
+    monkeypatch.setattr(flush_module, "_SLICE_ROWS", 4)
     names = [CANONICAL.prefix + b"%03d" % number for number in range(25)]
     chain = ToyChain()
     grow(chain, dict.fromkeys(names[:10], b"0"), dict.fromkeys(names[20:], b"1"), dict.fromkeys(names[:10]))
@@ -441,7 +441,7 @@ def test_keys_are_sorted_in_small_groups(monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.slow
 def test_readers_and_pins_among_background_flushes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every frame writes its number into each of many keys: whoever sees two numbers at once saw no single version."""
-    monkeypatch.setattr(flush_module, "_SLICE_ROWS_SYNCED", 7)
+    monkeypatch.setattr(flush_module, "_SLICE_ROWS", 7)
     names = [CANONICAL.prefix + b"%03d" % number for number in range(40)]
     views = open_views(RecordingEngine(), overlay_rows_max=400, flush_interval_seconds=0.01)
     counts = [0, 0, 0]
