@@ -29,7 +29,7 @@ CALLS: list[tuple[str, list[Any], Call]] = [
     ),
     ("add", [5, None, b"block", {}], lambda store, bad: store.add(bad)),
     ("add_many", [5, None, b"block", [5], {1: 2}], lambda store, bad: store.add_many(bad)),
-    ("finalize", [*NO_NUMBER, None, 2**70], lambda store, bad: store.finalize(bad)),
+    ("finalize", [*NO_NUMBER, None], lambda store, bad: store.finalize(bad)),
     ("force_blocks", NO_MAPPING, lambda store, bad: store.force_blocks(bad)),
     ("index", [5, None, b"name", []], lambda store, bad: store.index(bad)),
     ("export path", NO_PATH, lambda store, bad: store.export_snapshot(bad)),

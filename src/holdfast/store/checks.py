@@ -29,8 +29,8 @@ def check_hash(name: str, value: bytes) -> bytes:
 
 
 def check_height(height: int) -> int:
-    """``height`` if it can be one. Raises ``InvalidInputError``."""
-    if type(height) is not int or not 0 <= height <= HEIGHT_MAX:
+    """``height`` if it is a number that can be asked for. Raises ``InvalidInputError``."""
+    if type(height) is not int or height < 0:
         raise InvalidInputError("a height is a whole number that is not negative", found=repr(height))
     return height
 
