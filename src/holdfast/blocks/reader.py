@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+from ..engine.api import iter_rows
 from ..errors import CorruptionError, InvalidInputError, Recovery
 from ..journal.api import FrameSource, Kind
 from ..limits import HEIGHT_MAX, PRODUCER_BYTES_MAX
@@ -144,7 +145,7 @@ class BlockReader:
         """Every stored block at ``height``, the canonical one first, then by hash."""
         if not 0 <= height <= HEIGHT_MAX:
             return []
-        keys = self._keys(height_key(height), height_key(height + 1))
+        keys = iter_rows(self._rows, height_key(height), height_key(height + 1))
         found = [self.load(key[_HASH]) for key, _ in keys]
         canonical = self.hash_at(height)
         return sorted(found, key=lambda info: (info.hash != canonical, info.hash))
@@ -161,7 +162,7 @@ class BlockReader:
 
     def orphans(self) -> Iterator[OrphanInfo]:
         """Every stored block that is not canonical, by hash."""
-        for key, row in self._keys(ORPHANS.prefix, ORPHANS.end):
+        for key, row in iter_rows(self._rows, ORPHANS.prefix, ORPHANS.end):
             yield decode_orphan_record(key[_HASH], row)
 
     def tips(self) -> list[TipInfo]:
@@ -196,7 +197,7 @@ class BlockReader:
         """Canonical blocks with ``start <= height < stop``, lowest first or highest first."""
         low = canonical_key(min(max(start or 0, 0), _U64_MAX))
         high = CANONICAL.end if stop is None or stop > _U64_MAX else canonical_key(max(stop, 0))
-        for _, block_hash in self._keys(low, high, reverse=reverse):
+        for _, block_hash in iter_rows(self._rows, low, high, reverse=reverse):
             yield self.load(block_hash)
 
     def epoch_of(self, height: int) -> int | None:
@@ -224,7 +225,7 @@ class BlockReader:
             return
         low = TIMES.prefix + HEIGHT.pack(max(start, 0))
         high = TIMES.end if stop is None or stop > _U64_MAX else TIMES.prefix + HEIGHT.pack(stop)
-        for key, _ in self._keys(low, high):
+        for key, _ in iter_rows(self._rows, low, high):
             info = self.load(key[_HASH])
             if not canonical_only or self.is_canonical(info):
                 yield info
@@ -232,7 +233,7 @@ class BlockReader:
     def at_time(self, time: int) -> BlockInfo | None:
         """The canonical block with the greatest chain time at or before ``time``, or ``None``."""
         low, high = TIMES.prefix, TIMES.end if time >= _U64_MAX else TIMES.prefix + HEIGHT.pack(max(time, -1) + 1)
-        for key, _ in self._keys(low, high, reverse=True):
+        for key, _ in iter_rows(self._rows, low, high, reverse=True):
             info = self.load(key[_HASH])
             if self.is_canonical(info):
                 return info
@@ -243,7 +244,7 @@ class BlockReader:
         if not 0 < len(producer) <= PRODUCER_BYTES_MAX:
             return
         prefix = producer_prefix(producer)
-        for key, _ in self._keys(prefix, prefix + b"\xff" * 41):
+        for key, _ in iter_rows(self._rows, prefix, prefix + b"\xff" * 41):
             info = self.load(key[_HASH])
             if not canonical_only or self.is_canonical(info):
                 yield info
@@ -267,17 +268,6 @@ class BlockReader:
             "finalized_height": state.finalized if state.finalized >= 0 else None,
             "reorg_floor": state.floor if state.has_tip else None,
         }
-
-    def _keys(self, start: bytes, stop: bytes, *, reverse: bool = False) -> Iterator[tuple[bytes, bytes]]:
-        while True:
-            page = self._rows.scan(start, stop, reverse=reverse, limit=256)
-            yield from page.rows
-            if page.resume is None:
-                return
-            if reverse:
-                stop = page.resume
-            else:
-                start = page.resume
 
 
 def _attached(journal: FrameSource, info: BlockInfo, kind: int) -> bytes | None:

@@ -13,13 +13,13 @@ Invariants every engine keeps (``holdfast.testing.engine_contract`` proves them)
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-__all__ = ["Batch", "Capabilities", "Engine", "EngineStats", "Page", "Reader"]
+__all__ = ["Batch", "Capabilities", "Engine", "EngineStats", "Page", "Reader", "Scannable", "iter_rows"]
 
 Row = tuple[bytes, bytes]
 
@@ -32,6 +32,25 @@ class Page:
     resume: bytes | None
     """``None`` when the scan is finished. Forward: pass it as the next ``start`` (inclusive). Reverse: as the next
     ``stop`` (exclusive)."""
+
+
+class Scannable(Protocol):
+    """Whatever can be scanned page by page: an engine, or rows that are laid over one."""
+
+    def scan(self, start: bytes, stop: bytes, *, reverse: bool = False, limit: int = 1000) -> Page:
+        """One page of rows with ``start <= key < stop``."""
+
+
+def iter_rows(
+    source: Scannable, start: bytes, stop: bytes, *, reverse: bool = False, page_rows: int = 256
+) -> Iterator[Row]:
+    """Every row with ``start <= key < stop`` in key order, or in the reverse; each page is read when its turn comes."""
+    while True:
+        page = source.scan(start, stop, reverse=reverse, limit=page_rows)
+        yield from page.rows
+        if page.resume is None:
+            return
+        start, stop = (start, page.resume) if reverse else (page.resume, stop)
 
 
 @dataclass(slots=True)

@@ -11,7 +11,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
-from ..engine.api import Page
+from ..engine.api import Page, iter_rows
 from ..errors import InvalidInputError, LimitExceeded, NotFoundError
 from ..limits import STATE_KEY_BYTES_MAX
 from ..merkle.values import is_reference
@@ -122,16 +122,9 @@ class StateReader:
     ) -> Iterator[tuple[bytes, bytes]]:
         """(key, value) in key order, or in the reverse: keys with ``prefix`` and ``start <= key < stop``."""
         low, high = scan_bounds(prefix, start, stop)
-        while low < high:
-            page = self._rows.scan(low, high, reverse=reverse, limit=_PAGE_ROWS)
-            for key, stored in page.rows:
+        if low < high:
+            for key, stored in iter_rows(self._rows, low, high, reverse=reverse, page_rows=_PAGE_ROWS):
                 yield key[_PREFIX_BYTES:], full_value(stored, self._blobs)
-            if page.resume is None:
-                return
-            if reverse:
-                high = page.resume
-            else:
-                low = page.resume
 
 
 class OverlaidRows:

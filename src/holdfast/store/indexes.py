@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from ..engine.api import iter_rows
 from ..errors import CorruptionError, IndexBehind, IndexFailed, InvalidInputError, LimitExceeded, Recovery
 from ..limits import INDEX_KEY_BYTES_MAX, INDEX_NAME_BYTES_MAX, INDEX_VALUE_BYTES_MAX
 from ..types import ZERO_HASH, Block
@@ -200,7 +201,7 @@ class IndexReader:
         """The values under ``key``, oldest block first; at most ``limit`` of them."""
         start = self._table().prefix + _escaped(key) + _END_OF_KEY
         found: list[bytes] = []
-        for _, value in self._scan(start, start + b"\xff" * (_TAIL.size + 1)):
+        for _, value in iter_rows(self._rows, start, start + b"\xff" * (_TAIL.size + 1)):
             if limit is not None and len(found) >= limit:
                 break
             found.append(value)
@@ -213,17 +214,9 @@ class IndexReader:
         table = self._table()
         low = table.prefix + _escaped(start)
         high = table.end if stop is None else table.prefix + _escaped(stop)
-        for key, value in self._scan(low, high, reverse=reverse):
+        for key, value in iter_rows(self._rows, low, high, reverse=reverse):
             user_key, height = _split(key)
             yield user_key, height, value
-
-    def _scan(self, start: bytes, stop: bytes, *, reverse: bool = False) -> Iterator[tuple[bytes, bytes]]:
-        while True:
-            page = self._rows.scan(start, stop, reverse=reverse, limit=256)
-            yield from page.rows
-            if page.resume is None:
-                return
-            start, stop = (start, page.resume) if reverse else (page.resume, stop)
 
 
 def check_specs(specs: Iterable[IndexSpec], limit: int) -> dict[str, IndexSpec]:
