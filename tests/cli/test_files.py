@@ -22,6 +22,7 @@ REASONS = [
     (errno.EPERM, "read_only", 8),
     (errno.EIO, "device", 6),
     (errno.ENAMETOOLONG, "invalid_input", 2),
+    (errno.ENOENT, "invalid_input", 2),
 ]
 
 

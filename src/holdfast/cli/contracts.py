@@ -235,8 +235,7 @@ def audit(
 ) -> None:
     """Execute every block again from the genesis on and compare roots and receipts. Exit code 0 = right, 3 = not.
 
-    Nothing but the transactions is believed, and nothing is changed. Takes the time of all executions, and holds the
-    state in memory.
+    Only the transactions are believed, and nothing is changed. Takes as long as all executions; the state is in memory.
     """
     from ..contracts import audit as audit_store
     from .session import open_to_read

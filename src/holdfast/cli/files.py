@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from .._fs import RealFileSystem, translate_os_error
-from ..errors import HoldfastError, InvalidInputError
+from ..errors import HoldfastError, InvalidInputError, MissingFile
 
 __all__ = ["check_new", "new_file", "read_limited", "write_new"]
 
@@ -72,6 +72,8 @@ def _translated(path: Path) -> Iterator[None]:
         raise InvalidInputError("the file is there already", path=path, remedy="name a new file") from error
     except OSError as error:
         typed = translate_os_error(error, path)
+        if isinstance(typed, MissingFile):  # of a store that would be corruption
+            typed = InvalidInputError("the file cannot be made there", path=path)
         if typed.exit_code != InvalidInputError.exit_code:
             typed.remedy = "name a file where there is space and permission to write; no part of this one was kept"
         raise typed from error
