@@ -9,9 +9,12 @@ static ALLOCATOR: MiMalloc = MiMalloc;
 /// `mi_option_purge_delay` of mimalloc.h.
 const PURGE_DELAY: mi_option_t = 15;
 
-/// What is freed goes back to the system at once: a large batch does not keep its memory.
+/// Milliseconds. Less, and the pages of one batch are given back and cleared again for the next.
+const PURGE_AFTER: i64 = 250;
+
+/// What is freed goes back to the system soon: a large batch does not keep its memory.
 #[allow(unsafe_code)]
 pub fn tune() {
     // SAFETY: sets one number of the allocator, which reads it with atomic operations.
-    unsafe { mi_option_set(PURGE_DELAY, 0) }
+    unsafe { mi_option_set(PURGE_DELAY, PURGE_AFTER as _) }
 }
