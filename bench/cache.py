@@ -27,6 +27,8 @@ VALUE_BYTES = 62
 """With keys of 34 bytes an entry has 96 bytes of its own."""
 ORIGINAL_COST_BYTES = 64
 """What the system that this cache replaces counts for an entry besides key and value; the objects cost more."""
+KEYS = 200_000
+"""Of a full run; a shorter one has a smaller budget too."""
 THREADS = 16
 BLOCKS = 20
 POLICIES: tuple[CachePolicy, ...] = ("lru", "lfu", "fifo")
@@ -97,12 +99,12 @@ def _loop(get: Callable[[bytes], object], keys: list[bytes], rounds: int) -> lis
 def run(plan: Plan) -> Result:
     """Zipf(1.0) over the keys; then hot, overlay, engine and historical reads of views over RocksDB."""
     count, reads, per_round, rounds = plan.pick(
-        (200_000, 3_000_000, 50_000, 9), (50_000, 200_000, 10_000, 5), (300, 600, 50, 2)
+        (KEYS, 3_000_000, 50_000, 9), (50_000, 200_000, 10_000, 5), (300, 600, 50, 2)
     )
     result = Result("cache")
     keys = [STATE.prefix + number.to_bytes(32, "big") for number in range(count)]
     drawn = _zipf(keys, reads, 1)
-    budget = min(BUDGET_BYTES, count * (34 + VALUE_BYTES + ENTRY_COST_BYTES) * 3 // 10)
+    budget = BUDGET_BYTES * count // KEYS
     shares: list[float] = []
     for policy in POLICIES:
         share, cost = _hit_rate(policy, drawn, budget)
