@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple, TypeAlias
 
 from ..errors import ProofInvalid
@@ -113,16 +114,19 @@ def _leaf(leaf: LeafOp) -> bytes:
     return b"".join(_number(field, number) for field, number in enumerate(numbers, 1)) + _bytes(5, leaf.prefix)
 
 
+@lru_cache(maxsize=256)
+def _inner_heads(hash_op: int, prefix: int, suffix: int) -> tuple[bytes, bytes]:
+    """What stands before a prefix and between it and a suffix of these lengths, in an element of ``path``."""
+    first = _number(1, hash_op) + (_varint(2 << 3 | 2) + _varint(prefix) if prefix else b"")
+    second = _varint(3 << 3 | 2) + _varint(suffix) if suffix else b""
+    return _varint(4 << 3 | 2) + _varint(len(first) + prefix + len(second) + suffix) + first, second
+
+
 def _inner(step: InnerOp) -> bytes:
-    """An element of ``path``, with its head. Most of a proof is these, so short ones are put together at once."""
+    """An element of ``path``, with its head. Most of a proof is these, and they have one of two forms."""
     hash_op, prefix, suffix = step
-    size = len(prefix) + len(suffix)
-    if 0 < hash_op <= 0x7F and prefix and size + 6 <= 0x7F:
-        if suffix:
-            head = bytes((0x22, size + 6, 0x08, hash_op, 0x12, len(prefix)))
-            return b"".join((head, prefix, bytes((0x1A, len(suffix))), suffix))
-        return bytes((0x22, size + 4, 0x08, hash_op, 0x12, size)) + prefix
-    return _message(4, _number(1, hash_op) + _bytes(2, prefix) + _bytes(3, suffix))
+    first, second = _inner_heads(hash_op, len(prefix), len(suffix))
+    return b"".join((first, prefix, second, suffix))
 
 
 def _existence(proof: ExistenceProof) -> bytes:

@@ -19,7 +19,7 @@ from ..errors import InvalidInputError, LimitExceeded, ProofInvalid
 from ..limits import HASH_BYTES, PROOF_BYTES_MAX, PROOF_KEYS_MAX
 from .api import JMT_SHA256, Path, Scheme, Tree
 from .bits import HASH_BITS, shared_bits, split
-from .prove import Lookup, held_value
+from .prove import Lookup, held_key, held_value
 from .values import tree_value
 from .verify import check_claim, check_proof, scheme_named
 
@@ -93,7 +93,7 @@ class _Writer:
             self._tags.append(HASH)
         else:
             self._tags.append(OTHER)
-            _, value = held_value(leaf, self._lookup, self._scheme)
+            value = held_value(leaf, held_key(leaf[0], self._lookup), self._lookup, self._scheme)
             self._data += (leaf[0], sha256(value).digest())
 
     def finished(self) -> bytes:

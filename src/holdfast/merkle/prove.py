@@ -15,7 +15,7 @@ from .bits import HASH_BITS
 from .ics23 import SHA256, CommitmentProof, EmptyProof, ExistenceProof, InnerOp, LeafOp, NonExistenceProof
 from .values import tree_value
 
-__all__ = ["Lookup", "held_value", "prove"]
+__all__ = ["Lookup", "held_key", "held_value", "prove"]
 
 
 class Lookup(Protocol):
@@ -40,34 +40,45 @@ def prove(tree: Tree, key: bytes, lookup: Lookup, *, scheme: Scheme = JMT_SHA256
     if tree.count == 0:
         return EmptyProof()
     key_hash = sha256(key).digest()
-    leaf, _ = tree.path(key_hash)
+    leaf, siblings = tree.path(key_hash)
     if leaf is not None and leaf[0] == key_hash:
-        return _existence(tree, key_hash, lookup, scheme)
-    sides = [None if side is None else _existence(tree, side, lookup, scheme) for side in tree.neighbours(key_hash)]
-    return NonExistenceProof(key, sides[0], sides[1])
+        return _existence(leaf, siblings, key, lookup, scheme)
+    left, right = (None if side is None else _beside(tree, side, lookup, scheme) for side in tree.neighbours(key_hash))
+    return NonExistenceProof(key, left, right)
 
 
-def held_value(leaf: tuple[bytes, bytes], lookup: Lookup, scheme: Scheme) -> tuple[bytes, bytes]:
-    """Key and tree value of a leaf (key hash, leaf hash). Raises ``CorruptionError`` if they do not give that leaf."""
-    key_hash, leaf_hash = leaf
+def held_key(key_hash: bytes, lookup: Lookup) -> bytes:
+    """The key with this hash. Raises ``CorruptionError`` if the rows name another."""
     key = lookup.key_of(key_hash)
-    value = tree_value(lookup.value_of(key))
     if sha256(key).digest() != key_hash:
         raise CorruptionError(
             "the row of a key hash names another key", key_hash=key_hash, found=key, recovery=Recovery.REBUILD
         )
+    return key
+
+
+def held_value(leaf: tuple[bytes, bytes], key: bytes, lookup: Lookup, scheme: Scheme) -> bytes:
+    """Tree value of ``key``, whose leaf (key hash, leaf hash) this is. Raises ``CorruptionError`` for another value."""
+    key_hash, leaf_hash = leaf
+    value = tree_value(lookup.value_of(key))
     if sha256(scheme.leaf_prefix + key_hash + sha256(value).digest()).digest() != leaf_hash:
         raise CorruptionError("the row of a key has another value than the tree", key=key, recovery=Recovery.REBUILD)
-    return key, value
+    return value
 
 
-def _existence(tree: Tree, key_hash: bytes, lookup: Lookup, scheme: Scheme) -> ExistenceProof:
+def _beside(tree: Tree, key_hash: bytes, lookup: Lookup, scheme: Scheme) -> ExistenceProof:
     leaf, siblings = tree.path(key_hash)
     assert leaf is not None
     assert leaf[0] == key_hash
-    key, value = held_value(leaf, lookup, scheme)
+    return _existence(leaf, siblings, held_key(key_hash, lookup), lookup, scheme)
+
+
+def _existence(
+    leaf: tuple[bytes, bytes], siblings: list[bytes], key: bytes, lookup: Lookup, scheme: Scheme
+) -> ExistenceProof:
+    value = held_value(leaf, key, lookup, scheme)
     prefix = scheme.inner_prefix
-    sides = int.from_bytes(key_hash, "big") >> (HASH_BITS - len(siblings))  # the lowest bit is that of the leaf's side
+    sides = int.from_bytes(leaf[0], "big") >> (HASH_BITS - len(siblings))  # the lowest bit is that of the leaf's side
     path = []
     for sibling in siblings:
         path.append(InnerOp(SHA256, prefix + sibling, b"") if sides & 1 else InnerOp(SHA256, prefix, sibling))
