@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import sha256
@@ -54,6 +54,9 @@ __all__ = [
     "describe",
     "fold_chunks",
     "in_parallel",
+    "read_chunk_file",
+    "read_manifest",
+    "verified_chunk",
     "verify_chunk",
     "verify_snapshot",
 ]
@@ -130,9 +133,10 @@ def _fold(scheme: Scheme, node: bytes, prefix: bytes, siblings: tuple[bytes, ...
     return node
 
 
-def fold_chunks(scheme: Scheme, chunks: tuple[ChunkEntry, ...]) -> bytes:
+def fold_chunks(scheme: Scheme, chunks: tuple[ChunkEntry, ...], siblings: Sequence[list[bytes]] | None = None) -> bytes:
     """The root of the tree whose nodes these are; chunks in order, none overlapping another.
 
+    ``siblings``: an empty list for each chunk; it gets the hashes that lead from its node to the root, nearest first.
     Cost: O(chunks * depth) hashes.
     """
     paths = [int.from_bytes(chunk.prefix, "big") for chunk in chunks]
@@ -146,7 +150,11 @@ def fold_chunks(scheme: Scheme, chunks: tuple[ChunkEntry, ...]) -> bytes:
         middle = low
         while middle < high and not paths[middle] >> shift & 1:
             middle += 1
-        return _inner(scheme, node(low, middle, depth + 1), node(middle, high, depth + 1))
+        left, right = node(low, middle, depth + 1), node(middle, high, depth + 1)
+        if siblings is not None:
+            for at in range(low, high):
+                siblings[at].append(right if at < middle else left)
+        return _inner(scheme, left, right)
 
     return node(0, len(chunks), 0)
 
@@ -164,7 +172,8 @@ def _read_all(file: File, name: str, expected: int | None) -> bytes:
     return data
 
 
-def _read_file(fs: FileSystem, path: Path, expected: int | None) -> bytes:
+def read_chunk_file(fs: FileSystem, path: Path, expected: int | None) -> bytes:
+    """The bytes of a chunk's file. Raises ``SnapshotInvalid`` if it is missing, no file, or not of the length."""
     try:
         file = open_foreign(fs, path)
     except (MissingFile, InvalidInputError) as error:
@@ -196,8 +205,8 @@ def _unpacked(head: ChunkHead, stored: bytes, name: str) -> bytes:
     return b"".join(pieces)
 
 
-def _verified(data: bytes, name: str, trusted_root: bytes, tree_backend: Backend) -> VerifiedChunk:
-    """The content of the chunk file ``data``, proven against the root."""
+def verified_chunk(data: bytes, name: str, trusted_root: bytes, tree_backend: Backend) -> VerifiedChunk:
+    """The content of the chunk file ``data``, proven against the root. Raises ``SnapshotInvalid``."""
     head = decode_chunk_head(data, name)
     start = CHUNK_HEAD_BYTES + 32 * head.depth
     end = start + head.stored_bytes
@@ -238,21 +247,24 @@ def verify_chunk(
     Raises:
         SnapshotInvalid: it is damaged, malformed, or not part of the state with that root.
     """
-    data = _read_file(fs or RealFileSystem(), path, None)
-    return _verified(data, path.name, trusted_root, tree_backend or backend())
+    data = read_chunk_file(fs or RealFileSystem(), path, None)
+    return verified_chunk(data, path.name, trusted_root, tree_backend or backend())
 
 
 # -- the whole ------------------------------------------------------------------------------------------------------
 
 
 class SnapshotReader:
-    """A snapshot directory. Making one reads the manifest and checks its form; ``trust`` says against which root."""
+    """A snapshot directory. Making one reads the manifest and checks its form; ``trust`` says against which root.
+
+    ``state.checkpoint`` reads snapshots that lie in another way: ``read_data`` and ``chunk_data`` say how.
+    """
 
     def __init__(self, path: Path, *, fs: FileSystem | None = None, tree_backend: Backend | None = None) -> None:
         self.path = path
         self._fs = fs or RealFileSystem()
         self._backend = tree_backend or backend()
-        self.data = _read_manifest(self._fs, path / MANIFEST_NAME)
+        self.data = self.read_data()
         """The bytes of the manifest."""
         self.digest = sha256(self.data).digest()
         self.manifest = decode_manifest(self.data)
@@ -262,6 +274,10 @@ class SnapshotReader:
         self.scheme = scheme
         self._chain = chain_digest(self.manifest.chain)
         self._root: bytes | None = None
+
+    def read_data(self) -> bytes:
+        """The bytes of the manifest, as section 9.2 has them."""
+        return read_manifest(self._fs, self.path / MANIFEST_NAME)
 
     @property
     def info(self) -> SnapshotInfo:
@@ -327,12 +343,19 @@ class SnapshotReader:
         """
         if self._root is None:
             raise InvalidInputError("nothing is known that this snapshot could be checked against; call trust() first")
-        place = path or self.chunk_path(entry)
-        size = CHUNK_HEAD_BYTES + 32 * entry.depth + entry.stored_bytes + CHUNK_DIGEST_BYTES
-        data = _read_file(self._fs, place, size)
-        chunk = _verified(data, place.name, self._root, self._backend)
-        self._check_member(chunk, entry, place.name)
+        name = chunk_name(entry.prefix, entry.depth)
+        data = self.chunk_data(entry) if path is None else self._whole_file(entry, path)
+        chunk = verified_chunk(data, name if path is None else path.name, self._root, self._backend)
+        self._check_member(chunk, entry, name)
         return chunk
+
+    def chunk_data(self, entry: ChunkEntry) -> bytes:
+        """The bytes of a chunk of this snapshot as section 9.1 has them; nothing of them is verified yet."""
+        return self._whole_file(entry, self.chunk_path(entry))
+
+    def _whole_file(self, entry: ChunkEntry, path: Path) -> bytes:
+        size = CHUNK_HEAD_BYTES + 32 * entry.depth + entry.stored_bytes + CHUNK_DIGEST_BYTES
+        return read_chunk_file(self._fs, path, size)
 
     def _check_member(self, chunk: VerifiedChunk, entry: ChunkEntry, name: str) -> None:
         head, block = chunk.head, self.manifest.block
@@ -361,7 +384,8 @@ class SnapshotReader:
         yield from in_parallel(self.manifest.chunks, self.read_chunk, workers)
 
 
-def _read_manifest(fs: FileSystem, path: Path) -> bytes:
+def read_manifest(fs: FileSystem, path: Path, *, more: int = 0) -> bytes:
+    """The bytes of the file that holds a manifest, and ``more`` bytes at most. Raises ``SnapshotInvalid``."""
     try:
         file = open_foreign(fs, path)
     except MissingFile as error:
@@ -374,7 +398,7 @@ def _read_manifest(fs: FileSystem, path: Path) -> bytes:
         raise SnapshotInvalid(f"the manifest cannot be used: {error.message}", path=path) from error
     try:
         size = file.size()
-        if size > MANIFEST_BYTES_MAX:
+        if size > MANIFEST_BYTES_MAX + more:
             raise SnapshotInvalid("the manifest is too long", found=size, limit=MANIFEST_BYTES_MAX, path=path)
         return file.pread(size, 0)
     finally:

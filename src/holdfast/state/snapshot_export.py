@@ -47,7 +47,10 @@ __all__ = [
     "CHUNK_BYTES_DEFAULT",
     "CHUNK_BYTES_MAX",
     "CHUNK_BYTES_MIN",
+    "ChunkMaker",
+    "Node",
     "SnapshotSource",
+    "entry_of",
     "export_snapshot",
     "is_chunk_file",
 ]
@@ -91,8 +94,8 @@ class SnapshotSource(Protocol):
         """The whole value behind a value as the tree has it."""
 
 
-class _Node(NamedTuple):
-    """A node of the tree that becomes one chunk, or is divided."""
+class Node(NamedTuple):
+    """A node of the tree that becomes one chunk, or is divided; ``records`` are its leaves."""
 
     prefix: int
     depth: int
@@ -131,18 +134,173 @@ def export_snapshot(
         CorruptionError: the rows of the state do not give its tree.
         LimitExceeded: more than 200,000 chunks.
     """
-    if type(chunk_bytes) is not int or not CHUNK_BYTES_MIN <= chunk_bytes <= CHUNK_BYTES_MAX:
-        raise InvalidInputError(
-            "the length of a chunk is out of range",
-            found=chunk_bytes,
-            least=CHUNK_BYTES_MIN,
-            most=CHUNK_BYTES_MAX,
-        )
     export = _Export(source, destination, chunk_bytes, compress, progress, fs or RealFileSystem(), tree_backend)
     return export.run()
 
 
-class _Export:
+class ChunkMaker:
+    """Divides a state into chunks and makes their bytes; where they lie is said by whoever takes them."""
+
+    def __init__(
+        self,
+        source: SnapshotSource,
+        chunk_bytes: int,
+        *,
+        compress: bool = True,
+        progress: Callable[[int, int], None] | None = None,
+        tree_backend: Backend | None = None,
+    ) -> None:
+        """As for ``export_snapshot``."""
+        if type(chunk_bytes) is not int or not CHUNK_BYTES_MIN <= chunk_bytes <= CHUNK_BYTES_MAX:
+            raise InvalidInputError(
+                "the length of a chunk is out of range",
+                found=chunk_bytes,
+                least=CHUNK_BYTES_MIN,
+                most=CHUNK_BYTES_MAX,
+            )
+        self._source = source
+        self._tree = source.tree
+        self._scheme = source.scheme
+        self._block = source.block
+        self._chain = chain_digest(source.chain)
+        self._root = source.tree.root
+        self._chunk_bytes = chunk_bytes
+        self._compress = compress
+        self._progress = progress
+        self._backend = tree_backend or backend()
+
+    def made(self, take: Callable[[Node], ChunkEntry | None]) -> tuple[Manifest, bytes]:
+        """The manifest over all chunks, and its bytes, once ``take`` has stored every chunk."""
+        entries: list[ChunkEntry] = []
+        done = 0
+        for entry in self.walk(take):
+            entries.append(entry)
+            if len(entries) > CHUNKS_MAX:
+                raise LimitExceeded(
+                    "the snapshot would have too many chunks", limit=CHUNKS_MAX, remedy="give a larger 'chunk_bytes'"
+                )
+            done += entry.count
+            hit("state.snapshot.chunk")
+            if self._progress is not None:
+                self._progress(done, self._tree.count)
+        chunks = tuple(entries)
+        manifest = Manifest(self._source.chain, self._scheme.name, self._block, self._root, self._tree.count, chunks)
+        data = encode_manifest(manifest)
+        if len(data) > MANIFEST_BYTES_MAX:
+            raise LimitExceeded("the manifest would be too long", found=len(data), limit=MANIFEST_BYTES_MAX)
+        return manifest, data
+
+    def walk(self, take: Callable[[Node], _T | None]) -> Iterator[_T]:
+        """What ``take`` gives for every chunk, in order; a node for which it gives ``None`` is divided."""
+        for subtree in self._tree.subtrees(self._leaves_per_chunk()):
+            records = self._tree.records(subtree.prefix, subtree.leaves)
+            prefix = int.from_bytes(subtree.prefix, "big")
+            pending = [Node(prefix, subtree.depth, records, subtree.hash, tuple(subtree.siblings))]
+            while pending:
+                node = pending.pop()
+                found = take(node)
+                if found is None:
+                    pending += reversed(self._halves(node))
+                else:
+                    yield found
+
+    def _leaves_per_chunk(self) -> int:
+        """About how many keys fill a chunk: key hashes are evenly spread, so the first ones stand for all.
+
+        The few values that are much longer than most do not count in full: chunks that they make too long are divided.
+        """
+        hashes = _key_hashes(self._tree.records(bytes(32), _PAGE_KEYS))
+        if not hashes:
+            return 1
+        lengths = sorted(self._record_bytes(row) for row in self._source.rows(hashes))
+        most = _OUTLIER * lengths[len(lengths) // 2]
+        total = sum(min(length, most) for length in lengths)
+        return max(1, min(self._chunk_bytes * len(lengths) // total, _LEAVES_MAX))
+
+    @staticmethod
+    def _record_bytes(row: tuple[bytes, bytes]) -> int:
+        key, stored = row
+        value = int.from_bytes(stored[-40:-32], "big") if is_reference(stored) else len(stored)
+        return _RECORD_OVERHEAD_BYTES + len(key) + value
+
+    def rows(self, node: Node) -> list[tuple[bytes, bytes]] | None:
+        """The rows of the node as the tree has them; ``None`` if they are more than a chunk may hold."""
+        hashes = _key_hashes(node.records)
+        rows: list[tuple[bytes, bytes]] = []
+        length = 0
+        for start in range(0, len(hashes), _PAGE_KEYS):
+            page = self._source.rows(hashes[start : start + _PAGE_KEYS])
+            rows += page
+            length += sum(self._record_bytes(row) for row in page)
+            if length > self._chunk_bytes and len(hashes) > 1:
+                return None
+        if self._backend.hash_rows(self._scheme, rows) != node.records:
+            raise CorruptionError(
+                "the rows of the state do not give its tree; nothing of them was exported",
+                prefix=node.prefix.to_bytes(32, "big"),
+                depth=node.depth,
+                remedy="run 'holdfast verify --level views', then 'holdfast rebuild', and export again",
+                recovery=Recovery.REBUILD,
+            )
+        return rows
+
+    def _halves(self, node: Node) -> list[Node]:
+        """The node's children that hold keys."""
+        bit = DEPTH_MAX - 1 - node.depth
+        at = 0
+        while at < len(node.records) and not node.records[at + node.depth // 8] & (0x80 >> node.depth % 8):
+            at += RECORD_BYTES
+        sides = []
+        for records in (node.records[:at], node.records[at:]):
+            sides.append((records, self._backend.node_hash(self._scheme, records, node.depth + 1)))
+        (left, left_hash), (right, right_hash) = sides
+        halves = [
+            Node(node.prefix, node.depth + 1, left, left_hash, (right_hash, *node.siblings)),
+            Node(node.prefix | 1 << bit, node.depth + 1, right, right_hash, (left_hash, *node.siblings)),
+        ]
+        return [half for half in halves if half.records]
+
+    def head_of(self, node: Node, *, codec: int, raw_bytes: int, stored_bytes: int) -> ChunkHead:
+        """The head of the node's chunk."""
+        return ChunkHead(
+            codec=codec,
+            scheme=self._scheme.name,
+            chain=self._chain,
+            height=self._block.height,
+            block=self._block.hash,
+            root=self._root,
+            prefix=node.prefix.to_bytes(32, "big"),
+            depth=node.depth,
+            count=len(node.records) // RECORD_BYTES,
+            raw_bytes=raw_bytes,
+            stored_bytes=stored_bytes,
+            siblings=node.siblings,
+        )
+
+    def encode(self, node: Node, rows: list[tuple[bytes, bytes]]) -> tuple[bytes, bytes, ChunkEntry]:
+        """The bytes of the chunk's head, the stored bytes of its records, and what the manifest says of it."""
+        full = self._source.full_value
+        raw = encode_records([(key, full(stored) if is_reference(stored) else stored) for key, stored in rows])
+        stored, codec = raw, CODEC_RAW
+        if self._compress:
+            packed = zstandard.ZstdCompressor(level=_LEVEL).compress(raw)
+            if len(packed) < len(raw):
+                stored, codec = packed, CODEC_ZSTD
+        head = self.head_of(node, codec=codec, raw_bytes=len(raw), stored_bytes=len(stored))
+        start = encode_chunk_head(head)
+        hasher = sha256(start)
+        hasher.update(stored)
+        return start, stored, entry_of(head, node.hash, hasher.digest())
+
+
+def entry_of(head: ChunkHead, node: bytes, digest: bytes) -> ChunkEntry:
+    """What a manifest says of the chunk with this head, node and digest."""
+    return ChunkEntry(head.prefix, head.depth, head.count, node, head.raw_bytes, head.stored_bytes, digest)
+
+
+class _Export(ChunkMaker):
+    """A snapshot becomes a directory of its own."""
+
     def __init__(
         self,
         source: SnapshotSource,
@@ -153,42 +311,17 @@ class _Export:
         fs: FileSystem,
         tree_backend: Backend | None,
     ) -> None:
-        self._source = source
-        self._tree = source.tree
-        self._scheme = source.scheme
-        self._block = source.block
-        self._chain = chain_digest(source.chain)
-        self._root = source.tree.root
+        super().__init__(source, chunk_bytes, compress=compress, progress=progress, tree_backend=tree_backend)
         self._path = destination
         self._chunks = destination / CHUNKS_NAME
-        self._chunk_bytes = chunk_bytes
-        self._compress = compress
-        self._progress = progress
         self._fs = fs
-        self._backend = tree_backend or backend()
         self._finished: bytes | None = None
         """The manifest of the finished snapshot that lies there, until one of its chunks is written again."""
-        self._done = 0
         self._kept = 0
 
     def run(self) -> SnapshotInfo:
         self._prepare()
-        entries: list[ChunkEntry] = []
-        for entry in self._walk(self._taken):
-            entries.append(entry)
-            if len(entries) > CHUNKS_MAX:
-                raise LimitExceeded(
-                    "the snapshot would have too many chunks", limit=CHUNKS_MAX, remedy="give a larger 'chunk_bytes'"
-                )
-            self._done += entry.count
-            hit("state.snapshot.chunk")
-            if self._progress is not None:
-                self._progress(self._done, self._tree.count)
-        chunks = tuple(entries)
-        manifest = Manifest(self._source.chain, self._scheme.name, self._block, self._root, self._tree.count, chunks)
-        data = encode_manifest(manifest)
-        if len(data) > MANIFEST_BYTES_MAX:
-            raise LimitExceeded("the manifest would be too long", found=len(data), limit=MANIFEST_BYTES_MAX)
+        manifest, data = self.made(self._taken)
         self._remove_strangers(manifest)
         self._fs.sync_directory(self._chunks)  # an earlier run may have died before it had synced a name
         if data == self._finished:
@@ -244,10 +377,10 @@ class _Export:
         """Nothing happens if this export has the chunks of the finished snapshot; nothing is touched."""
         names = {chunk_name(chunk.prefix, chunk.depth) for chunk in found.chunks}
 
-        def known(node: _Node) -> _Node | None:
+        def known(node: Node) -> Node | None:
             if self._chunk_path(node).name in names:
                 return node
-            if self._rows(node) is None:
+            if self.rows(node) is None:
                 return None
             raise ForeignStore(
                 "the directory holds a finished snapshot of this state in chunks of another length",
@@ -258,7 +391,7 @@ class _Export:
                 "directory",
             )
 
-        for _ in self._walk(known):
+        for _ in self.walk(known):
             pass
 
     def _unfinish(self) -> None:
@@ -277,87 +410,17 @@ class _Export:
 
     # -- chunks ---------------------------------------------------------------------------------------------------
 
-    def _walk(self, take: Callable[[_Node], _T | None]) -> Iterator[_T]:
-        """What ``take`` gives for every chunk, in order; a node for which it gives ``None`` is divided."""
-        for subtree in self._tree.subtrees(self._leaves_per_chunk()):
-            records = self._tree.records(subtree.prefix, subtree.leaves)
-            prefix = int.from_bytes(subtree.prefix, "big")
-            pending = [_Node(prefix, subtree.depth, records, subtree.hash, tuple(subtree.siblings))]
-            while pending:
-                node = pending.pop()
-                found = take(node)
-                if found is None:
-                    pending += reversed(self._halves(node))
-                else:
-                    yield found
-
-    def _taken(self, node: _Node) -> ChunkEntry | None:
+    def _taken(self, node: Node) -> ChunkEntry | None:
         """The chunk of the node, kept or written; ``None`` if it would be too long."""
         entry = self._kept_chunk(node)
         if entry is None:
-            rows = self._rows(node)
+            rows = self.rows(node)
             if rows is not None:
                 self._unfinish()
                 entry = self._write(node, rows)
         return entry
 
-    def _leaves_per_chunk(self) -> int:
-        """About how many keys fill a chunk: key hashes are evenly spread, so the first ones stand for all.
-
-        The few values that are much longer than most do not count in full: chunks that they make too long are divided.
-        """
-        hashes = _key_hashes(self._tree.records(bytes(32), _PAGE_KEYS))
-        if not hashes:
-            return 1
-        lengths = sorted(self._record_bytes(row) for row in self._source.rows(hashes))
-        most = _OUTLIER * lengths[len(lengths) // 2]
-        total = sum(min(length, most) for length in lengths)
-        return max(1, min(self._chunk_bytes * len(lengths) // total, _LEAVES_MAX))
-
-    @staticmethod
-    def _record_bytes(row: tuple[bytes, bytes]) -> int:
-        key, stored = row
-        value = int.from_bytes(stored[-40:-32], "big") if is_reference(stored) else len(stored)
-        return _RECORD_OVERHEAD_BYTES + len(key) + value
-
-    def _rows(self, node: _Node) -> list[tuple[bytes, bytes]] | None:
-        """The rows of the node as the tree has them; ``None`` if they are more than a chunk may hold."""
-        hashes = _key_hashes(node.records)
-        rows: list[tuple[bytes, bytes]] = []
-        length = 0
-        for start in range(0, len(hashes), _PAGE_KEYS):
-            page = self._source.rows(hashes[start : start + _PAGE_KEYS])
-            rows += page
-            length += sum(self._record_bytes(row) for row in page)
-            if length > self._chunk_bytes and len(hashes) > 1:
-                return None
-        if self._backend.hash_rows(self._scheme, rows) != node.records:
-            raise CorruptionError(
-                "the rows of the state do not give its tree; nothing of them was exported",
-                prefix=node.prefix.to_bytes(32, "big"),
-                depth=node.depth,
-                remedy="run 'holdfast verify --level views', then 'holdfast rebuild', and export again",
-                recovery=Recovery.REBUILD,
-            )
-        return rows
-
-    def _halves(self, node: _Node) -> list[_Node]:
-        """The node's children that hold keys."""
-        bit = DEPTH_MAX - 1 - node.depth
-        at = 0
-        while at < len(node.records) and not node.records[at + node.depth // 8] & (0x80 >> node.depth % 8):
-            at += RECORD_BYTES
-        sides = []
-        for records in (node.records[:at], node.records[at:]):
-            sides.append((records, self._backend.node_hash(self._scheme, records, node.depth + 1)))
-        (left, left_hash), (right, right_hash) = sides
-        halves = [
-            _Node(node.prefix, node.depth + 1, left, left_hash, (right_hash, *node.siblings)),
-            _Node(node.prefix | 1 << bit, node.depth + 1, right, right_hash, (left_hash, *node.siblings)),
-        ]
-        return [half for half in halves if half.records]
-
-    def _kept_chunk(self, node: _Node) -> ChunkEntry | None:
+    def _kept_chunk(self, node: Node) -> ChunkEntry | None:
         """The chunk as it lies there from an earlier run, if it verifies and is of this export."""
         path = self._chunk_path(node)
         if not self._fs.exists(path):
@@ -371,47 +434,21 @@ class _Export:
         if (head.scheme, head.chain, head.height, head.block) != ours:
             return None
         self._kept += 1
-        return ChunkEntry(
-            head.prefix, head.depth, head.count, chunk.node, head.raw_bytes, head.stored_bytes, chunk.digest
-        )
+        return entry_of(head, chunk.node, chunk.digest)
 
-    def _chunk_path(self, node: _Node) -> Path:
+    def _chunk_path(self, node: Node) -> Path:
         return self._chunks / chunk_name(node.prefix.to_bytes(32, "big"), node.depth)
 
-    def _write(self, node: _Node, rows: list[tuple[bytes, bytes]]) -> ChunkEntry:
+    def _write(self, node: Node, rows: list[tuple[bytes, bytes]]) -> ChunkEntry:
         """The chunk of the node is durable."""
-        full = self._source.full_value
-        raw = encode_records([(key, full(stored) if is_reference(stored) else stored) for key, stored in rows])
-        stored, codec = raw, CODEC_RAW
-        if self._compress:
-            packed = zstandard.ZstdCompressor(level=_LEVEL).compress(raw)
-            if len(packed) < len(raw):
-                stored, codec = packed, CODEC_ZSTD
-        prefix = node.prefix.to_bytes(32, "big")
-        head = ChunkHead(
-            codec=codec,
-            scheme=self._scheme.name,
-            chain=self._chain,
-            height=self._block.height,
-            block=self._block.hash,
-            root=self._root,
-            prefix=prefix,
-            depth=node.depth,
-            count=len(rows),
-            raw_bytes=len(raw),
-            stored_bytes=len(stored),
-            siblings=node.siblings,
-        )
-        start = encode_chunk_head(head)
-        hasher = sha256(start)
-        hasher.update(stored)
+        start, stored, entry = self.encode(node, rows)
         with NewFile(self._fs, self._chunk_path(node)) as file:
             file.write(start)
             file.write(stored)
-            file.write(hasher.digest())
+            file.write(entry.sha256)
             file.sync()
             file.publish()
-        return ChunkEntry(prefix, node.depth, len(rows), node.hash, len(raw), len(stored), hasher.digest())
+        return entry
 
 
 def _key_hashes(records: bytes) -> list[bytes]:
