@@ -17,6 +17,9 @@ from typing import ClassVar
 
 __all__ = [
     "AnswerTooLarge",
+    "BackupDamaged",
+    "BackupKeyError",
+    "BackupNotFound",
     "BlockNotFound",
     "CallbackError",
     "ClosedError",
@@ -55,6 +58,7 @@ __all__ = [
     "RecoveryTimeout",
     "RemoteError",
     "ReorgTooDeep",
+    "RepositoryLocked",
     "ResourceExhausted",
     "RootMismatch",
     "SafetyError",
@@ -185,6 +189,13 @@ class StoreNotFound(NotFoundError):
 
     code = "store_not_found"
     default_remedy = "check the path, or create a store with 'holdfast init --data-dir DIR --chain NAME'"
+
+
+class BackupNotFound(NotFoundError):
+    """There is no backup of this name, or no backup repository at this place."""
+
+    code = "backup_not_found"
+    default_remedy = "check the place and the name: 'holdfast backup list' shows what is there"
 
 
 class PrunedError(HoldfastError):
@@ -340,6 +351,13 @@ class InvalidInputError(HoldfastError, ValueError):
     default_remedy = "correct the value named above"
 
 
+class BackupKeyError(InvalidInputError):
+    """A backup repository is encrypted, and no key, or not its key, was given."""
+
+    code = "backup_key"
+    default_remedy = "give the key file or the passphrase that the repository was made with"
+
+
 class InvalidBlock(HoldfastError, ValueError):
     """A block breaks the rules of its chain; it was not stored."""
 
@@ -443,6 +461,16 @@ class CommitLoss(CorruptionError):
     default_remedy = "stop using this copy and keep it; an older copy of the journal was put in place, or the disk lied"
 
 
+class BackupDamaged(CorruptionError):
+    """An object of a backup repository is damaged, missing or not what it should be; nothing was restored from it."""
+
+    code = "backup_damaged"
+    default_remedy = (
+        "take another backup or another copy of this one; 'holdfast backup create --check' stores what is damaged again "
+        "as long as the store still has it"
+    )
+
+
 # -- engine and devices ------------------------------------------------------------------------------------------
 
 
@@ -531,6 +559,13 @@ class StoreLocked(StateError):
     exit_code = 7
     recovery = Recovery.RETRY
     default_remedy = "stop the process named above, or open the store read-only"
+
+
+class RepositoryLocked(StoreLocked):
+    """Somebody else adds backups to the repository, or removes some."""
+
+    code = "repository_locked"
+    default_remedy = "wait until the process named above has ended, then run the same command again"
 
 
 # -- mining ------------------------------------------------------------------------------------------------------

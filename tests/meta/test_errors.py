@@ -18,6 +18,7 @@ HoldfastError holdfast 1 manual
   NotFoundError not_found 14 fail
     BlockNotFound block_not_found 14 fail
     StoreNotFound store_not_found 14 fail
+    BackupNotFound backup_not_found 14 fail
   PrunedError pruned 15 fail
   IndexBehind index_behind 15 retry
   ViewExpired view_expired 15 retry
@@ -37,6 +38,7 @@ HoldfastError holdfast 1 manual
     SafetyStateMissing safety_missing 11 manual
     FencedError fenced 11 manual
   InvalidInputError invalid_input 2 fail
+    BackupKeyError backup_key 2 fail
   InvalidBlock invalid_block 10 refetch
   LimitExceeded limit_exceeded 10 fail
   ProofInvalid proof_invalid 10 refetch
@@ -49,6 +51,7 @@ HoldfastError holdfast 1 manual
     CorruptionError corruption 3 manual
       MissingFile missing_file 3 manual
       CommitLoss commit_loss 4 manual
+      BackupDamaged backup_damaged 3 manual
   EngineError engine 6 replay
     OutOfSpace out_of_space 5 retry
     DeviceError device 6 replay
@@ -59,6 +62,7 @@ HoldfastError holdfast 1 manual
     ClosedError closed 18 replay
     ReadOnlyError read_only 8 manual
     StoreLocked locked 7 retry
+      RepositoryLocked repository_locked 7 retry
   MiningError mining 19 retry
     MiningCancelled mining_cancelled 19 retry
   PersistenceError persistence 6 replay
