@@ -24,7 +24,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from .errors import (
     CorruptionError,
@@ -45,6 +45,7 @@ __all__ = [
     "MemoryFileSystem",
     "NewFile",
     "RealFileSystem",
+    "Space",
     "open_foreign",
     "path_of",
     "translate_os_error",
@@ -107,6 +108,13 @@ class File(Protocol):
         """The descriptor is released; nothing is synced."""
 
 
+class Space(NamedTuple):
+    """Bytes that this process may still write on a device, and all that it has."""
+
+    free: int
+    total: int
+
+
 class FileLock(Protocol):
     """An exclusive lock that dies with the process."""
 
@@ -152,8 +160,8 @@ class FileSystem(Protocol):
     def lock(self, path: Path, owner: str) -> FileLock:
         """Exclusive lock on ``path``; ``owner`` is written inside. Raises ``StoreLocked`` at once, never waits."""
 
-    def free_bytes(self, path: Path) -> int:
-        """Bytes that this process may still write on the file system of ``path``."""
+    def space(self, path: Path) -> Space:
+        """Room on the file system of ``path``."""
 
 
 class RealFile:
@@ -339,10 +347,10 @@ class RealFileSystem:
             raise translate_os_error(error, path) from error
         return _RealLock(fd, path)
 
-    def free_bytes(self, path: Path) -> int:
+    def space(self, path: Path) -> Space:
         with _translated(path):
             status = os.statvfs(path)
-        return status.f_bavail * status.f_frsize
+        return Space(status.f_bavail * status.f_frsize, status.f_blocks * status.f_frsize)
 
 
 class MemoryFile:
@@ -451,8 +459,8 @@ class MemoryFileSystem:
             self._locks[path] = owner
         return _MemoryLock(self._locks, path)
 
-    def free_bytes(self, path: Path) -> int:
-        return 2**40
+    def space(self, path: Path) -> Space:
+        return Space(2**40, 2**40)
 
 
 class NewFile:

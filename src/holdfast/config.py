@@ -167,6 +167,10 @@ class Settings(BaseModel):
     tree_bytes_max: Annotated[
         int, Field(ge=_MIB, le=1024 * _GIB, description="memory for the tree over the state, bytes")
     ] = 4 * _GIB
+    disk_reserve_bytes: Annotated[
+        int,
+        Field(ge=0, le=1024 * _GIB, description="free space that blocks leave alone, bytes; at most 5 % of the disk"),
+    ] = 128 * _MIB
     cache_bytes: Annotated[int, Field(ge=0, le=1024 * _GIB, description="block cache of the engine, bytes")] = 32 * _MIB
     state_cache_bytes: Annotated[
         int,

@@ -9,7 +9,7 @@ from pathlib import Path
 import lmdb
 import pytest
 
-from holdfast._fs import RealFileSystem
+from holdfast._fs import RealFileSystem, Space
 from holdfast.engine import lmdb as adapter
 from holdfast.engine.api import Batch
 from holdfast.engine.lmdb import LmdbEngine

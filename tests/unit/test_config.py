@@ -97,6 +97,7 @@ def test_the_published_defaults() -> None:
         "history_blocks": 1_000,
         "history_every": 0,
         "tree_bytes_max": 4 * 1024 * 1024 * 1024,
+        "disk_reserve_bytes": 128 * 1024 * 1024,
         "cache_bytes": 32 * 1024 * 1024,
         "state_cache_bytes": 16 * 1024 * 1024,
         "state_cache_policy": "lru",

@@ -101,7 +101,7 @@ class _Translator:
                 return kind(f"LMDB: {text}", path=self._path, recovery=damage_recovery(kind))
         if isinstance(error, lmdb.DiskError) or "input/output error" in text.lower():
             # LMDB reports a short write, which is how a full tmpfs ends, as an I/O error.
-            full = RealFileSystem().free_bytes(self._path) < _FULL_BELOW_BYTES
+            full = RealFileSystem().space(self._path).free < _FULL_BELOW_BYTES
             return (OutOfSpace if full else DeviceError)(f"LMDB: {text}", path=self._path)
         return EngineError(f"LMDB: {text or type(error).__name__}", path=self._path)
 

@@ -76,7 +76,7 @@ class _Translator:
             return translate_os_error(error, self._path)
         number = getattr(error, "sqlite_errorcode", None)
         kind = EngineError if number is None else _KINDS.get(number & 0xFF, EngineError)
-        if kind is DeviceError and RealFileSystem().free_bytes(self._path) < _FULL_BELOW_BYTES:
+        if kind is DeviceError and RealFileSystem().space(self._path).free < _FULL_BELOW_BYTES:
             kind = OutOfSpace
         if "closed database" in str(error):
             kind = ClosedError

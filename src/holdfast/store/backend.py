@@ -327,6 +327,7 @@ class WriterBackend:
                 "size_bytes": engine.stats().size_bytes,
             },
             "state_cache": cache.as_dict() if cache is not None else None,
+            "disk": self.writer.guard.as_dict(),
         }
 
     def close(self) -> None:

@@ -22,6 +22,7 @@ from .backend import WriterBackend
 from .chain import Chain, ChainSpec, CustomChain
 from .checks import check_forced
 from .follower import Follower
+from .guard import DiskGuard
 from .indexes import IndexSpec, check_specs
 from .indexing import IndexManager, LiveIndexes
 from .opening import MEMORY_ROOT, Opened, OpenPlan, check_spec, open_for_writing
@@ -145,6 +146,7 @@ def _make_backend(
         book=late.book,
         tree=opened.tree.tree,
         tree_bytes_max=settings.tree_bytes_max,
+        guard=DiskGuard(opened.plan.fs, opened.plan.root, settings.disk_reserve_bytes),
         buffered=buffered,
         compress=settings.compression != "none",
     )

@@ -45,6 +45,7 @@ from ..state.rows import tree_changes
 from ..types import BlockInfo, ReorgInfo
 from ..views.api import FrameLayers, Layer, RowReader, Rows
 from ..views.views import Views
+from .guard import DiskGuard
 from .replay import execution_of
 
 __all__ = ["Mark", "Writer", "Written"]
@@ -106,6 +107,7 @@ class Writer:
         book: SafetyBook,
         tree: Tree,
         tree_bytes_max: int,
+        guard: DiskGuard,
         buffered: bool,
         compress: bool,
     ) -> None:
@@ -115,6 +117,7 @@ class Writer:
         self.views = views
         self._latest = views.latest()
         self.book = book
+        self.guard = guard
         self.indexes: ChainIndexes | None = None
         self._buffered = buffered
         self._compress = compress
@@ -188,6 +191,8 @@ class Writer:
         parts = content.parts(compress=self._compress)
         if safety is not None:
             parts.append(Part(Kind.SAFETY, encode_safety(safety), True))
+        if content.blocks:
+            self.guard.check(sum(len(part.data) for part in parts))
         tip_mark = TipMark(state.tip_height, state.tip_hash, state.state_root) if state.tip_height >= 0 else None
         time_us = time.time_ns() // 1000
         hit("store.write.before_append")
@@ -303,6 +308,7 @@ class Writer:
     def save_documents(self, parts: list[Part], rows: Rows) -> int:
         """The batch of documents is appended and published as ``rows``; seq of its frame. Takes the lock."""
         with self.lock, self.turn:
+            self.guard.check(sum(len(part.data) for part in parts))
             return self.write_rows(parts, lambda: rows)
 
     # -- safety -----------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from .._fs import Buffer, File, FileLock, FileSystem
+from .._fs import Buffer, File, FileLock, FileSystem, Space
 from .._fs import translate_os_error as translate
 from ..errors import StoreLocked
 
@@ -365,8 +365,8 @@ class CrashableFileSystem:
             self._locks[path] = owner
             return _Lock(self._locks, path)
 
-    def free_bytes(self, path: Path) -> int:
-        return 2**40
+    def space(self, path: Path) -> Space:
+        return Space(2**40, 2**40)
 
     def _change_names(self, *entries: tuple[Path, _Node | None]) -> None:
         _enter(self._names, entries)
