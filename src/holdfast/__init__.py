@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from .config import Settings
     from .merkle.multiproof import verify_many
     from .merkle.verify import verify_proof
+    from .recovery.diff import diff
+    from .recovery.diff_report import DiffReport
     from .state.api import MutableState, ReadableState
     from .state.proof import MultiProof, Proof
     from .state.snapshot import SnapshotInfo, verify_snapshot
@@ -52,6 +54,7 @@ __all__ = [
     "Chain",
     "ChainSpec",
     "CustomChain",
+    "DiffReport",
     "Draft",
     "ExecutingChain",
     "IndexSpec",
@@ -69,6 +72,7 @@ __all__ = [
     "Store",
     "StoreSnapshot",
     "TipInfo",
+    "diff",
     "import_snapshot",
     "index",
     "open",
@@ -81,6 +85,8 @@ _HOMES = {
     "config": ("Settings",),
     "merkle.multiproof": ("verify_many",),
     "merkle.verify": ("verify_proof",),
+    "recovery.diff": ("diff",),
+    "recovery.diff_report": ("DiffReport",),
     "state.api": ("MutableState", "ReadableState"),
     "state.proof": ("MultiProof", "Proof"),
     "state.snapshot": ("SnapshotInfo", "verify_snapshot"),

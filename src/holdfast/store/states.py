@@ -38,7 +38,7 @@ from ..views.views import Views
 
 _PAGE_KEYS = 1_000
 
-__all__ = ["StateAt", "StateSource", "StoreState"]
+__all__ = ["StateAt", "StateSource", "StoreState", "held_state", "last_change"]
 
 
 class StateSource(Protocol):
@@ -418,3 +418,42 @@ class StoreState(StateReader):
                 raise PrunedError("the chain begins above this height", height=height, least_readable=state.root_height)
             raise BlockNotFound("no canonical block at this height", height=height, tip=state.tip_height)
         return info
+
+
+# -- for the tools of recovery ----------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def held_state(state: StoreState, block_hash: bytes) -> Iterator[BlockState]:
+    """Rows and tree of the state after a stored block, of one version until the end.
+
+    Raises ``BlockNotFound``, ``PrunedError`` below the proof window, ``LimitExceeded``.
+    """
+    held = state._source.open_state(block_hash)
+    try:
+        yield held
+    finally:
+        held.release()
+
+
+def last_change(state: StoreState, key: bytes, height: int) -> int | None:
+    """The canonical height of the last change of ``key`` up to ``height``; ``None`` if history does not know it.
+
+    Cost: O(log(blocks since)) looks, and the changes of the key since. Raises ``StateError`` without a history.
+    """
+    source, row_key = state._source, state_key(check_key(key))
+    lowest = source.state.root_height
+    with source.reading() as (views, snapshot):
+        record = views.history
+        if record is not None:
+            lowest = max(lowest, record.floor)
+        seen, window = height + 1, 1
+        while seen > lowest + 1:
+            above = max(lowest, height - window)
+            for found in reversed(views.heights_of(row_key, above, snapshot)):
+                if found < seen and views.read_at(row_key, found, snapshot) != views.read_at(
+                    row_key, found - 1, snapshot
+                ):
+                    return found
+            seen, window = above + 1, window * 16
+    return None
