@@ -32,6 +32,7 @@ from .snapshot_format import (
     CHUNK_HEAD_BYTES,
     CHUNK_RAW_BYTES_MAX,
     CODEC_RAW,
+    CODEC_ZSTD,
     DEPTH_MAX,
     MANIFEST_BYTES_MAX,
     ChunkEntry,
@@ -274,6 +275,7 @@ class SnapshotReader:
         self.scheme = scheme
         self._chain = chain_digest(self.manifest.chain)
         self._root: bytes | None = None
+        self._siblings: dict[tuple[bytes, int], tuple[bytes, ...]] = {}
 
     def read_data(self) -> bytes:
         """The bytes of the manifest, as section 9.2 has them."""
@@ -324,12 +326,16 @@ class SnapshotReader:
                 "a snapshot is checked against a state root that is known from elsewhere",
                 remedy="give the root of a block that you trust, or accept the root that the manifest names",
             )
-        if fold_chunks(self.scheme, manifest.chunks) != manifest.root:
+        siblings: list[list[bytes]] = [[] for _ in manifest.chunks]
+        if fold_chunks(self.scheme, manifest.chunks, siblings) != manifest.root:
             raise SnapshotInvalid(
                 "the chunks that the manifest names do not give its state root together: some are missing, or forged",
                 path=self.path,
                 root=manifest.root,
             )
+        self._siblings = {
+            (entry.prefix, entry.depth): tuple(hashes) for entry, hashes in zip(manifest.chunks, siblings, strict=True)
+        }
         self._root = manifest.root
 
     def chunk_path(self, entry: ChunkEntry) -> Path:
@@ -348,6 +354,24 @@ class SnapshotReader:
         chunk = verified_chunk(data, name if path is None else path.name, self._root, self._backend)
         self._check_member(chunk, entry, name)
         return chunk
+
+    def head_of(self, entry: ChunkEntry) -> ChunkHead:
+        """The head of a chunk as the manifest has it to be; ``trust`` comes first."""
+        block = self.manifest.block
+        return ChunkHead(
+            codec=CODEC_RAW if entry.stored_bytes == entry.raw_bytes else CODEC_ZSTD,
+            scheme=self.manifest.scheme,
+            chain=self._chain,
+            height=block.height,
+            block=block.hash,
+            root=self.manifest.root,
+            prefix=entry.prefix,
+            depth=entry.depth,
+            count=entry.count,
+            raw_bytes=entry.raw_bytes,
+            stored_bytes=entry.stored_bytes,
+            siblings=self._siblings[entry.prefix, entry.depth],
+        )
 
     def chunk_data(self, entry: ChunkEntry) -> bytes:
         """The bytes of a chunk of this snapshot as section 9.1 has them; nothing of them is verified yet."""

@@ -10,6 +10,7 @@ Invariants:
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 from collections.abc import Callable, Iterator, Sequence
@@ -31,13 +32,14 @@ from ..errors import (
     SnapshotInvalid,
     StoreExists,
 )
+from ..events import emit
 from ..journal.api import Part
 from ..journal.reader import JournalReader
 from ..merkle.api import Scheme, Tree
 from ..state.draft import BlockState
 from ..state.rows import full_value, preimage_key, state_key
 from ..state.snapshot import CHUNKS_NAME, MANIFEST_NAME, SnapshotInfo, SnapshotReader, VerifiedChunk, in_parallel
-from ..state.snapshot_export import CHUNK_BYTES_DEFAULT, export_snapshot, is_chunk_file
+from ..state.snapshot_export import CHUNK_BYTES_DEFAULT, SnapshotSource, export_snapshot, is_chunk_file
 from ..state.snapshot_format import ChunkEntry, SnapshotBlock, SnapshotChain, chunk_name
 from ..types import Block
 from .backend import Backend
@@ -47,7 +49,7 @@ from .checks import check_height
 from .opening import OpenPlan, directory_state, make_directories, open_for_writing, read_identity
 from .url import parse_url
 
-__all__ = ["export_state", "import_snapshot"]
+__all__ = ["export_state", "held_state", "import_snapshot", "new_place", "take_in"]
 
 
 # -- out ------------------------------------------------------------------------------------------------------------
@@ -99,6 +101,13 @@ def export_state(
         ViewExpired: commits made meanwhile changed more than ``pinned_bytes_max``; the same call goes on where it was.
     """
     path = path_of(destination, "a snapshot")
+    with held_state(backend, blocks, height) as source:
+        return export_snapshot(source, path, chunk_bytes=chunk_bytes, compress=compress, progress=progress)
+
+
+@contextmanager
+def held_state(backend: Backend, blocks: BlockReader, height: int | None) -> Iterator[SnapshotSource]:
+    """The state after the canonical block at ``height``, or at the visible tip, held as it is. Raises as above."""
     info = backend.tip if height is None else blocks.at(check_height(height))
     if info is None:
         raise BlockNotFound("there is no canonical block at this height", height=height)
@@ -114,8 +123,7 @@ def export_state(
     )
     held = backend.open_state(info.hash)
     try:
-        source = _Held(chain_of(backend.identity.spec), block, backend.scheme, held)
-        return export_snapshot(source, path, chunk_bytes=chunk_bytes, compress=compress, progress=progress)
+        yield _Held(chain_of(backend.identity.spec), block, backend.scheme, held)
     finally:
         held.release()
 
@@ -158,12 +166,8 @@ def import_snapshot(
         SnapshotInvalid: names the chunk that is not right; nothing of it was written.
         StoreLocked: another import is at work there.
     """
-    place = parse_url(url)
-    if place.path is None:
-        raise InvalidInputError("a store in memory cannot stand on a snapshot: its base lies in files")
-    if place.engine == "memory":
-        raise InvalidInputError("a store on disk needs an engine on disk", found=place.engine)
-    fs, root = fs or RealFileSystem(), place.path.absolute()
+    fs = fs or RealFileSystem()
+    root, engine = new_place(url)
     reader = SnapshotReader(path_of(source, "a snapshot"), fs=fs)
     reader.trust(
         trusted_root=trusted_root,
@@ -171,6 +175,31 @@ def import_snapshot(
         manifest_digest=manifest_digest,
         trust_manifest=trust_manifest,
     )
+    return take_in(reader, root, engine, chain=chain, settings=settings, workers=workers, progress=progress, fs=fs)
+
+
+def new_place(url: str | os.PathLike[str]) -> tuple[Path, str | None]:
+    """Directory and engine of a store that is to stand on a snapshot."""
+    place = parse_url(url)
+    if place.path is None:
+        raise InvalidInputError("a store in memory cannot stand on a snapshot: its base lies in files")
+    if place.engine == "memory":
+        raise InvalidInputError("a store on disk needs an engine on disk", found=place.engine)
+    return place.path.absolute(), place.engine
+
+
+def take_in(
+    reader: SnapshotReader,
+    root: Path,
+    engine: str | None,
+    *,
+    chain: Chain | None,
+    settings: Settings | None,
+    workers: int | None,
+    progress: Callable[[int, int], None] | None,
+    fs: FileSystem,
+) -> SnapshotInfo:
+    """A new store at ``root`` stands on the snapshot of ``reader``, which is trusted; see ``import_snapshot``."""
     if chain is not None:
         _check_chain(reader, chain)
     base: tuple[Part, list[Part]] | None = base_parts(reader.manifest, reader.digest)
@@ -181,8 +210,23 @@ def import_snapshot(
         _check_imported(fs, root, reader)
         base = None
     hit("store.import.before_create")
-    _create(fs, root, place.engine, settings or Settings(), reader, base, progress)
+    _create(fs, root, engine, settings or Settings(), reader, base, progress)
+    if base is not None:
+        _tell_imported(str(root), reader.info)
     return reader.info
+
+
+def _tell_imported(url: str, info: SnapshotInfo) -> None:
+    emit(
+        "snapshot_imported",
+        logging.INFO,
+        f"the store {url} stands on the snapshot of height {info.height}",
+        place=url,
+        height=info.height,
+        hash=info.block_hash.hex(),
+        root=info.state_root.hex(),
+        keys=info.keys,
+    )
 
 
 def _check_imported(fs: FileSystem, root: Path, reader: SnapshotReader) -> None:
