@@ -164,6 +164,16 @@ class Settings(BaseModel):
     history_every: Annotated[
         int, Field(ge=0, le=limits.HEIGHT_MAX, description="below them every so many-th height stays readable; 0: none")
     ] = 0
+    checkpoint_interval: Annotated[
+        int, Field(ge=0, le=1_000_000_000, description="final blocks from one checkpoint to the next; 0: none are made")
+    ] = 1_000
+    checkpoints_max: Annotated[int, Field(ge=1, le=10_000, description="newest checkpoints that are kept")] = 3
+    checkpoints_every: Annotated[
+        int,
+        Field(
+            ge=0, le=limits.HEIGHT_MAX, description="and the first one from each multiple of so many blocks on; 0: none"
+        ),
+    ] = 10_000
     tree_bytes_max: Annotated[
         int, Field(ge=_MIB, le=1024 * _GIB, description="memory for the tree over the state, bytes")
     ] = 4 * _GIB
