@@ -1,148 +1,29 @@
-"""A machine in memory that runs a whole store, loses power, fails and dies: files and engine on one simulated device.
-
-The engine keeps its contract and no more: after a crash it holds its first k batches, for any k that is not below what
-was synced. Every batch counts as an operation of the file system, so that faults meet it too.
-"""
+"""The lives of a store on the simulated machine of ``holdfast.testing``, and what every image of it must hold."""
 
 from __future__ import annotations
 
 import contextlib
 import random
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
-import pytest
-
 from holdfast import Store
-from holdfast.engine.api import Batch, Engine
-from holdfast.engine.memory import MemoryEngine
-from holdfast.errors import HoldfastError, MissingFile, PoisonedError
-from holdfast.journal.journal import JournalOptions
-from holdfast.recovery import verify, verify_store
-from holdfast.store import opening
+from holdfast.errors import HoldfastError, PoisonedError
+from holdfast.recovery import verify_store
 from holdfast.store.backend import WriterBackend
-from holdfast.testing.crashfs import CrashableFileSystem, Fault, Keep, SimulatedCrash
+from holdfast.testing.crashfs import SimulatedCrash
+from holdfast.testing.machine import Machine, new_machine
 from tests.crash.support import Model, check_deep, check_frontier, difference, open_store, perform, picture_of
 
 SEED = 5
-_journal_options = opening.journal_options
 
 
-@dataclass
-class Disk:
-    """What an engine has done: its batches, and how many of them are durable."""
-
-    batches: list[Batch] = field(default_factory=list)
-    synced: int = 0
-
-    def crash(self, rng: random.Random, keep: Keep) -> Disk:
-        """The batches that are left."""
-        count = {"all": len(self.batches), "none": self.synced}.get(keep, rng.randint(self.synced, len(self.batches)))
-        return Disk(self.batches[:count], count)
-
-
-class DiskEngine(MemoryEngine):
-    """An engine on a ``Disk``; each batch and each sync is an operation."""
-
-    capabilities = replace(MemoryEngine.capabilities, name="sqlite", persistent=True, always_sync=False)
-
-    def __init__(self, disk: Disk, fs: CrashableFileSystem, path: Path) -> None:
-        super().__init__()
-        for batch in disk.batches:
-            super().apply(batch, sync=False)
-        self._disk = disk
-        self._fs = fs
-        self._path = path
-        self._failed = False
-
-    def _step(self, kind: str) -> None:
-        if self._failed:
-            raise PoisonedError("an earlier write of the engine failed", path=self._path)
-        try:
-            self._fs.step(kind, self._path)
-        except HoldfastError:
-            self._failed = True
-            raise
-
-    def apply(self, batch: Batch, *, sync: bool) -> None:
-        self._step("apply")
-        super().apply(batch, sync=sync)
-        self._disk.batches.append(Batch(dict(batch.rows), list(batch.delete_ranges)))
-        if sync:
-            self._disk.synced = len(self._disk.batches)
-
-    def sync(self) -> None:
-        self._step("engine_sync")
-        super().sync()
-        self._disk.synced = len(self._disk.batches)
-
-
-@dataclass
-class Machine:
-    """A device with the files and the engines of a store."""
-
-    root: Path
-    fs: CrashableFileSystem
-    disks: dict[Path, Disk] = field(default_factory=dict)
-
-    def crash(self, rng: random.Random, keep: Keep) -> Machine:
-        """The machine as it boots again."""
-        disks = {path: disk.crash(rng, keep) for path, disk in self.disks.items()}
-        return Machine(self.root, self.fs.crash(rng, keep=keep), disks)
-
-    def open_engine(
-        self, name: str, path: Path, *, create: bool, cache_bytes: int = 0, read_only: bool = False
-    ) -> Engine:
-        """In place of ``holdfast.engine.open.open_engine``."""
-        if path not in self.disks:
-            if not create:
-                raise MissingFile("there is no engine here", path=path)
-            self.disks[path] = Disk()
-        return DiskEngine(self.disks[path], self.fs, path)
-
-    @contextlib.contextmanager
-    def running(self) -> Iterator[None]:
-        """Stores are opened on this machine. Nothing but the caller's thread makes a step."""
-
-        def options(plan: opening.OpenPlan) -> JournalOptions:
-            return replace(
-                _journal_options(plan), background=False, segment_bytes_first=8 * 1024, segment_bytes_max=16 * 1024
-            )
-
-        def probe(*_args: object, **_more: object) -> None:
-            """Nothing can be wrong with it."""
-
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(opening, "open_engine", self.open_engine)
-            patch.setattr(opening, "probe_engine", probe)
-            patch.setattr(verify, "open_engine", self.open_engine)
-            patch.setattr(verify, "probe_engine", probe)
-            patch.setattr(opening, "journal_options", options)
-            yield
-
-    def open(self) -> Store:
-        """The store."""
-        self.fs.make_directory(self.root)
-        return open_store(f"sqlite:{self.root}", fs=self.fs, flush_interval_seconds=3600.0, overlay_rows_max=1_000_000)
-
-
-def new_machine(root: Path, *, seed: int = 0, faults: tuple[Fault, ...] = ()) -> Machine:
-    """An empty device. ``root`` exists, with what the fingerprint of the store looks at."""
-    (root / "journal").mkdir(parents=True, exist_ok=True)
-    (root / "LOCK").touch()
-    fs = CrashableFileSystem(seed=seed, faults=faults)
-    return Machine(root, fs)
-
-
-def abandon(machine: Machine, store: Store | None) -> None:
-    """The process that had ``store`` open is gone: nothing more is written, its locks are free."""
-    if store is not None:
-        backend = store._backend
-        assert isinstance(backend, WriterBackend)
-        backend.stopping()  # its thread would keep the whole store, and wake up once a second
-        backend.views.close(flush=False)
-        machine.fs._locks.clear()
+def open_on(machine: Machine) -> Store:
+    """The store of every crash test, on ``machine``."""
+    machine.fs.make_directory(machine.root)
+    url = f"sqlite:{machine.root}"
+    return machine.adopt(open_store(url, fs=machine.fs, flush_interval_seconds=3600.0, overlay_rows_max=1_000_000))
 
 
 def new_model() -> Model:
@@ -178,12 +59,12 @@ class Life:
         store.close()
 
     def open(self) -> None:
-        self.store = self.machine.open()
+        self.store = open_on(self.machine)
 
     def abandon(self) -> None:
         """The process is gone: nothing more is written."""
-        store, self.store = self.store, None
-        abandon(self.machine, store)
+        self.store = None
+        self.machine.abandon()
 
     def steps(self) -> list[Callable[[], None]]:
         """Create, work, flush, work, close; open, work, die; open, work over a flush, close."""

@@ -19,8 +19,9 @@ from holdfast.journal.journal import Journal
 from holdfast.spaces.records import encode_documents, row_prefix
 from holdfast.store import replay
 from holdfast.testing.crashfs import Fault, SimulatedCrash
+from holdfast.testing.machine import Machine, new_machine
 from holdfast.views.api import Rows
-from tests.crash.machine import Machine, abandon, images, new_machine
+from tests.crash.machine import images, open_on
 from tests.crash.support import report
 
 ALL_FROM = 200
@@ -63,12 +64,12 @@ class Life:
         self.returned += 1
 
     def open(self) -> None:
-        self.store = self.machine.open()
+        self.store = open_on(self.machine)
 
     def abandon(self) -> None:
         """The process is gone."""
-        store, self.store = self.store, None
-        abandon(self.machine, store)
+        self.store = None
+        self.machine.abandon()
 
     def work(self, count: int) -> None:
         for _ in range(count):
@@ -112,14 +113,14 @@ class Life:
 def check(life: Life, machine: Machine) -> int:
     """A machine that boots again holds all that returned, and whole batches; 1 if the one in flight is there too."""
     with machine.running():
-        store = machine.open()
+        store = open_on(machine)
         found = dict(store.documents("s").scan())
         number = int(found.get(b"last", b"-1")) + 1
         assert life.returned <= number <= life.begun, f"{number} batches, {life.returned} returned, {life.begun} begun"
         assert found == content_after(number)
         store.documents("s").write(*batch_of(number))
         store.close()
-        store = machine.open()
+        store = open_on(machine)
         assert dict(store.documents("s").scan()) == content_after(number + 1)
         store.close()
     return number - life.returned

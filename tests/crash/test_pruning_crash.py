@@ -20,10 +20,11 @@ from holdfast.errors import HoldfastError, PrunedError
 from holdfast.recovery import verify_store
 from holdfast.store import pruning
 from holdfast.testing.crashfs import Fault, SimulatedCrash
+from holdfast.testing.machine import Machine, new_machine
 from holdfast.views.api import HistoryRecord
 from holdfast.views.keeper import HistoryKeeper
 from holdfast.views.views import Views
-from tests.crash.machine import Machine, abandon, images, new_machine
+from tests.crash.machine import images
 from tests.crash.support import ENGINES, Agent, Model, Place, check_frontier, check_state, open_store, report
 from tests.unit.pruning_support import Rows, history_rows, rows_too_many
 from tests.unit.state_support import Values, after, commit, root_of, writer_backend
@@ -67,8 +68,9 @@ class Pruned:
     def open(self) -> Store:
         fields: dict[str, Any] = {"max_reorg_depth": DEPTH, "history_blocks": 0, "overlay_rows_max": 1_000_000}
         self.machine.fs.make_directory(self.machine.root)
-        self.store = holdfast.open(f"sqlite:{self.machine.root}", settings=quick(**fields), fs=self.machine.fs)
-        return self.store
+        store = holdfast.open(f"sqlite:{self.machine.root}", settings=quick(**fields), fs=self.machine.fs)
+        self.store = self.machine.adopt(store)
+        return store
 
     def grow(self, count: int) -> None:
         assert self.store is not None
@@ -78,8 +80,8 @@ class Pruned:
 
     def abandon(self) -> None:
         """The process is gone."""
-        store, self.store = self.store, None
-        abandon(self.machine, store)
+        self.store = None
+        self.machine.abandon()
 
     def close(self) -> None:
         store, self.store = self.store, None

@@ -19,7 +19,7 @@ from holdfast.state.snapshot_export import export_snapshot
 from holdfast.store.base import read_base
 from holdfast.store.snapshots import import_snapshot
 from holdfast.testing.crashfs import CrashableFileSystem, Fault, Keep, SimulatedCrash
-from tests.crash.machine import Machine, new_machine
+from holdfast.testing.machine import Machine, new_machine
 from tests.crash.support import report
 from tests.unit.snapshot_support import PLACE, Source, export, numbered, source_of
 from tests.unit.state_support import writer_backend

@@ -13,7 +13,8 @@ import holdfast
 from holdfast.errors import DeviceError, MissingFile, PoisonedError
 from holdfast.recovery import verify_store
 from holdfast.testing.crashfs import Fault
-from tests.crash.machine import Life, check_image, new_machine
+from holdfast.testing.machine import new_machine
+from tests.crash.machine import Life, check_image
 from tests.crash.support import BY_PREFIX, BY_PRODUCER, VALIDATOR, make_block, settings
 
 

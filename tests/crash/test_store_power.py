@@ -20,6 +20,7 @@ from holdfast.store.replay import Replayer
 from holdfast.store.store import Store
 from holdfast.store.writer import Writer
 from holdfast.testing.crashfs import CrashableFileSystem, Fault
+from holdfast.testing.machine import new_machine
 from holdfast.views.api import Rows
 from holdfast.views.collect import HistoryChanges
 from holdfast.views.flush import Flusher
@@ -27,7 +28,7 @@ from holdfast.views.merge import RowMerge
 from holdfast.views.overlay import Published
 from holdfast.views.tables import PREIMAGES, STATE, Table
 from holdfast.views.views import Views
-from tests.crash.machine import Life, check_image, images, new_machine, operations
+from tests.crash.machine import Life, check_image, images, operations
 from tests.crash.support import report
 
 ALL_FROM = 200

@@ -26,8 +26,8 @@ from holdfast.state.api import MutableState
 from holdfast.store.chain import Ancestry, ChainSpec, CustomChain
 from holdfast.store.indexes import IndexSpec
 from holdfast.testing.crashfs import Fault
+from holdfast.testing.machine import new_machine
 from holdfast.types import ZERO_HASH, Block, BlockInfo
-from tests.crash.machine import new_machine
 from tests.unit.state_support import (
     Changes,
     Values,

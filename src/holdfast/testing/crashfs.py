@@ -17,6 +17,7 @@ import errno
 import random
 import threading
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -25,7 +26,20 @@ from .._fs import Buffer, File, FileLock, FileSystem, Space
 from .._fs import translate_os_error as translate
 from ..errors import StoreLocked
 
-__all__ = ["CrashableFileSystem", "Fault", "SimulatedCrash"]
+__all__ = [
+    "Change",
+    "CrashableFileSystem",
+    "DeviceState",
+    "Fault",
+    "FileState",
+    "Keep",
+    "PendingNames",
+    "SimulatedCrash",
+    "Truncate",
+    "Write",
+    "apply_change",
+    "sectors",
+]
 
 _SECTOR = 512
 _READS = frozenset({"open", "pread", "size", "names", "exists", "read_bytes"})
@@ -52,15 +66,22 @@ class Fault:
     only: frozenset[str] = frozenset()
 
 
-@dataclass(slots=True)
-class _Write:
+@dataclass(frozen=True, slots=True)
+class Write:
+    """``data`` was written at ``offset``."""
+
     offset: int
     data: bytes
 
 
-@dataclass(slots=True)
-class _Truncate:
+@dataclass(frozen=True, slots=True)
+class Truncate:
+    """The file was made ``length`` bytes long."""
+
     length: int
+
+
+Change = Write | Truncate
 
 
 @dataclass(slots=True)
@@ -68,31 +89,69 @@ class _Node:
     """A file: what the process sees, what is on the device, and what lies between."""
 
     live: bytearray = field(default_factory=bytearray)
-    durable: bytearray = field(default_factory=bytearray)
-    pending: list[_Write | _Truncate] = field(default_factory=list)
+    durable: bytes = b""
+    pending: list[Change] = field(default_factory=list)
 
 
 _Entries = tuple[tuple[Path, "_Node | None"], ...]
 """Names that change together, all or none: one for a creation or a removal, two for a rename."""
 
 
-def _apply(data: bytearray, change: _Write | _Truncate) -> None:
-    length = change.length if isinstance(change, _Truncate) else change.offset + len(change.data)
+@dataclass(slots=True)
+class _NameChange:
+    """Entries of a directory that were not synced. ``journalled``: a file system that keeps names in order has them."""
+
+    directory: Path
+    entries: _Entries
+    journalled: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class FileState:
+    """A file on the device, and the changes that are not."""
+
+    durable: bytes
+    pending: tuple[Change, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class PendingNames:
+    """As ``_NameChange``; files are named by their place in ``DeviceState.files``, ``None`` is a removal."""
+
+    directory: Path
+    entries: tuple[tuple[Path, int | None], ...]
+    journalled: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceState:
+    """A device at one moment: what is durable, and what was done since, in order."""
+
+    files: tuple[FileState, ...]
+    names: dict[Path, int]
+    pending: tuple[PendingNames, ...]
+    directories: frozenset[Path]
+
+
+def apply_change(data: bytearray, change: Change) -> None:
+    """``data`` is what it becomes by ``change``."""
+    length = change.length if isinstance(change, Truncate) else change.offset + len(change.data)
     if len(data) < length:
         data.extend(bytes(length - len(data)))
-    if isinstance(change, _Truncate):
+    if isinstance(change, Truncate):
         del data[change.length :]
     else:
         data[change.offset : length] = change.data
 
 
-def _sectors(change: _Write) -> list[_Write]:
-    pieces: list[_Write] = []
+def sectors(change: Write) -> list[Write]:
+    """``change`` as writes that a disk makes whole or not at all."""
+    pieces: list[Write] = []
     position = change.offset
     end = change.offset + len(change.data)
     while position < end:
         stop = min(end, (position // _SECTOR + 1) * _SECTOR)
-        pieces.append(_Write(position, change.data[position - change.offset : stop - change.offset]))
+        pieces.append(Write(position, change.data[position - change.offset : stop - change.offset]))
         position = stop
     return pieces
 
@@ -109,7 +168,7 @@ class _CrashableFile:
         self.path = path
 
     def pwrite(self, data: Buffer, offset: int) -> None:
-        change = _Write(offset, bytes(data))
+        change = Write(offset, bytes(data))
         if self._read_only:
             raise translate(OSError(errno.EACCES, "read-only"), self.path)
         with self._fs.mutex:
@@ -117,7 +176,7 @@ class _CrashableFile:
                 self._fs.step("pwrite", self.path)
             except BaseException:
                 if self._fs.torn_now():
-                    pieces = _sectors(change)
+                    pieces = sectors(change)
                     for piece in pieces[: self._fs.rng.randrange(len(pieces) + 1)]:
                         self._change(piece)
                 raise
@@ -139,14 +198,17 @@ class _CrashableFile:
                 self._node.pending.clear()
                 raise
             if not self._fs.lying_sync:
+                self._fs.journal_names(self._node)
+                data = bytearray(self._node.durable)
                 for change in self._node.pending:
-                    _apply(self._node.durable, change)
+                    apply_change(data, change)
+                self._node.durable = bytes(data)
                 self._node.pending.clear()
 
     def truncate(self, length: int) -> None:
         with self._fs.mutex:
             self._fs.step("truncate", self.path)
-            self._change(_Truncate(length))
+            self._change(Truncate(length))
 
     def size(self) -> int:
         with self._fs.mutex:
@@ -156,8 +218,8 @@ class _CrashableFile:
     def close(self) -> None:
         """Nothing happens: nothing was promised."""
 
-    def _change(self, change: _Write | _Truncate) -> None:
-        _apply(self._node.live, change)
+    def _change(self, change: Change) -> None:
+        apply_change(self._node.live, change)
         self._node.pending.append(change)
 
 
@@ -178,6 +240,8 @@ class CrashableFileSystem:
         faults: what goes wrong.
         count_reads: whether reads count as operations and may fail.
         lying_sync: syncs return and do nothing (a positive control).
+
+    ``watch``, if it is set, is called before each operation that counts, with its kind and path.
     """
 
     persistent = True
@@ -194,11 +258,12 @@ class CrashableFileSystem:
         self.counts: Counter[str] = Counter()
         self.hits = 0
         self.log: list[tuple[str, str]] = []
+        self.watch: Callable[[str, Path], None] | None = None
         self._torn_now = False
         self._dead = False
         self._names: dict[Path, _Node] = {}
         self._durable_names: dict[Path, _Node] = {}
-        self._pending_names: dict[Path, list[_Entries]] = {}
+        self._pending_names: list[_NameChange] = []
         self._directories: set[Path] = set()
         self._locks: dict[Path, str] = {}
 
@@ -210,6 +275,8 @@ class CrashableFileSystem:
             raise SimulatedCrash("the process is already dead")
         if kind in _READS and not self.count_reads:
             return
+        if self.watch is not None:
+            self.watch(kind, path)
         self.operations += 1
         self.counts[kind] += 1
         self.log.append((kind, path.name))
@@ -246,10 +313,14 @@ class CrashableFileSystem:
             return nodes[id(node)]
 
         if keep == "all":
-            for place, changes in self._pending_names.items():
-                after._pending_names[place] = [
-                    tuple((path, node and copied(node)) for path, node in entries) for entries in changes
-                ]
+            after._pending_names = [
+                _NameChange(
+                    change.directory,
+                    tuple((path, node and copied(node)) for path, node in change.entries),
+                    change.journalled,
+                )
+                for change in self._pending_names
+            ]
             after._names = {path: copied(node) for path, node in self._names.items()}
             after._durable_names = {path: copied(node) for path, node in self._durable_names.items()}
         else:
@@ -261,12 +332,13 @@ class CrashableFileSystem:
         names = dict(self._durable_names)
         if keep == "none":
             return names
-        for changes in self._pending_names.values():
+        for directory in dict.fromkeys(change.directory for change in self._pending_names):
+            changes = [change for change in self._pending_names if change.directory == directory]
             in_order = rng.random() < 0.5
             stop = rng.randrange(len(changes) + 1)
-            for index, entries in enumerate(changes):
+            for index, change in enumerate(changes):
                 if index < stop if in_order else rng.random() < 0.5:
-                    _enter(names, entries)
+                    _enter(names, change.entries)
         return names
 
     def files(self) -> dict[Path, bytes]:
@@ -279,7 +351,46 @@ class CrashableFileSystem:
         fs = cls()
         fs._directories = set(directories)
         for path, data in files.items():
-            fs._names[path] = fs._durable_names[path] = _Node(bytearray(data), bytearray(data))
+            fs._names[path] = fs._durable_names[path] = _Node(bytearray(data), bytes(data))
+        return fs
+
+    def state(self) -> DeviceState:
+        """The device as it is now."""
+        places: dict[int, int] = {}
+        files: list[FileState] = []
+
+        def place(node: _Node) -> int:
+            if id(node) not in places:
+                places[id(node)] = len(files)
+                files.append(FileState(node.durable, tuple(node.pending)))
+            return places[id(node)]
+
+        names = {path: place(node) for path, node in self._durable_names.items()}
+        pending = tuple(
+            PendingNames(
+                change.directory,
+                tuple((path, None if node is None else place(node)) for path, node in change.entries),
+                change.journalled,
+            )
+            for change in self._pending_names
+        )
+        return DeviceState(tuple(files), names, pending, frozenset(self._directories))
+
+    @classmethod
+    def from_state(cls, state: DeviceState) -> CrashableFileSystem:
+        """A file system as a new process finds it after a kill: all is seen, and what was not synced still is not."""
+        fs = cls()
+        fs._directories = set(state.directories)
+        nodes = [_Node(bytearray(file.durable), file.durable, list(file.pending)) for file in state.files]
+        for node in nodes:
+            for change in node.pending:
+                apply_change(node.live, change)
+        fs._durable_names = {path: nodes[index] for path, index in state.names.items()}
+        fs._names = dict(fs._durable_names)
+        for names in state.pending:
+            entries = tuple((path, None if index is None else nodes[index]) for path, index in names.entries)
+            fs._pending_names.append(_NameChange(names.directory, entries, names.journalled))
+            _enter(fs._names, entries)
         return fs
 
     def directories(self) -> set[Path]:
@@ -340,8 +451,11 @@ class CrashableFileSystem:
             self.step("sync_directory", path)
             if self.lying_sync:
                 return
-            for entries in self._pending_names.pop(path, []):
-                _enter(self._durable_names, entries)
+            for change in self._pending_names:
+                change.journalled = True
+                if change.directory == path:
+                    _enter(self._durable_names, change.entries)
+            self._pending_names = [change for change in self._pending_names if change.directory != path]
 
     def read_bytes(self, path: Path, *, limit: int) -> bytes:
         file = self.open(path, read_only=True)
@@ -365,12 +479,23 @@ class CrashableFileSystem:
             self._locks[path] = owner
             return _Lock(self._locks, path)
 
+    def release_locks(self) -> None:
+        """The process that held them is gone."""
+        self._locks.clear()
+
     def space(self, path: Path) -> Space:
         return Space(2**40, 2**40)
 
     def _change_names(self, *entries: tuple[Path, _Node | None]) -> None:
         _enter(self._names, entries)
-        self._pending_names.setdefault(entries[0][0].parent, []).append(entries)
+        self._pending_names.append(_NameChange(entries[0][0].parent, entries))
+
+    def journal_names(self, node: _Node) -> None:
+        """A sync of ``node`` also commits the names so far, where the file is new or has grown (as on ext4)."""
+        new = any(node is each for change in self._pending_names for _, each in change.entries)
+        if new or len(node.live) != len(node.durable):
+            for change in self._pending_names:
+                change.journalled = True
 
 
 def _enter(names: dict[Path, _Node], entries: _Entries) -> None:
@@ -384,19 +509,19 @@ def _enter(names: dict[Path, _Node], entries: _Entries) -> None:
 def _after(node: _Node, rng: random.Random, keep: Keep) -> _Node:
     if keep == "all":
         # The kernel lives on: what the process saw is there, and what is not on the device is still pending.
-        return _Node(bytearray(node.live), bytearray(node.durable), list(node.pending))
+        return _Node(bytearray(node.live), node.durable, list(node.pending))
     data = bytearray(node.durable)
     if keep == "random":
         mode = rng.randrange(4)
         for change in node.pending:
-            if isinstance(change, _Truncate):
+            if isinstance(change, Truncate):
                 if mode == 3 or (mode and rng.random() < 0.5):
-                    _apply(data, change)
+                    apply_change(data, change)
                 continue
-            for piece in _sectors(change):
+            for piece in sectors(change):
                 if mode == 3 or (mode and rng.random() < 0.5):
-                    _apply(data, piece)
-    return _Node(data, bytearray(data))
+                    apply_change(data, piece)
+    return _Node(data, bytes(data))
 
 
 if TYPE_CHECKING:
