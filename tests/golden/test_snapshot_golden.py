@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from holdfast._fs import MemoryFileSystem
+from holdfast._fs import MemoryFileSystem, RealFileSystem
 from holdfast.merkle.api import ICS23_SMT, JMT_SHA256, Scheme
 from holdfast.merkle.backend import backend_named
+from holdfast.state.checkpoint import CheckpointDirectory
 from holdfast.state.image import image_path, save_image
 from holdfast.state.snapshot import verify_snapshot
 from holdfast.state.snapshot_export import export_snapshot
@@ -57,6 +58,23 @@ def test_the_golden_snapshot_is_still_written_and_still_verifies(tmp_path: Path)
     assert len(packed(tmp_path / "now")) == len(golden["files"])
     info = verify_snapshot(old, bytes.fromhex(golden["root"]), tree_backend=BACKEND)
     assert info.keys == len(source.values)
+
+
+def test_a_checkpoint_is_the_golden_snapshot_without_its_heads(tmp_path: Path) -> None:
+    """Section 11.1, from the document: no function of checkpoints is used to say what should be there."""
+    golden = json.loads(GOLDEN.read_text("ascii"))
+    files = {name: zlib.decompress(base64.b64decode(text)) for name, text in golden["files"].items()}
+    manifest = files.pop("manifest.json")
+    told = json.loads(manifest)
+    wanted = {f"{2**40}-{told['block']['hash'][:16]}.manifest": manifest + sha256(manifest).digest()}
+    for chunk in told["chunks"]:
+        data = files.pop(f"chunks/{chunk['prefix']}-{chunk['depth']}.hfc")
+        wanted[f"chunks/{chunk['hash']}"] = data[208 + 32 * chunk["depth"] : -32]
+    assert not files
+    place = CheckpointDirectory(RealFileSystem(), tmp_path, tree_backend=BACKEND)
+    place.create(golden_source(), chunk_bytes=1024, compress=False)
+    found = {str(path.relative_to(tmp_path)): path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert found == wanted
 
 
 @pytest.mark.parametrize("scheme", [JMT_SHA256, ICS23_SMT])

@@ -210,6 +210,7 @@ class CheckpointDirectory:
         source: SnapshotSource,
         *,
         chunk_bytes: int = CHUNK_BYTES,
+        compress: bool = True,
         progress: Callable[[int, int], None] | None = None,
     ) -> CheckpointInfo:
         """The state of ``source`` is a checkpoint, durable. Killed or failed, the next call keeps the chunks made.
@@ -219,7 +220,7 @@ class CheckpointDirectory:
         """
         for place in (self.path, self._chunks):
             self._fs.make_directory(place)
-        writer = _Writer(source, self._chunks, self._fs, chunk_bytes, progress, self._backend)
+        writer = _Writer(source, self._chunks, self._fs, chunk_bytes, compress, progress, self._backend)
         manifest, data = writer.made(writer.taken)
         self._fs.sync_directory(self._chunks)  # an earlier run may have died before it had synced a name
         name = checkpoint_name(manifest.block.height, manifest.block.hash)
@@ -289,10 +290,11 @@ class _Writer(ChunkMaker):
         chunks: Path,
         fs: FileSystem,
         chunk_bytes: int,
+        compress: bool,
         progress: Callable[[int, int], None] | None,
         tree_backend: Backend | None,
     ) -> None:
-        super().__init__(source, chunk_bytes, progress=progress, tree_backend=tree_backend)
+        super().__init__(source, chunk_bytes, compress=compress, progress=progress, tree_backend=tree_backend)
         self._chunks = chunks
         self._fs = fs
 
