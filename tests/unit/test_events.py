@@ -1,4 +1,4 @@
-"""What opening a store found: an object, one typed event of ``logging``, and a part of the statistics."""
+"""What opening a store found: an object, typed events of ``logging``, and a part of the statistics."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 import holdfast
 from holdfast import RecoveryStats
 from holdfast._fs import RealFileSystem
-from holdfast.events import LOGGER_NAME, emit, store_opened
+from holdfast.events import EVENTS, LOGGER_NAME, emit, store_opened
 from holdfast.journal.segment import segment_name
 from holdfast.recovery.resting import read_marks
 from holdfast.store.opening import read_identity
@@ -27,20 +27,32 @@ CUT = DiscardedFrames(1, 4096, 33, "torn", "quarantine/1-4096")
 
 @pytest.fixture
 def log(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
-    caplog.set_level(logging.DEBUG, logger=LOGGER_NAME)
+    caplog.set_level(logging.INFO, logger=LOGGER_NAME)
     return caplog
 
 
-def only(log: pytest.LogCaptureFixture) -> tuple[int, str, dict[str, object]]:
-    """Level, message and fields of the one event since the last look."""
-    (record,) = log.records
+Logged = dict[str, tuple[int, str, dict[str, object]]]
+
+
+def told(log: pytest.LogCaptureFixture) -> Logged:
+    """Level, message and fields of every event since the last look, by name; none twice."""
+    found: Logged = {}
+    for record in log.records:
+        assert record.name == LOGGER_NAME
+        name, fields = vars(record)["holdfast_event"], vars(record)["holdfast_fields"]
+        assert name not in found
+        assert record.levelno == EVENTS[name].level
+        assert json.loads(json.dumps(fields)) == fields
+        found[name] = record.levelno, record.getMessage(), fields
     log.clear()
-    assert record.name == LOGGER_NAME
-    values = vars(record)
-    assert values["holdfast_event"] == "opened"
-    fields = values["holdfast_fields"]
-    assert json.loads(json.dumps(fields)) == fields
-    return record.levelno, record.getMessage(), fields
+    return found
+
+
+def only(log: pytest.LogCaptureFixture) -> tuple[int, str, dict[str, object]]:
+    """Level, message and fields of ``opened``, which is the one event since the last look."""
+    found = told(log)
+    assert list(found) == ["opened"]
+    return found["opened"]
 
 
 def test_an_event_carries_its_name_and_fields(log: pytest.LogCaptureFixture) -> None:
@@ -85,9 +97,10 @@ def test_an_unclean_end_and_a_torn_tail_are_warnings(tmp_path: Path, log: pytest
     with open_quick(copy) as store:
         assert not store.recovery.clean
         assert not store.recovery.discarded
-        level, message, _ = only(log)
-    assert level == logging.WARNING
-    assert "after an unclean end" in message
+        found = told(log)
+    assert list(found) == ["recovered", "opened"]
+    assert "after an unclean end" in found["recovered"][1]
+    assert found["recovered"][2]["clean"] is False
 
     shutil.rmtree(copy)
     with open_quick(tmp_path / "store") as store:
@@ -100,11 +113,13 @@ def test_an_unclean_end_and_a_torn_tail_are_warnings(tmp_path: Path, log: pytest
     raw[mark.end_offset : mark.end_offset + 32] = b"HFRM" + b"\xff" * 28
     segment.write_bytes(raw)
     with open_quick(copy) as store:
-        level, message, fields = only(log)
-        assert level == logging.WARNING
-        assert [cut.length for cut in store.recovery.discarded] == [32]
-        assert fields["discarded"] == [dataclasses.asdict(store.recovery.discarded[0])]
-        assert "32 bytes set aside" in message
+        found = told(log)
+        (cut,) = store.recovery.discarded
+        assert list(found) == ["torn_tail_cut", "recovered", "opened"]
+        assert cut.length == 32
+        assert found["torn_tail_cut"][2] == dataclasses.asdict(cut) | {"url": str(copy)}
+        assert found["opened"][2]["discarded"] == [dataclasses.asdict(cut)]
+        assert "32 bytes set aside" in found["recovered"][1]
 
 
 def test_views_made_anew_are_a_warning(tmp_path: Path, log: pytest.LogCaptureFixture) -> None:
@@ -112,9 +127,10 @@ def test_views_made_anew_are_a_warning(tmp_path: Path, log: pytest.LogCaptureFix
     log.clear()
     shutil.rmtree(tmp_path / "views")
     with open_quick(tmp_path) as store:
-        level, message, fields = only(log)
-        assert (level, fields["views_rebuilt"], fields["tip_height"]) == (logging.WARNING, True, blocks[-1].height)
-        assert "made anew from the journal" in message
+        found = told(log)
+        assert list(found) == ["recovered", "opened"]
+        assert (found["recovered"][2]["views_rebuilt"], found["opened"][2]["tip_height"]) == (True, blocks[-1].height)
+        assert "made anew from the journal" in found["recovered"][1]
         store.add(make(blocks[-1]))
     with open_quick(tmp_path):
         assert only(log)[0] == logging.INFO
@@ -135,9 +151,9 @@ def test_views_made_anew_are_a_warning(tmp_path: Path, log: pytest.LogCaptureFix
 )
 def test_whatever_was_mended_is_a_warning(stats: RecoveryStats, log: pytest.LogCaptureFixture) -> None:
     store_opened(stats, url="x", engine="sqlite", read_only=False)
-    assert only(log)[0] == logging.WARNING
+    assert list(told(log))[-2:] == ["recovered", "opened"]
     store_opened(stats, url="x", engine="sqlite", read_only=True)
-    assert only(log)[0] == (logging.WARNING if stats.eventful else logging.INFO)
+    assert ("recovered" in told(log)) is stats.eventful
     assert stats.eventful is (stats != RecoveryStats(clean=False))
 
 

@@ -26,6 +26,7 @@ from ..errors import (
     Recovery,
     RecoveryTimeout,
 )
+from ..events import corruption_found
 from ..limits import ENGINE_KEY_BYTES_MAX, ROW_VALUE_BYTES_MAX
 from .api import Batch
 
@@ -38,6 +39,7 @@ __all__ = [
     "create_in_staging",
     "damage_recovery",
     "run_probe",
+    "told",
 ]
 
 SCAN_ROWS_MAX = 100_000
@@ -46,6 +48,13 @@ SCAN_ROWS_MAX = 100_000
 def damage_recovery(kind: type[HoldfastError]) -> Recovery | None:
     """What helps when an engine's own files are damaged or gone; ``None`` for errors of another kind."""
     return Recovery.REBUILD if issubclass(kind, CorruptionError) else None
+
+
+def told(error: HoldfastError) -> HoldfastError:
+    """``error``; if it is damage, it was told as an event."""
+    if isinstance(error, CorruptionError):
+        corruption_found(error)
+    return error
 
 
 def check_batch(batch: Batch, key_bytes_max: int = ENGINE_KEY_BYTES_MAX) -> None:

@@ -41,7 +41,7 @@ from ..errors import (
     UnsupportedFormat,
 )
 from ..limits import ENGINE_KEY_BYTES_MAX, ROW_VALUE_BYTES_MAX
-from ._shared import Gate, check_batch, check_limit, clamp_bound, create_in_staging, damage_recovery, run_probe
+from ._shared import Gate, check_batch, check_limit, clamp_bound, create_in_staging, damage_recovery, run_probe, told
 from .api import Batch, Capabilities, EngineStats, Page, Reader, Row
 
 __all__ = ["MAP_BYTES_DEFAULT", "LmdbEngine", "probe"]
@@ -112,7 +112,7 @@ class _Translator:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if isinstance(error, Exception) and not isinstance(error, HoldfastError):
-            raise self.typed(error) from error
+            raise told(self.typed(error)) from error
 
 
 def _get(transaction: lmdb.Transaction, key: bytes) -> bytes | None:

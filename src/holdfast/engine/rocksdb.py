@@ -41,7 +41,7 @@ from ..errors import (
     StoreLocked,
 )
 from ..limits import ENGINE_KEY_BYTES_MAX, ROW_VALUE_BYTES_MAX
-from ._shared import Gate, check_batch, check_limit, damage_recovery, run_probe
+from ._shared import Gate, check_batch, check_limit, damage_recovery, run_probe, told
 from .api import Batch, Capabilities, EngineStats, Page, Reader, Row
 
 __all__ = ["RocksDbEngine", "probe"]
@@ -97,7 +97,7 @@ class _Translator:
             return
         # A Rust panic arrives as a BaseException that is not an Exception.
         if isinstance(error, Exception) or type(error).__name__ == "PanicException":
-            raise self.typed(error) from error
+            raise told(self.typed(error)) from error
 
 
 def _floor(rows: RdictIter, key: bytes, low: bytes) -> Row | None:

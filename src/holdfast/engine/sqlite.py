@@ -34,7 +34,7 @@ from ..errors import (
     StoreLocked,
 )
 from ..limits import ENGINE_KEY_BYTES_MAX, ROW_VALUE_BYTES_MAX
-from ._shared import Gate, check_batch, check_limit, create_in_staging, damage_recovery
+from ._shared import Gate, check_batch, check_limit, create_in_staging, damage_recovery, told
 from .api import Batch, Capabilities, EngineStats, Page, Reader, Row
 
 __all__ = ["SqliteEngine", "probe"]
@@ -90,7 +90,7 @@ class _Translator:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if isinstance(error, (sqlite3.Error, OSError)):
-            raise self.typed(error) from error
+            raise told(self.typed(error)) from error
 
 
 def _pragma(connection: sqlite3.Connection, text: str) -> list[tuple[object, ...]]:

@@ -17,6 +17,7 @@ from typing import Final
 
 from .._fs import File, FileSystem
 from ..errors import ClosedError, CorruptionError, InvalidInputError, NotFoundError
+from ..events import corruption_found
 from .api import Frame
 from .codec import decode_part
 from .scan import Window, read_frame_at, scan_frames, verify_sealed_content
@@ -85,16 +86,24 @@ class FrameReads:
             if frame is not None:
                 self._cached.move_to_end(seq)
                 return frame
+        try:
+            frame = self._read_frame(seq)
+        except CorruptionError as error:
+            corruption_found(error)
+            raise
+        with self._cache_lock:
+            self._cached[seq] = frame
+            if len(self._cached) > _CACHED_FRAMES_MAX:
+                self._cached.popitem(last=False)
+        return frame
+
+    def _read_frame(self, seq: int) -> Frame:
         segment = self._segment_of(seq)
         handle = self._handle(segment)
         offset = self._offset_of(segment, handle.file, seq)
         stop = segment.frames_end
         frame = read_frame_at(Window(handle.file, stop), offset, salt=self._salt, segment=segment.number, stop=stop)
         self._check_seq(frame, seq, segment)
-        with self._cache_lock:
-            self._cached[seq] = frame
-            if len(self._cached) > _CACHED_FRAMES_MAX:
-                self._cached.popitem(last=False)
         return frame
 
     def part(self, frame: Frame, index: int) -> bytes:
@@ -106,7 +115,11 @@ class FrameReads:
         """
         part = frame.parts[index]
         stored = self._handle(self._segment_of(frame.seq)).file.pread(part.stored_bytes, part.offset)
-        return decode_part(stored, part, segment=frame.segment, seq=frame.seq)
+        try:
+            return decode_part(stored, part, segment=frame.segment, seq=frame.seq)
+        except CorruptionError as error:
+            corruption_found(error)
+            raise
 
     def frames(self, start_seq: int, stop_seq: int | None = None) -> Iterator[Frame]:
         """Frames from ``start_seq`` up to and without ``stop_seq``, in order, their chain of digests checked.

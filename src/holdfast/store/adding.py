@@ -138,7 +138,7 @@ class Adder:
                         "waiting_block_dropped",
                         logging.WARNING,
                         f"a block that waited for its parent was not stored: {error}",
-                        code=error.code,
+                        error=error,
                         hash=child.hash.hex(),
                         height=child.height,
                     )

@@ -12,8 +12,8 @@ from ..blocks.state import ChainState
 from ..config import Settings
 from ..consensus.safety import SafetyBook
 from ..engine.api import Engine
-from ..errors import InternalError, InvalidInputError
-from ..events import store_opened
+from ..errors import CorruptionError, InternalError, InvalidInputError
+from ..events import corruption_found, store_opened
 from ..journal.api import Part
 from ..journal.journal import Journal
 from ..limits import INDEXES_MAX
@@ -25,6 +25,7 @@ from .follower import Follower
 from .guard import DiskGuard
 from .indexes import IndexSpec, check_specs
 from .indexing import IndexManager, LiveIndexes
+from .news import News
 from .opening import MEMORY_ROOT, Opened, OpenPlan, check_spec, open_for_writing
 from .pruning import PrunePolicy
 from .store import Store
@@ -76,19 +77,37 @@ def open_store(
     else:
         path = place.path.absolute()  # a process may change its directory while the store is open
         fs, root = fs or RealFileSystem(), path
-    if read_only:
-        follower = Follower(fs, root, place.engine, settings, specs)
-        try:
-            if chain is not None:
-                check_spec(follower.identity, chain.spec, root)
-            store = Store(follower, chain or CustomChain(follower.identity.spec), settings, str(url))
-        except BaseException:
-            follower.close()
-            raise
-    else:
-        store = _open_writer(place.engine, fs, root, path, chain, create, settings, forced, specs, progress, str(url))
+    try:
+        if read_only:
+            store = _open_follower(place.engine, fs, root, chain, settings, specs, str(url))
+        else:
+            store = _open_writer(
+                place.engine, fs, root, path, chain, create, settings, forced, specs, progress, str(url)
+            )
+    except CorruptionError as error:
+        corruption_found(error)
+        raise
     store_opened(store.recovery, url=str(url), engine=store.engine, read_only=read_only)
     return store
+
+
+def _open_follower(
+    engine: str | None,
+    fs: FileSystem,
+    root: Path,
+    chain: Chain | None,
+    settings: Settings,
+    specs: Mapping[str, IndexSpec],
+    url: str,
+) -> Store:
+    follower = Follower(fs, root, engine, settings, specs)
+    try:
+        if chain is not None:
+            check_spec(follower.identity, chain.spec, root)
+        return Store(follower, chain or CustomChain(follower.identity.spec), settings, url)
+    except BaseException:
+        follower.close()
+        raise
 
 
 def _open_writer(
@@ -116,7 +135,7 @@ def _open_writer(
     )
     opened = open_for_writing(plan)
     try:
-        backend, upkeep = _make_backend(opened, late, settings, forced, path)
+        backend, upkeep = _make_backend(opened, late, settings, forced, path, News(url))
     except BaseException:
         opened.abandon()
         raise
@@ -136,7 +155,7 @@ def _open_writer(
 
 
 def _make_backend(
-    opened: Opened, late: _Late, settings: Settings, forced: Mapping[int, bytes], path: Path | None
+    opened: Opened, late: _Late, settings: Settings, forced: Mapping[int, bytes], path: Path | None, news: News
 ) -> tuple[WriterBackend, Upkeep]:
     buffered = settings.durability == "buffered"
     writer = Writer(
@@ -149,6 +168,7 @@ def _make_backend(
         guard=DiskGuard(opened.plan.fs, opened.plan.root, settings.disk_reserve_bytes),
         buffered=buffered,
         compress=settings.compression != "none",
+        news=news,
     )
     choice = settings.fork_choice if settings.fork_choice != "chain" else opened.identity.spec.fork_choice
     writer.configure(

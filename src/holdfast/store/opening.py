@@ -35,6 +35,7 @@ from ..errors import (
     RecoveryTimeout,
     StoreNotFound,
 )
+from ..events import corruption_found
 from ..journal.api import JournalRecovery, Kind, Part
 from ..journal.journal import Journal, JournalOptions
 from ..journal.segment import SEGMENT_HEADER_BYTES
@@ -446,6 +447,8 @@ def _try_views(
     except CommitLoss:
         raise
     except (CorruptionError, RecoveryTimeout) as error:
+        if isinstance(error, CorruptionError):
+            corruption_found(error)
         moved = generations.quarantine(number)
         notes.append(f"views rebuilt from the journal: {error}; the old ones are in {moved.name}")
         return None

@@ -444,9 +444,11 @@ class Store:
             written = adder.commit(block, parent, record, executed, base)
         draft.close()
         if not wait:
-            return Ticket(written.blocks[0], written.seq, writer.sync, lambda: writer.journal.durable_seq)
+            writer.tell()
+            sync = partial(self._sync, writer)
+            return Ticket(written.blocks[0], written.seq, sync, lambda: writer.journal.durable_seq)
         if record is not None:
-            writer.sync(written.seq)  # a promise is durable before anybody hears of it, also in ``buffered``
+            self._sync(writer, written.seq)  # a promise is durable before anybody hears of it, also in ``buffered``
         else:
             self._durable(writer, written.seq)
         return written.blocks[0]
@@ -549,12 +551,12 @@ class Store:
     def sync(self) -> None:
         """Everything committed so far is durable."""
         writer, _ = self._need_writer()
-        writer.sync()
+        self._sync(writer)
 
     def flush(self) -> None:
         """Every durable frame is in the engine; open after this replays nothing."""
         writer, _ = self._need_writer()
-        writer.sync()
+        self._sync(writer)
         self._backend_writer().views.flush()
 
     def rebuild(self, *, progress: Callable[[int, int], None] | None = None) -> int:
@@ -590,6 +592,8 @@ class Store:
         _open_stores.discard(self)
         self.state.rebind(self._refuse_row)
         self._backend.close()
+        if self._writer is not None:
+            self._writer.tell()
 
     def __enter__(self) -> Store:
         return self
@@ -640,3 +644,11 @@ class Store:
     def _durable(self, writer: Writer, seq: int | None) -> None:
         if self._settings.durability == "sync":
             writer.sync(seq)
+        writer.tell()
+
+    @staticmethod
+    def _sync(writer: Writer, seq: int | None = None) -> int:
+        """Frames up to ``seq`` (default: all) are durable, and told."""
+        durable = writer.sync(seq)
+        writer.tell()
+        return durable

@@ -151,6 +151,6 @@ class Upkeep:
             "upkeep_failed",
             logging.WARNING,
             f"background work of the store stopped: {failure}",
-            code=failure.code,
-            remedy=failure.remedy,
+            error=failure,
+            place=self._backend.path,
         )

@@ -46,6 +46,7 @@ from ..types import BlockInfo, ReorgInfo
 from ..views.api import FrameLayers, Layer, RowReader, Rows
 from ..views.views import Views
 from .guard import DiskGuard
+from .news import News
 from .replay import execution_of
 
 __all__ = ["Mark", "Writer", "Written"]
@@ -110,6 +111,7 @@ class Writer:
         guard: DiskGuard,
         buffered: bool,
         compress: bool,
+        news: News,
     ) -> None:
         self.lock = threading.RLock()
         self.turn = _Turn()
@@ -124,6 +126,7 @@ class Writer:
         self._failure: BaseException | None = None
         self._marks: deque[Mark] = deque()
         self._marks_lock = threading.Lock()
+        self._news = news
         self._durable_seq = journal.durable_seq
         self.decider: Decider | None = None
         self.state = state
@@ -153,6 +156,7 @@ class Writer:
         """For the child after ``fork()``: no lock is held by a thread that is not there."""
         self.lock = threading.RLock()
         self._marks_lock = threading.Lock()
+        self._news.abandon()
 
     def the_decider(self) -> Decider:
         """The rules of decisions, for a caller that holds the lock."""
@@ -242,6 +246,7 @@ class Writer:
         """Poisoned, if a frame was appended (the journal stood at ``before``) and is not published whole."""
         if self._failure is None and self.journal.appended_seq != before:
             self._failure = error
+            self._news.poisoned(error)
 
     def _append(self, parts: list[Part], tip: TipMark | None, time_us: int) -> int:
         try:
@@ -251,7 +256,7 @@ class Writer:
             raise
 
     def _published(self, prepared: Prepared, seq: int, time_us: int) -> Written:
-        old_tip, canonical = self.tip, prepared.content.canonical
+        old, old_tip, canonical = self.state, self.tip, prepared.content.canonical
         blocks = tuple([entry_info(entry, seq, time_us) for entry in prepared.content.blocks])
         self.state = state = prepared.state
         reorg = None
@@ -265,8 +270,17 @@ class Writer:
                 if fork_hash != old_tip.hash:
                     orphaned = tuple(block_hash for _, block_hash, _ in reversed(prepared.undone))
                     reorg = ReorgInfo(fork_height, fork_hash, old_tip.hash, state.tip_hash, orphaned, prepared.adopted)
+        finalized = state.finalized if state.finalized != old.finalized else None
+        self._news.note(seq, blocks, self.tip, reorg, finalized)
         self._mark(seq)
         return Written(seq, self.tip, reorg, blocks)
+
+    def tell(self) -> None:
+        """What happened and is as durable as promised was told. The lock is not held."""
+        self._news.tell(self._promised)
+
+    def _promised(self) -> int:
+        return self.journal.appended_seq if self._buffered else self._durable_seq
 
     def _mark(self, seq: int) -> None:
         """Frame ``seq`` is appended: visible at once if it is durable or if durability is not waited for."""
@@ -348,10 +362,14 @@ class Writer:
         """After a failed sync: what was appended and is not durable never happened, for readers and for writers."""
         if self.journal.poisoned is None:
             return
+        first = False
         with self.lock, self._marks_lock:
             if self._failure is None:
-                self._failure = self.journal.poisoned
+                self._failure, first = self.journal.poisoned, True
                 self._marks.clear()
                 self.views.drop_invisible()
                 self.state, self.tip, self.tree = self.visible.state, self.visible.tip, self.visible.tree
                 self.book.reload(self.views.reader())
+                self._news.forget(self.visible.seq)
+        if first:
+            self._news.poisoned(self.journal.poisoned)

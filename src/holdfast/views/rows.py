@@ -14,6 +14,7 @@ import struct
 from zlib import crc32
 
 from ..errors import CorruptionError, Recovery
+from ..events import corruption_found
 from ..limits import HASH_BYTES
 from .api import Applied
 from .tables import INDEX_FIRST, INDEX_LAST, META, TABLES
@@ -61,7 +62,7 @@ def decode_row(key: bytes, stored: bytes) -> bytes:
     """The value that was stored under ``key``. Raises ``CorruptionError`` if the checksum does not fit."""
     value = stored[CHECKSUM_BYTES:]
     if stored[:CHECKSUM_BYTES] != crc32(value, crc32(key)).to_bytes(CHECKSUM_BYTES, "big"):
-        raise CorruptionError(
+        error = CorruptionError(
             "a row of the views has a bad checksum",
             recovery=Recovery.REBUILD,
             table=table_name(key),
@@ -69,6 +70,8 @@ def decode_row(key: bytes, stored: bytes) -> bytes:
             expected=stored[:CHECKSUM_BYTES],
             found=crc32(value, crc32(key)).to_bytes(CHECKSUM_BYTES, "big"),
         )
+        corruption_found(error)
+        raise error
     return value
 
 
