@@ -35,6 +35,7 @@ __all__ = [
     "ForeignStore",
     "FormatError",
     "FormatTooNew",
+    "FormatTooOld",
     "HoldfastError",
     "IndexBehind",
     "IndexFailed",
@@ -433,6 +434,13 @@ class FormatTooNew(UnsupportedFormat):
     """The store was written by a newer version; it was not touched."""
 
     code = "format_too_new"
+
+
+class FormatTooOld(FormatError):
+    """The store was written in an older format, which this version does not open as it is; it was not touched."""
+
+    code = "format_too_old"
+    default_remedy = "copy the directory, then run 'holdfast migrate --dry-run' and 'holdfast migrate' on it"
 
 
 class CorruptionError(FormatError):

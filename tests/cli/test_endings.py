@@ -42,7 +42,7 @@ def unpacked(path: Path, into: Path) -> bytearray:
 READING = ["tip", "tips", "orphans", "blocks", "stats", "indexes", "show 0", "epoch 0", "journal inspect", "export"]
 READING += ["state root", "state scan", "state history k", "state diff 0 tip", "state growth", "prove k"]
 WRITING = ["mine", "reorg --to 0", "orphan 0 --reason x", "finalize 0", "verify", "rebuild", "convert --to sqlite"]
-WRITING += ["prune", "prune --dry-run"]
+WRITING += ["prune", "prune --dry-run", "migrate", "migrate --dry-run"]
 
 
 @pytest.mark.parametrize("command", READING + WRITING)
@@ -56,6 +56,16 @@ def test_a_foreign_directory_is_left_alone(command: str, tmp_path: Path) -> None
     (tmp_path / "notes.txt").write_text("mine")
     refused(holdfast(*command.split(), "-d", tmp_path, "--json"), 16, "foreign_store")
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_an_older_format_names_the_way_and_has_none_yet(pow_store: Path) -> None:
+    assert done("migrate", "-d", pow_store, "--json").record["kept"] is None
+    identity = pow_store / "holdfast.toml"
+    identity.write_text(identity.read_text().replace("format = 1\n", "format = 0\n"))
+    for command in ("tip", "verify", "migrate --dry-run", "migrate"):
+        error = refused(holdfast(*command.split(), "-d", pow_store, "--json"), 9, "format_too_old")
+        assert "holdfast migrate" in str(error["remedy"])
+    assert not (pow_store / "migrating").exists()
 
 
 @pytest.mark.parametrize("command", READING + WRITING)

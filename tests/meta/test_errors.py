@@ -48,6 +48,7 @@ HoldfastError holdfast 1 manual
   FormatError format 9 manual
     UnsupportedFormat unsupported_format 9 manual
       FormatTooNew format_too_new 9 manual
+    FormatTooOld format_too_old 9 manual
     CorruptionError corruption 3 manual
       MissingFile missing_file 3 manual
       CommitLoss commit_loss 4 manual

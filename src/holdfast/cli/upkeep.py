@@ -1,4 +1,4 @@
-"""``holdfast verify``, ``rebuild`` and ``convert``: a store at rest is checked, or gets new views."""
+"""``verify``, ``rebuild``, ``convert``, ``migrate``: a store at rest is checked, or gets new views or a new format."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from .progress import INTERRUPTED, Progress, StopSignals
 
 if TYPE_CHECKING:
     from ..recovery import RebuildReport, VerifyReport
+    from ..recovery.migrate import MigrationReport
 
 __all__ = ["register"]
 
@@ -24,6 +25,7 @@ def register(app: typer.Typer) -> None:
     app.command("verify")(verify)
     app.command("rebuild")(rebuild)
     app.command("convert")(convert)
+    app.command("migrate")(migrate)
 
 
 class _Stopped(Exception):
@@ -128,8 +130,27 @@ def convert(
     _run("converting", work, Output(as_json=as_json), progress_seconds)
 
 
+def migrate(
+    data_dir: DataDir,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Read the old store, and write nothing.")] = False,
+    progress_seconds: Seconds = 2.0,
+    as_json: Json = False,
+) -> None:
+    """Bring a store of an older format to the format of this version; what it was stays beside it."""
+    from ..recovery.migrate import migrate_store
+
+    def work(step: Callable[[int, int], None]) -> MigrationReport:
+        return migrate_store(data_dir, dry_run=dry_run, progress=step)
+
+    _run("migrating", work, Output(as_json=as_json), progress_seconds, "the old store is as it was, or nearly migrated")
+
+
 def _run(
-    title: str, work: Callable[[Callable[[int, int], None]], RebuildReport], out: Output, progress_seconds: float
+    title: str,
+    work: Callable[[Callable[[int, int], None]], RebuildReport | MigrationReport],
+    out: Output,
+    progress_seconds: float,
+    now: str = "the old views are in force",
 ) -> None:
     with (
         StopSignals() as stop,
@@ -146,6 +167,6 @@ def _run(
         except _Stopped:
             report = None
     if report is None:
-        out.note("stopped; the old views are in force and nothing is lost. next: run the same command again")
+        out.note(f"stopped; {now} and nothing is lost. next: run the same command again")
         raise typer.Exit(INTERRUPTED)
     out.record(report.as_dict())

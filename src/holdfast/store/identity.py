@@ -11,12 +11,20 @@ import tomllib
 from dataclasses import dataclass
 from typing import cast
 
-from ..errors import CorruptionError, FormatTooNew, InvalidInputError
+from ..errors import CorruptionError, FormatTooNew, FormatTooOld, InvalidInputError
 from ..limits import HEIGHT_MAX
 from ..merkle.api import SCHEMES
 from .chain import ChainSpec, ForkChoiceName, SchemeName
 
-__all__ = ["FORMAT", "IDENTITY_BYTES_MAX", "IDENTITY_NAME", "Identity", "decode_identity", "encode_identity"]
+__all__ = [
+    "FORMAT",
+    "IDENTITY_BYTES_MAX",
+    "IDENTITY_NAME",
+    "Identity",
+    "decode_identity",
+    "encode_identity",
+    "stored_format",
+]
 
 FORMAT = 1
 IDENTITY_NAME = "holdfast.toml"
@@ -108,17 +116,34 @@ def _hex(table: dict[str, object], key: str, length: int, path: object) -> bytes
     return value
 
 
-def decode_identity(data: bytes, *, path: object = None) -> Identity:
-    """The identity in these bytes. Raises ``FormatTooNew`` before looking at anything but ``format``."""
+def _table(data: bytes, path: object) -> dict[str, object]:
     try:
-        table = tomllib.loads(data.decode("utf-8"))
+        return tomllib.loads(data.decode("utf-8"))
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise _bad(str(error), path) from error
+
+
+def _format(table: dict[str, object], path: object) -> int:
     number = _integer(table, "format", path)
     if number > FORMAT:
         raise FormatTooNew("the store was written in a newer format", found=number, expected=FORMAT, path=path)
+    return number
+
+
+def stored_format(data: bytes, *, path: object = None) -> int:
+    """The format that these bytes of an identity name, at most ``FORMAT``. Raises ``FormatTooNew``."""
+    return _format(_table(data, path), path)
+
+
+def decode_identity(data: bytes, *, path: object = None) -> Identity:
+    """The identity in these bytes.
+
+    Raises ``FormatTooNew`` and ``FormatTooOld`` before looking at anything but ``format``.
+    """
+    table = _table(data, path)
+    number = _format(table, path)
     if number != FORMAT:
-        raise _bad(f"format {number} never existed", path)
+        raise FormatTooOld("the store was written in an older format", found=number, expected=FORMAT, path=path)
     chain = table.get("chain")
     if not isinstance(chain, dict) or set(table) != {"format", "store_id", "salt", "created_us", "chain"}:
         raise _bad("keys are missing or unknown", path)
