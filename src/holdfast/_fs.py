@@ -5,6 +5,7 @@ Invariants:
     * No sync is ever retried: after a failed one the kernel may have dropped the pages (docs/FORMAT.md, section 1).
     * ``write_atomic`` leaves the old content or the new content, after any crash.
     * Every ``OSError`` leaves here as a ``HoldfastError`` that names the path.
+    * A directory that is made here is for its owner alone (0700), and so is a file (0600), whatever the umask.
 
 ``MemoryFileSystem`` gives ``memory:`` stores the same journal code without a disk; ``holdfast.testing`` builds a
 file system that forgets what was not synced on the same protocols.
@@ -19,6 +20,7 @@ import os
 import shutil
 import socket
 import stat
+import struct
 import threading
 import time
 from collections.abc import Iterator
@@ -52,6 +54,9 @@ __all__ = [
 ]
 
 Buffer = bytes | bytearray | memoryview
+
+_OWNER_ALONE = struct.pack("<I" + "HHI" * 3, 2, 0x01, 7, 2**32 - 1, 0x04, 0, 2**32 - 1, 0x20, 0, 2**32 - 1)
+"""An access list as Linux stores it (``linux/posix_acl_xattr.h``, version 2): all for the owner, nothing for others."""
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _DENIED = {errno.EROFS, errno.EACCES, errno.EPERM}
@@ -284,6 +289,26 @@ class RealFileSystem:
                     self.sync_directory(path.parent)
                 return
         self.sync_directory(path.parent)
+
+    def make_private_directory(self, path: Path) -> None:
+        """As ``make_directory``, for a library that makes files itself: they are 0600 too, where the file system can.
+
+        Linux asks the default access list of the directory instead of the umask. Where there are no access lists
+        (``ENOTSUP``), the directory alone keeps others out.
+        """
+        self.make_directory(path)
+        if hasattr(os, "setxattr"):
+            with _translated(path):
+                try:
+                    os.setxattr(path, "system.posix_acl_default", _OWNER_ALONE)
+                except OSError as error:
+                    if error.errno not in (errno.ENOTSUP, errno.EPERM, errno.EINVAL):
+                        raise
+
+    def restrict(self, path: Path) -> None:
+        """The file at ``path``, which a library made, is for its owner alone (0600)."""
+        with _translated(path):
+            os.chmod(path, 0o600)
 
     def remove(self, path: Path) -> None:
         with _translated(path), contextlib.suppress(FileNotFoundError):

@@ -164,6 +164,7 @@ def create_in_staging(path: Path, make: Callable[[Path], None]) -> None:
     files.make_directory(staging)
     make(staging)
     for name in files.names(staging):
+        files.restrict(staging / name)
         file = files.open(staging / name)
         try:
             file.sync()

@@ -359,6 +359,7 @@ class LmdbEngine:
             map_size=map_bytes,
             readonly=read_only,
             create=False,
+            mode=0o600,
             sync=True,
             metasync=True,
             writemap=False,

@@ -315,6 +315,8 @@ class RocksDbEngine:
             self._scratch = tempfile.TemporaryDirectory(prefix="holdfast-secondary-")
             access = AccessType.secondary(self._scratch.name)
         self._writing = _write_options()
+        if fresh:
+            RealFileSystem().make_private_directory(path)
         try:
             with self._translated:
                 # Without naming the column family, the library opens an existing one without its table options.
