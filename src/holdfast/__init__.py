@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .state.proof import MultiProof, Proof
     from .state.snapshot import SnapshotInfo, verify_snapshot
     from .store.chain import Chain, ChainSpec, CustomChain, ExecutingChain
+    from .store.checkpoints import restore_checkpoint
     from .store.draft import Draft
     from .store.factory import open_store as open  # noqa: A004 - the name users know from the standard library
     from .store.indexes import IndexSpec, index
@@ -76,6 +77,7 @@ __all__ = [
     "import_snapshot",
     "index",
     "open",
+    "restore_checkpoint",
     "verify_many",
     "verify_proof",
     "verify_snapshot",
@@ -91,6 +93,7 @@ _HOMES = {
     "state.proof": ("MultiProof", "Proof"),
     "state.snapshot": ("SnapshotInfo", "verify_snapshot"),
     "store.chain": ("Chain", "ChainSpec", "CustomChain", "ExecutingChain"),
+    "store.checkpoints": ("restore_checkpoint",),
     "store.draft": ("Draft",),
     "store.indexes": ("IndexSpec", "index"),
     "store.pruning": ("PruneReport",),

@@ -116,11 +116,8 @@ EVENTS: Final[Mapping[str, EventInfo]] = {
         _INFO,
         "A checkpoint is complete.",
         ("checkpoint", "height", "keys", "chunks", "stored_bytes", "seconds"),
-        later=True,
     ),
-    "checkpoint_failed": EventInfo(
-        _WARNING, "A checkpoint was not made or not removed; commits go on.", ("height",), later=True
-    ),
+    "checkpoint_failed": EventInfo(_WARNING, "A checkpoint was not made or not removed; commits go on.", ("height",)),
     "disk_low": EventInfo(
         _WARNING, "The disk is nearly full: blocks and documents are refused.", ("free_bytes", "reserve_bytes", "low")
     ),

@@ -20,6 +20,7 @@ from ..engine.open import open_engine
 from ..errors import ClosedError, HoldfastError, InvalidInputError
 from ..journal.api import FrameSource
 from ..merkle.api import Scheme
+from ..state.checkpoint import CHECKPOINTS_NAME, CheckpointDirectory
 from ..state.draft import BlockState
 from ..state.reader import OverlaidRows
 from ..types import BlockInfo, RecoveryStats
@@ -60,6 +61,7 @@ class Backend(StateSource, Protocol):
     rows: RowsOf
     stats: RecoveryStats
     book: SafetyBook
+    checkpoints: CheckpointDirectory
 
     @property
     def indexes(self) -> IndexManager:
@@ -131,6 +133,7 @@ class WriterBackend:
         self.path = root
         self.stats = opened.stats
         self.book = writer.book
+        self.checkpoints = CheckpointDirectory(opened.plan.fs, opened.plan.root / CHECKPOINTS_NAME)
         self._indexes = indexes
         self.rows = RowsOf(self._visible_rows)
         self.latest_rows = RowsOf(self._latest_rows)

@@ -12,7 +12,10 @@ from pathlib import Path
 
 from ..errors import HoldfastError
 
-__all__ = ["fingerprint"]
+__all__ = ["NOWHERE", "fingerprint"]
+
+NOWHERE = bytes(32)
+"""The fingerprint of no place: a store that begins with it is fenced when it is opened."""
 
 
 def fingerprint(root: Path | None, store_id: bytes) -> bytes:

@@ -28,6 +28,7 @@ from ..errors import CorruptionError, EngineMismatch, MissingFile, Recovery
 from ..journal.api import FrameSource
 from ..journal.reader import JournalReader
 from ..merkle.api import Scheme, Tree
+from ..state.checkpoint import CHECKPOINTS_NAME, CheckpointDirectory
 from ..state.draft import BlockState
 from ..state.reader import OverlaidRows
 from ..types import BlockInfo, RecoveryStats
@@ -91,6 +92,7 @@ class Follower:
         self._generations = Generations(fs, root)
         self._wanted = engine
         self.path: Path | None = root
+        self.checkpoints = CheckpointDirectory(fs, root / CHECKPOINTS_NAME)
         self._root = root
         started = time.monotonic()
         self.identity: Identity = read_identity(fs, root)

@@ -45,7 +45,7 @@ from ..views.api import ViewOptions
 from ..views.views import Views
 from .base import BASE_NAME, encode_base, first_part, load_base
 from .chain import ChainSpec, check_same_chain
-from .fingerprint import fingerprint
+from .fingerprint import NOWHERE, fingerprint
 from .generations import Generations
 from .identity import IDENTITY_BYTES_MAX, IDENTITY_NAME, Identity, decode_identity, encode_identity
 from .replay import Replayer
@@ -89,6 +89,8 @@ class OpenPlan:
     base: tuple[Part, list[Part]] | None = None
     """For a store that is created on a snapshot in its ``base/``: the base, and the parts that make its block the root.
     """
+    fenced: bool = False
+    """A store that is created may not sign until a fence is lifted: another one may have, on the same chain."""
 
 
 @dataclass(slots=True)
@@ -281,7 +283,7 @@ def _create(plan: OpenPlan) -> tuple[Identity, Journal, JournalRecovery]:
     identity = Identity(secrets.token_bytes(16), secrets.token_bytes(32), time.time_ns() // 1000, spec)
     data = encode_identity(identity)
     fs.make_directory(root / "journal")
-    place = fingerprint(root if fs.persistent else None, identity.store_id)
+    place = NOWHERE if plan.fenced else fingerprint(root if fs.persistent else None, identity.store_id)
     base, more = plan.base if plan.base is not None else (Part(Kind.BASE, encode_base(None), True), [])
     parts = [base, Part(Kind.IDENTITY, data, True), Part(Kind.INCARNATION, place, True), *more]
     options = journal_options(plan)

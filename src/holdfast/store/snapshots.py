@@ -198,8 +198,12 @@ def take_in(
     workers: int | None,
     progress: Callable[[int, int], None] | None,
     fs: FileSystem,
+    fenced: bool = False,
 ) -> SnapshotInfo:
-    """A new store at ``root`` stands on the snapshot of ``reader``, which is trusted; see ``import_snapshot``."""
+    """A new store at ``root`` stands on the snapshot of ``reader``, which is trusted; see ``import_snapshot``.
+
+    ``fenced``: it may not sign until its fence is lifted.
+    """
     if chain is not None:
         _check_chain(reader, chain)
     base: tuple[Part, list[Part]] | None = base_parts(reader.manifest, reader.digest)
@@ -210,7 +214,7 @@ def take_in(
         _check_imported(fs, root, reader)
         base = None
     hit("store.import.before_create")
-    _create(fs, root, engine, settings or Settings(), reader, base, progress)
+    _create(fs, root, engine, settings or Settings(), reader, base, progress, fenced=fenced)
     if base is not None:
         _tell_imported(str(root), reader.info)
     return reader.info
@@ -258,6 +262,8 @@ def _create(
     reader: SnapshotReader,
     base: tuple[Part, list[Part]] | None,
     progress: Callable[[int, int], None] | None,
+    *,
+    fenced: bool,
 ) -> None:
     """The store whose ``base/`` is complete exists, with its views, and is closed. Without ``base`` it was there."""
     keys = reader.manifest.count
@@ -279,6 +285,7 @@ def _create(
         book,
         progress=step,
         base=base,
+        fenced=fenced,
     )
     opened = open_for_writing(plan)
     with ExitStack() as stack:

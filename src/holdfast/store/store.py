@@ -36,6 +36,7 @@ from ..views.api import RowReader, Rows
 from .adding import Adder
 from .backend import Backend, WriterBackend
 from .chain import Chain, ChainSpec
+from .checkpoints import Checkpoints
 from .checks import check_block, check_blocks, check_forced, check_hash, check_height
 from .documents import Documents, list_spaces
 from .draft import Draft
@@ -135,6 +136,12 @@ class Store:
             self._latest = latest
         self.safety = Safety(backend.book, self._writer, self._check)
         """What a validator has promised."""
+        self.checkpoints = Checkpoints(
+            backend, self.blocks, settings, check=self._check, refuse_inside=self._refuse_inside
+        )
+        """Snapshots of the state that lie in the store."""
+        if upkeep is not None:
+            upkeep.checkpoints = self.checkpoints
         _open_stores.add(self)
 
     def _reader(self, backend: Backend) -> BlockReader:
@@ -223,6 +230,7 @@ class Store:
             | {"waiting": len(self._waiting), "waiting_dropped": self._waiting.dropped},
             **self._backend.statistics(),
             "upkeep": self._upkeep.statistics() if self._upkeep is not None else {"failure": None},
+            "checkpoints": self.checkpoints.statistics(),
             "recovery": self.recovery.as_dict(),
         }
 

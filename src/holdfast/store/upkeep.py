@@ -1,10 +1,10 @@
-"""What an open store does for itself in the background: the image of the tree, and pruning of old history.
+"""What an open store does for itself in the background: the image of the tree, pruning of old history, checkpoints.
 
 Invariants:
     * Nothing here is needed for what is durable: without an image opening takes longer, without pruning more is kept.
-    * Both can be cut off at any moment; closing the store does so and waits for it.
+    * All of it can be cut off at any moment; closing the store does so and waits for it.
     * A failure ends the work of its kind until the store is opened again, is logged once, and shows in the statistics.
-      Commits and reads go on.
+      Commits and reads go on. A checkpoint that failed is tried again at the next multiple of its interval.
     * Heights that somebody chose to keep stay: without a setting ``history_every`` the rule in force is kept.
 """
 
@@ -20,6 +20,7 @@ from ..errors import EngineError, HoldfastError
 from ..events import emit
 from ..state.image import save_image
 from .backend import WriterBackend
+from .checkpoints import Checkpoints
 from .pruning import PrunePolicy, Pruner
 
 __all__ = ["Upkeep"]
@@ -43,6 +44,8 @@ class Upkeep:
         self._image_keys = 0
         self._imaged = time.monotonic()
         self.pruner = Pruner(backend)
+        self.checkpoints: Checkpoints | None = None
+        """Those of the store, once there is one to ask: made and removed in the background, too."""
         self._one = threading.Lock()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -112,6 +115,13 @@ class Upkeep:
     def _save(self) -> None:
         self.save_tree(background=True)
 
+    def _checkpoint_due(self) -> bool:
+        return self.checkpoints is not None and self.checkpoints.due()
+
+    def _checkpoint(self) -> None:
+        if self.checkpoints is not None:
+            self.checkpoints.run_in_background(self.keep_going)
+
     def statistics(self) -> dict[str, object]:
         """What failed (text, or ``None``), below which height the history is given up, and the frame of the image.
 
@@ -128,6 +138,7 @@ class Upkeep:
         tasks: list[tuple[Callable[[], bool], Callable[[], None]]] = [
             (self._image_due, self._save),
             (self._prune_due, self._prune),
+            (self._checkpoint_due, self._checkpoint),
         ]
         while tasks and not self._stop.wait(_LOOK_SECONDS):
             for task in list(tasks):
