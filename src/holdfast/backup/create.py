@@ -1,0 +1,415 @@
+"""Making a backup: of a store at rest, of an open one, or of one that another process writes.
+
+The journal is append-only, so no lock of the store is needed: sealed segments never change, and of the open one only
+what the watermark says is durable is copied.
+
+Invariants:
+    * What is copied is what was checked: every frame that is read, and the chain of digests from the first to the last.
+    * The manifest is written last. Whatever ends a run before that, its chunks are used by the next one.
+    * A sealed segment that an earlier backup has, with the same end digest and length, is not read again.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from .. import events
+from .._failpoints import hit
+from .._fs import File, FileSystem, RealFileSystem
+from ..blocks.entries import decode_canonical
+from ..errors import CorruptionError, HoldfastError, InvalidInputError, MissingFile, SnapshotInvalid
+from ..journal.api import Frame, Kind
+from ..journal.reader import JournalReader
+from ..journal.segment import Segment
+from ..limits import HASH_BYTES
+from ..state.snapshot import CHUNKS_NAME, MANIFEST_NAME
+from ..state.snapshot_format import MANIFEST_BYTES_MAX, chunk_name
+from ..state.snapshot_format import decode_manifest as decode_snapshot
+from ..store.base import BASE_NAME, base_of
+from ..store.identity import IDENTITY_BYTES_MAX, IDENTITY_NAME, Identity
+from ..store.opening import read_identity
+from ..store.store import Store
+from ..store.url import parse_url
+from .envelope import CHUNK_BYTES
+from .manifest import BaseFile, ChainName, ChunkRef, Manifest, SegmentFile, Tip, new_name, totals_of
+from .pieces import (
+    Ahead,
+    PieceFile,
+    Progress,
+    Throttle,
+    Whole,
+    exhaust,
+    pool_of,
+    raw_bytes_of,
+    scan_segment,
+    workers_of,
+)
+from .repository import BackupRepository, StoredChunk
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["BackupReport", "create_backup"]
+
+_TIP_FRAMES_MAX = 10_000
+_ZERO = bytes(HASH_BYTES)
+_UNSET = "0" * 64
+
+
+class BackupReport(msgspec.Struct, frozen=True):
+    """What a run did. Lengths in bytes: ``read_bytes`` of files that were read, ``written_bytes`` of new chunks."""
+
+    manifest: Manifest
+    digest: str
+    read_bytes: int
+    written_bytes: int
+    chunks_written: int
+    segments_taken_over: int
+    seconds: float
+
+    def as_dict(self) -> dict[str, object]:
+        """As plain JSON values."""
+        form = self.manifest
+        return {
+            "name": form.name,
+            "digest": self.digest,
+            "store": form.store_id,
+            "last_seq": form.last_seq,
+            "height": None if form.tip is None else form.tip.height,
+            "hash": None if form.tip is None else form.tip.hash,
+            "root": None if form.tip is None else form.tip.root,
+            "files": form.totals.files,
+            "raw_bytes": form.totals.raw_bytes,
+            "stored_bytes": form.totals.stored_bytes,
+            "read_bytes": self.read_bytes,
+            "written_bytes": self.written_bytes,
+            "chunks_written": self.chunks_written,
+            "segments_taken_over": self.segments_taken_over,
+            "seconds": round(self.seconds, 3),
+        }
+
+
+def create_backup(
+    store: Store | str | os.PathLike[str],
+    repository: BackupRepository,
+    *,
+    check: bool = False,
+    bytes_per_second: int | None = None,
+    workers: int | None = None,
+    progress: Progress | None = None,
+    throttle: Throttle | None = None,
+    fs: FileSystem | None = None,
+    clock: Callable[[], int] | None = None,
+) -> BackupReport:
+    """A backup of the store exists in the repository, durably. Its last frame was durable in the store.
+
+    Args:
+        store: an open store, or the directory of one that any process, or none, has open.
+        check: read every file and every chunk that is there, and store damaged ones again.
+        bytes_per_second: most that is read in a second.
+        workers: threads that compress and write; 2 if ``None``, 0 for none.
+        progress: called with (bytes done, bytes in all); what it raises ends the run, and the next one goes on there.
+        clock: microseconds since 1970, for the name.
+    Raises:
+        CorruptionError: a byte of the store is not as it was written; there is no backup then.
+        RepositoryLocked: somebody else is at work in the repository.
+        StoreNotFound: there is no store.
+    """
+    root = _root_of(store)
+    count = workers_of(workers)
+    throttle = throttle or Throttle(bytes_per_second)
+    try:
+        with repository.lock(), pool_of(count) as pool:
+            run = _Run(fs or RealFileSystem(), root, repository, check, throttle, pool, count, progress)
+            report = run.make(clock)
+    except HoldfastError as error:
+        events.emit(
+            "backup_failed",
+            logging.ERROR,
+            f"no backup was made of {root}: {error}",
+            path=str(root),
+            repository=repository.place,
+            code=error.code,
+            remedy=error.remedy,
+        )
+        raise
+    events.emit(
+        "backup_made",
+        logging.INFO,
+        f"backup {report.manifest.name} of {root}: {report.manifest.totals.raw_bytes} bytes, "
+        f"{report.written_bytes} of them new",
+        path=str(root),
+        repository=repository.place,
+        **report.as_dict(),
+    )
+    return report
+
+
+def _root_of(store: Store | str | os.PathLike[str]) -> Path:
+    """The directory of the store; everything committed to an open one is durable."""
+    if isinstance(store, Store):
+        if store.path is None:
+            raise InvalidInputError("a store in memory has no files to back up")
+        if not store.read_only:
+            store.sync()
+        return store.path
+    path = parse_url(store).path
+    if path is None:
+        raise InvalidInputError("a store in memory has no files to back up")
+    return path.absolute()
+
+
+class _Source(JournalReader):
+    """The durable frames of a store, and how they lie in segments."""
+
+    @classmethod
+    def open(cls, fs: FileSystem, directory: Path, *, store_id: bytes, salt: bytes) -> _Source:
+        reader = super().open(fs, directory, store_id=store_id, salt=salt)
+        assert isinstance(reader, _Source)
+        return reader
+
+    def layout(self) -> list[Segment]:
+        """Every segment up to the one that holds the last durable frame."""
+        return self._segments[: self.mark.segment]
+
+
+class _Run:
+    """One backup in the making."""
+
+    def __init__(
+        self,
+        fs: FileSystem,
+        root: Path,
+        repository: BackupRepository,
+        check: bool,
+        throttle: Throttle,
+        pool: ThreadPoolExecutor | None,
+        workers: int,
+        progress: Progress | None,
+    ) -> None:
+        self._fs = fs
+        self._root = root
+        self._repository = repository
+        self._check = check
+        self._throttle = throttle
+        self._pool = pool
+        self._workers = workers
+        self._progress = progress
+        self._done = self._total = 0
+        self._read = self._written = self._chunks = self._taken = 0
+
+    def make(self, clock: Callable[[], int] | None) -> BackupReport:
+        started = time.monotonic()
+        identity = read_identity(self._fs, self._root)
+        data = self._fs.read_bytes(self._root / IDENTITY_NAME, limit=IDENTITY_BYTES_MAX)
+        reader = _Source.open(self._fs, self._root, store_id=identity.store_id, salt=identity.salt)
+        try:
+            form = self._manifest(reader, identity, data, new_name(clock() if clock is not None else None))
+        finally:
+            reader.close()
+        hit("backup.create.before_manifest")
+        digest = self._repository.put_manifest(form)
+        seconds = time.monotonic() - started
+        return BackupReport(form, digest, self._read, self._written, self._chunks, self._taken, seconds)
+
+    def _manifest(self, reader: _Source, identity: Identity, data: bytes, name: str) -> Manifest:
+        mark = reader.mark
+        segments = [entry_of(segment, mark.seq, mark.end_offset, mark.digest) for segment in reader.layout()]
+        base = self._base_lengths(reader)
+        earlier = self._earlier(identity)
+        self._total = sum(entry.length for entry in segments) + sum(length for _, length, _ in base)
+        files = tuple(self._base_file(path, length, digest, earlier) for path, length, digest in base)
+        done: list[SegmentFile] = []
+        previous: str | None = None
+        for entry in segments:
+            done.append(self._segment(entry, identity, previous, earlier))
+            previous = entry.digest
+        last = reader.frame(mark.seq)
+        if last.digest != mark.digest:
+            raise CorruptionError("the journal and the watermark are of two histories", path=self._root, seq=mark.seq)
+        tip = None if mark.tip is None else (mark.tip.height, mark.tip.hash, mark.tip.root)
+        tip = tip or _find_tip(reader, mark.seq)
+        return Manifest(
+            name=name,
+            repository=self._repository.id,
+            created_us=time.time_ns() // 1000,
+            store_id=identity.store_id.hex(),
+            chain=ChainName(id=identity.spec.id, name=identity.spec.name),
+            identity=data.hex(),
+            first_seq=done[0].first_seq,
+            last_seq=mark.seq,
+            last_digest=mark.digest.hex(),
+            last_time_us=last.time_us,
+            tip=None if tip is None else Tip(tip[0], tip[1].hex(), None if tip[2] == _ZERO else tip[2].hex()),
+            segments=tuple(done),
+            base=files,
+            totals=totals_of(tuple(done), files),
+        )
+
+    def _earlier(self, identity: Identity) -> Manifest | None:
+        """The newest backup of this store that can be read."""
+        if self._check:
+            return None
+        wanted = identity.store_id.hex()
+        return next((form for form in self._repository.readable() if form.store_id == wanted), None)
+
+    # -- files --------------------------------------------------------------------------------------------------
+
+    def _segment(
+        self, entry: SegmentFile, identity: Identity, previous: str | None, earlier: Manifest | None
+    ) -> SegmentFile:
+        if earlier is not None and entry.sealed:
+            index = entry.number - earlier.segments[0].number
+            known = earlier.segments[index] if 0 <= index < len(earlier.segments) else None
+            if known is not None and _same(known, entry) and self._has(known.chunks):
+                self._taken += 1
+                self._step(entry.length)
+                return known
+        path = self._root / "journal" / f"{entry.number:010d}.seg"
+
+        def scan(pieces: PieceFile) -> None:
+            exhaust(scan_segment(pieces, entry, identity, previous))
+
+        digest, chunks = self._copy(path, entry.length, scan)
+        return msgspec.structs.replace(entry, sha256=digest, chunks=chunks)
+
+    def _base_lengths(self, reader: JournalReader) -> list[tuple[str, int, bytes]]:
+        """Path below ``base/``, length and SHA-256 of each file that the store stands on; checked as far as that goes.
+
+        Of a chunk it is the digest in its last 32 bytes, which the manifest of the snapshot names.
+        """
+        entry = base_of(reader)
+        if entry is None:
+            return []
+        place = self._root / BASE_NAME
+        data = self._fs.read_bytes(place / MANIFEST_NAME, limit=MANIFEST_BYTES_MAX)
+        if sha256(data).digest() != entry.manifest_digest:
+            raise CorruptionError("the base of the store is damaged", path=place / MANIFEST_NAME)
+        try:
+            form = decode_snapshot(data)
+        except SnapshotInvalid as error:
+            raise CorruptionError(f"the base of the store is damaged: {error.message}", path=place) from error
+        found = [(MANIFEST_NAME, len(data), entry.manifest_digest)]
+        for chunk in form.chunks:
+            path = f"{CHUNKS_NAME}/{chunk_name(chunk.prefix, chunk.depth)}"
+            file = self._fs.open(place / path, read_only=True)
+            try:
+                found.append((path, file.size(), chunk.sha256))
+            finally:
+                file.close()
+        return sorted(found)
+
+    def _base_file(self, path: str, length: int, digest: bytes, earlier: Manifest | None) -> BaseFile:
+        if earlier is not None:
+            known = next((file for file in earlier.base if file.path == path), None)
+            if known is not None and known.length == length and self._has(known.chunks):
+                self._step(length)
+                return known
+        tail = path != MANIFEST_NAME
+        place = self._root / BASE_NAME / path
+
+        def scan(pieces: PieceFile) -> None:
+            state = sha256()
+            stop = length - 32 if tail else length
+            for offset in range(0, stop, CHUNK_BYTES):
+                state.update(pieces.pread(min(CHUNK_BYTES, stop - offset), offset))
+            if state.digest() != digest or (tail and pieces.pread(32, stop) != digest):
+                raise CorruptionError("the base of the store is damaged", path=place)
+
+        if length < 33:
+            raise CorruptionError("the base of the store is damaged", path=place)
+        found, chunks = self._copy(place, length, scan)
+        return BaseFile(path, length, found, chunks)
+
+    def _copy(self, path: Path, length: int, scan: Callable[[PieceFile], None]) -> tuple[str, tuple[ChunkRef, ...]]:
+        """SHA-256 and chunks of the first ``length`` bytes of a file, which ``scan`` found right."""
+        chunks: list[ChunkRef] = []
+        ahead: Ahead[StoredChunk] = Ahead(self._pool, self._workers)
+
+        def take(stored: Iterable[StoredChunk]) -> None:
+            for chunk in stored:
+                chunks.append(chunk.ref)
+                self._written += chunk.written
+                self._chunks += chunk.written > 0
+
+        def store(piece: bytes) -> None:
+            take(ahead.add(partial(self._repository.put_chunk, piece, check=self._check)))
+
+        whole = Whole(store)
+        file = self._fs.open(path, read_only=True)
+        try:
+            pieces = PieceFile(path, length, partial(self._load, file, length), whole)
+            scan(pieces)
+            pieces.finish()
+            take(ahead.rest())
+        finally:
+            file.close()
+        return whole.hex, tuple(chunks)
+
+    def _load(self, file: File, length: int, index: int) -> bytes:
+        count = raw_bytes_of(length, index)
+        self._throttle.take(count)
+        data = file.pread(count, index * CHUNK_BYTES)
+        if len(data) != count:
+            raise MissingFile("a file of the store is shorter than it was", path=file.path, expected=length)
+        self._read += count
+        self._step(count)
+        return data
+
+    def _has(self, chunks: Iterable[ChunkRef]) -> bool:
+        return all(self._repository.has_chunk(ref) for ref in chunks)
+
+    def _step(self, count: int) -> None:
+        self._done += count
+        hit("backup.create.piece")
+        if self._progress is not None:
+            self._progress(self._done, self._total)
+
+
+def entry_of(segment: Segment, last_seq: int, end_offset: int, digest: bytes) -> SegmentFile:
+    """``segment`` as far as it is durable; frame ``last_seq``, with this digest, ends at ``end_offset`` of its own."""
+    sealed = segment.sealed and segment.last_seq <= last_seq
+    ours = segment.last_seq >= last_seq
+    length = segment.frames_end
+    if sealed:
+        length += 8 * segment.count + 96
+    return SegmentFile(
+        number=segment.number,
+        first_seq=segment.first_seq,
+        last_seq=last_seq if ours else segment.last_seq,
+        digest=(digest if ours else segment.digest).hex(),
+        frames_end=end_offset if ours else segment.frames_end,
+        length=length if sealed else end_offset,
+        sealed=sealed,
+        sha256=_UNSET,
+        chunks=(),
+    )
+
+
+def _same(known: SegmentFile, entry: SegmentFile) -> bool:
+    return (
+        known.sealed
+        and (known.number, known.first_seq, known.last_seq) == (entry.number, entry.first_seq, entry.last_seq)
+        and (known.digest, known.length, known.frames_end) == (entry.digest, entry.length, entry.frames_end)
+    )
+
+
+def _find_tip(reader: JournalReader, last_seq: int) -> tuple[int, bytes, bytes] | None:
+    """The tip after frame ``last_seq``, from the newest frames; its root is zeros unless that frame executed it."""
+    for seq in range(last_seq, max(reader.first_seq, last_seq - _TIP_FRAMES_MAX) - 1, -1):
+        frame: Frame = reader.frame(seq)
+        for index, part in enumerate(frame.parts):
+            if part.kind == Kind.CANONICAL:
+                height, block_hash = decode_canonical(reader.part(frame, index)).tip
+                return height, block_hash, _ZERO
+    return None
