@@ -157,6 +157,14 @@ def test_a_sound_store_verifies(pow_store_made: Path, level: str) -> None:
     assert "sound at level" in done("verify", "--level", level, "-d", pow_store_made).out
 
 
+def test_a_verification_goes_on_where_an_earlier_one_was(pow_store_made: Path, tmp_path: Path) -> None:
+    command = ("verify", "-d", pow_store_made, "--resume", tmp_path / "seen.json", "--jobs", "2", "--json")
+    first, again = done(*command).record, done(*command).record
+    assert (first["notes"], first["ok"], again["ok"]) == ([], True, True)
+    assert "found sound by an earlier run" in str(again["notes"])
+    assert holdfast("verify", "-d", pow_store_made, "--jobs", "0").code == 2
+
+
 def test_a_flipped_byte_is_found_and_named(pow_store: Path) -> None:
     segment = sorted((pow_store / "journal").glob("*.seg"))[0]
     data = bytearray(segment.read_bytes())

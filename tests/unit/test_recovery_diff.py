@@ -96,6 +96,7 @@ class Counted:
         return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", backends())
 def test_the_walk_takes_time_in_proportion_to_the_difference(name: str) -> None:
     many = tree_of({b"%d" % number: b"value" for number in range(100_000)}, name)

@@ -24,6 +24,7 @@ from ..errors import CorruptionError, HoldfastError, NotFoundError, Recovery, Un
 from ..journal.api import KNOWN_KINDS, Frame, FrameSource, Kind
 from ..views.rows import decode_row, table_name
 from ..views.tables import BLOCKS, CANONICAL, ORPHANS, Table
+from .resume import LinksSeen
 
 __all__ = [
     "Counter",
@@ -97,6 +98,23 @@ class _Links:
         self._tip: tuple[int, bytes] | None = None
         self._floor = 0
         self._finalized = -1
+
+    def go_on(self, seen: LinksSeen) -> bool:
+        """What an earlier run saw is taken over, if it is of this journal."""
+        try:
+            known = self._source.frame(seen.seq).digest.hex() == seen.digest
+            tip = (seen.tip_height, bytes.fromhex(seen.tip_hash)) if seen.tip_height >= 0 else None
+        except (CorruptionError, NotFoundError, ValueError):
+            return False
+        if known:
+            self._tip = tip
+            self._floor, self._finalized = seen.floor, seen.finalized
+        return known
+
+    def seen(self, frame: Frame) -> LinksSeen:
+        """What the frame behind ``frame`` must fit."""
+        height, block_hash = self._tip if self._tip is not None else (-1, b"")
+        return LinksSeen(frame.seq, frame.digest.hex(), height, block_hash.hex(), self._floor, self._finalized)
 
     def frame(self, frame: Frame) -> None:
         """The entries of ``frame`` follow from the frames before it."""
@@ -201,18 +219,29 @@ class _Links:
             self._bad("the new tip lies below the fork point", frame, hash=entry.tip[1], fork=entry.fork[1])
 
 
-def check_block_links(source: Frames, engine: Engine | None, tally: Counter) -> None:
+def check_block_links(
+    source: Frames, engine: Engine | None, tally: Counter, seen: LinksSeen | None = None
+) -> LinksSeen | None:
     """Every block of the journal has its parent before it, heights and works add up, and switches name stored blocks.
 
-    ``engine`` only finds old frames; without it every block is remembered (some 250 bytes each).
+    ``engine`` only finds old frames; without it every block is remembered (some 250 bytes each), and every frame is
+    checked. With it the frames up to ``seen``, of an earlier run, are left out while they are of this journal. Returns
+    how far the links were followed; ``None`` in an empty journal.
     """
     links = _Links(source, engine, tally)
-    for frame in source.frames(source.first_seq):
+    start, last = source.first_seq, None
+    if seen is not None and engine is not None and links.go_on(seen):
+        start = seen.seq
+    for frame in source.frames(start):
+        last = frame
+        if frame.seq == start and start != source.first_seq:
+            continue  # it only ties the chain of digests
         try:
             links.frame(frame)
         except (CorruptionError, UnsupportedFormat, NotFoundError) as error:
             error.context.setdefault("seq", frame.seq)
             tally.problem(error)
+    return None if last is None else links.seen(last)
 
 
 # -- in the views ---------------------------------------------------------------------------------------------------

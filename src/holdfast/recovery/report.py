@@ -61,6 +61,8 @@ class Check:
     checked: int
     problems: int
     complete: bool = True
+    seconds: float = 0.0
+    """Time it took; of segments that several processes read, theirs added up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +102,7 @@ class VerifyReport:
                     "checked": check.checked,
                     "problems": check.problems,
                     "complete": check.complete,
+                    "seconds": round(check.seconds, 3),
                 }
                 for check in self.checks
             ],

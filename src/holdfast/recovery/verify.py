@@ -11,6 +11,7 @@ Invariants:
     * Nothing of the store is changed; its LOCK is held meanwhile, so that nobody else changes it.
     * Damage becomes a problem in the report. Errors are raised only when there is no store to look at, when it is
       locked, or when a newer version wrote it.
+    * The report does not depend on the number of processes, but for the seconds of a check.
     * Memory is bounded: blocks are remembered up to a limit, and large views are replayed into a temporary directory.
 """
 
@@ -23,7 +24,6 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import get_args
 
 from .._fs import FileLock, FileSystem, RealFileSystem
@@ -33,7 +33,6 @@ from ..engine.open import open_engine, probe_engine
 from ..errors import (
     CommitLoss,
     CorruptionError,
-    HoldfastError,
     InvalidInputError,
     ReadOnlyError,
     Recovery,
@@ -50,17 +49,21 @@ from ..store.tree import scheme_of
 from ..store.url import parse_url
 from ..views.api import Applied
 from ..views.flush import load_applied
-from .links import check_block_links, check_canonical, check_tip
-from .report import PROBLEMS_MAX, Check, Level, Problem, VerifyReport
+from .checkpoints import checkpoint_problems, count_checkpoints
+from .links import check_tip
+from .parallel import JOURNAL_BYTES_MIN, Pool
+from .report import Level, VerifyReport
 from .resting import RestingJournal, read_marks, verify_loose_segment
+from .resume import ResumeFile
 from .roots import check_roots
 from .rows import compare_views
+from .running import Progress, Stopped, Verification
 from .state import check_blobs, check_image, check_preimages, check_recent_history, check_rows
+from .work import Work
 
-__all__ = ["Stopped", "Verification", "verify_store"]
+__all__ = ["JOBS_MAX", "verify_store"]
 
-Progress = Callable[[str, int, int], None]
-"""(name of the check, done, total); total 0 when it is not known."""
+JOBS_MAX = 256
 
 _PROBE_SECONDS = 30.0
 _LEVELS = get_args(Level)
@@ -71,75 +74,14 @@ def _reaches(level: Level, wanted: Level) -> bool:
     return _LEVELS.index(level) >= _LEVELS.index(wanted)
 
 
-class Stopped(Exception):
-    """``stop`` said yes; the report says how far it came."""
-
-
-class Tally:
-    """One running check, as a context manager: an error inside becomes a problem and ends the check early."""
-
-    def __init__(self, owner: Verification, name: str) -> None:
-        self._owner = owner
-        self.name = name
-        self.checked = 0
-        self.problems = 0
-
-    def __enter__(self) -> Tally:
-        self._owner.tick(self.name, 0, 0)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> bool:
-        handled = isinstance(error, HoldfastError)
-        if isinstance(error, HoldfastError):
-            self.problem(error)
-        self._owner.checks.append(Check(self.name, self.checked, self.problems, error is None))
-        return handled
-
-    def step(self, count: int = 1, total: int = 0) -> None:
-        """``count`` more things were looked at; 0 only shows that work goes on. Raises ``Stopped``."""
-        before = self.checked
-        self.checked += count
-        if not count or before >> 10 != self.checked >> 10:
-            self._owner.tick(self.name, self.checked, total)
-
-    def problem(self, error: HoldfastError) -> None:
-        """Something is wrong."""
-        self.problems += 1
-        if self.problems <= PROBLEMS_MAX:
-            self._owner.problems.append(Problem.of(self.name, error))
-
-
-class Verification:
-    """A verify in progress: what was found so far."""
-
-    def __init__(self, progress: Progress | None, stop: Callable[[], bool] | None) -> None:
-        self._progress = progress
-        self._stop = stop
-        self.checks: list[Check] = []
-        self.problems: list[Problem] = []
-        self.notes: list[str] = []
-        self.facts: dict[str, object] = {}
-
-    def tick(self, name: str, done: int, total: int) -> None:
-        """Tell the caller how far it is. Raises ``Stopped``."""
-        if self._progress is not None:
-            self._progress(name, done, total)
-        if self._stop is not None and self._stop():
-            raise Stopped
-
-    def check(self, name: str) -> Tally:
-        """A check; it is in the report, complete or not."""
-        return Tally(self, name)
-
-
 def verify_store(
     url: str | os.PathLike[str],
     *,
     level: Level = "links",
     progress: Progress | None = None,
     stop: Callable[[], bool] | None = None,
+    jobs: int = 1,
+    resume: str | os.PathLike[str] | None = None,
     fs: FileSystem | None = None,
 ) -> VerifyReport:
     """What is wrong with the store at ``url``, if anything. The store is not open anywhere, and is not changed.
@@ -149,10 +91,18 @@ def verify_store(
         level: ``quick``, ``links``, ``state``, ``views`` or ``full``.
         progress: called with (check, done, total) about every thousand steps.
         stop: asked as often; after ``True`` the report covers what was checked so far and is not ``ok``.
+        jobs: processes that share the work, 1 to ``JOBS_MAX``: segments, links of blocks and canonical table are
+            checked beside the rest. The report is the same for any number. A small journal is read by this one alone.
+            A program that asks for more than one must be importable (``if __name__ == "__main__"``).
+        resume: a file, not in the store, that tells the next run what this one found sound (see ``resume``): sealed
+            segments and links of blocks are not read again. Missing: it is made.
         fs: the file system of journal and identity; the machine's if ``None``.
     Raises:
         StoreNotFound, ForeignStore, StoreLocked, FormatTooNew: there is nothing that can be verified.
+        InvalidInputError: an argument; or ``resume`` is a file of another store, or not such a file.
     """
+    if type(jobs) is not int or not 1 <= jobs <= JOBS_MAX:
+        raise InvalidInputError("the number of jobs is out of range", found=jobs, expected=f"1 to {JOBS_MAX}")
     if level not in _LEVELS:
         raise InvalidInputError("unknown level", found=level, expected=", ".join(_LEVELS))
     root = parse_url(url).path
@@ -164,7 +114,7 @@ def verify_store(
     stopped = False
     with _held(fs, root, run):
         try:
-            _verify(fs, root, level, run)
+            _verify(fs, root, level, run, jobs, Path(resume) if resume is not None else None)
         except Stopped:
             stopped = True
     complete = not stopped and all(check.complete for check in run.checks)
@@ -172,8 +122,8 @@ def verify_store(
         path=str(root),
         level=level,
         ok=complete and not run.problems,
-        checks=tuple(run.checks),
-        problems=tuple(run.problems),
+        checks=run.checks,
+        problems=run.problems,
         notes=tuple(run.notes),
         stopped=stopped,
         facts=run.facts,
@@ -223,7 +173,7 @@ def _held(fs: FileSystem, root: Path, run: Verification) -> Iterator[None]:
             lock.release()
 
 
-def _verify(fs: FileSystem, root: Path, level: Level, run: Verification) -> None:
+def _verify(fs: FileSystem, root: Path, level: Level, run: Verification, jobs: int, resume: Path | None) -> None:
     identity: Identity | None = None
     with run.check("identity") as tally:
         data = fs.read_bytes(root / IDENTITY_NAME, limit=IDENTITY_BYTES_MAX)
@@ -232,6 +182,7 @@ def _verify(fs: FileSystem, root: Path, level: Level, run: Verification) -> None
     if identity is None:
         return
     run.facts["chain"] = identity.spec.name
+    _verify_checkpoints(fs, root, run)
     mark: DurableMark | None = None
     with run.check("watermark") as tally:
         mark, damaged = read_marks(fs, root, identity.salt)
@@ -245,23 +196,46 @@ def _verify(fs: FileSystem, root: Path, level: Level, run: Verification) -> None
                     remedy="open the store and close it: the slot is written anew",
                 )
             )
+    seen = ResumeFile(fs, resume, root, identity.store_id) if resume is not None and level != "quick" else None
     journal = None
-    try:
+    with contextlib.ExitStack() as stack:
         if mark is not None:
             journal = _open_journal(fs, root, identity, mark, data, run)
         if journal is None:
             if level != "quick":
                 _verify_loose(fs, root, identity, run)
             return
+        stack.callback(journal.close)
+        if seen is not None:
+            stack.callback(seen.save)
+        work = Work(run, journal, _pool(fs, root, level, journal, jobs, stack), seen)
         if level != "quick":
-            _verify_segments(journal, run)
+            work.segments()
             _verify_base(fs, root, journal, run)
-        seen = _verify_views(fs, root, level, journal, identity, run)
+        flushed = _verify_views(fs, root, level, journal, identity, run, work, stack)
         if _reaches(level, "full"):
-            _verify_roots(fs, root, journal, identity, seen, run)
-    finally:
-        if journal is not None:
-            journal.close()
+            _verify_roots(fs, root, journal, identity, flushed, run)
+        work.end()
+
+
+def _pool(
+    fs: FileSystem, root: Path, level: Level, journal: RestingJournal, jobs: int, stack: contextlib.ExitStack
+) -> Pool | None:
+    """The processes that help; ``None`` where one does it all."""
+    journal_bytes = sum(segment.frames_end for segment in journal.found.segments)
+    if jobs == 1 or level == "quick" or type(fs) is not RealFileSystem or journal_bytes < JOURNAL_BYTES_MIN:
+        return None
+    return stack.enter_context(Pool(root, jobs - 1))  # this process works too
+
+
+def _verify_checkpoints(fs: FileSystem, root: Path, run: Verification) -> None:
+    run.facts["checkpoints"] = count = count_checkpoints(fs, root)
+    if count:
+        with run.check("checkpoints") as tally:
+            for problem in checkpoint_problems(fs, root, run.notes.append):
+                tally.step(total=count)
+                if problem is not None:
+                    tally.problem(problem)
 
 
 # -- the journal ----------------------------------------------------------------------------------------------------
@@ -289,19 +263,6 @@ def _open_journal(
                     f"{IDENTITY_NAME} differs from the first frame of the journal", path=root / IDENTITY_NAME, seq=1
                 )
     return journal
-
-
-def _verify_segments(journal: RestingJournal, run: Verification) -> None:
-    with run.check("segments") as tally:
-        segments = journal.segments()
-        for number, segment in enumerate(segments, start=1):
-            try:
-                tally.checked += journal.verify_segment(number)
-            except CorruptionError as error:
-                tally.problem(error)
-            run.tick("segments", number, len(segments))
-            if segment.number != number:
-                tally.problem(CorruptionError("a segment is missing", path=segment.path, expected=number))
 
 
 def _verify_base(fs: FileSystem, root: Path, journal: RestingJournal, run: Verification) -> None:
@@ -333,52 +294,54 @@ def _verify_loose(fs: FileSystem, root: Path, identity: Identity, run: Verificat
 
 
 def _verify_views(
-    fs: FileSystem, root: Path, level: Level, journal: RestingJournal, identity: Identity, run: Verification
+    fs: FileSystem,
+    root: Path,
+    level: Level,
+    journal: RestingJournal,
+    identity: Identity,
+    run: Verification,
+    work: Work,
+    stack: contextlib.ExitStack,
 ) -> tuple[int, bytes] | None:
     """Frame and root of the last flush, if the views say them and are of one version."""
     engine: Engine | None = None
     applied: Applied | None = None
     state: ChainState | None = None
     usable = False
-    with contextlib.ExitStack() as stack:
-        with run.check("views") as tally:
-            engine = _open_views(Generations(fs, root), journal, stack, run)
-            if engine is not None:
-                applied = load_applied(engine)
-                if journal.found.clean and (applied is None or applied.seq < journal.found.last_seq):
-                    # RocksDB opened read-only shows an older state where a table is gone; the probe is strict.
-                    _probe(Generations(fs, root))
-                state = _check_applied(applied, journal)
-                if applied is not None and applied.flushing is not None:
-                    run.notes.append("a flush was interrupted; the next open finishes it")
-                elif state is not None:
-                    check_tip(engine, state)
-                    _facts(state, run)
-                    _note_behind(applied, journal, run)
-                usable = True
-                tally.step()
-        if level == "quick":
-            return None
-        whole = applied is None or applied.flushing is None
-        with run.check("blocks") as tally:
-            check_block_links(journal, engine if usable and whole else None, tally)
-        if engine is None or not usable:
-            return None
-        if whole and state is not None:
-            with run.check("canonical") as tally:
-                check_canonical(engine, state, tally)
-            if _reaches(level, "state"):
-                assert applied is not None
-                _verify_state(fs, root, journal, identity, engine, applied.seq, state, run)
-        if _reaches(level, "views"):
-            with run.check("rows") as tally:
-                name = str(run.facts["engine"])
-                skipped = compare_views(
-                    journal, engine, name, applied, tally, exact=journal.found.clean, fs=fs, root=root
-                )
-                if skipped:
-                    run.notes.append(f"{skipped} rows of user indexes were not compared: their functions are not here")
-        return (applied.seq, state.state_root) if whole and applied is not None and state is not None else None
+    with run.check("views") as tally:
+        engine = _open_views(Generations(fs, root), journal, stack, run)
+        if engine is not None:
+            applied = load_applied(engine)
+            if journal.found.clean and (applied is None or applied.seq < journal.found.last_seq):
+                # RocksDB opened read-only shows an older state where a table is gone; the probe is strict.
+                _probe(Generations(fs, root))
+            state = _check_applied(applied, journal)
+            if applied is not None and applied.flushing is not None:
+                run.notes.append("a flush was interrupted; the next open finishes it")
+            elif state is not None:
+                check_tip(engine, state)
+                _facts(state, run)
+                _note_behind(applied, journal, run)
+            usable = True
+            tally.step()
+    if level == "quick":
+        return None
+    whole = applied is None or applied.flushing is None
+    work.links(engine if usable and whole else None)
+    if engine is None or not usable:
+        return None
+    if whole and state is not None:
+        assert applied is not None
+        work.canonical(engine, applied.state)
+        if _reaches(level, "state"):
+            _verify_state(fs, root, journal, identity, engine, applied.seq, state, run)
+    if _reaches(level, "views"):
+        with run.check("rows") as tally:
+            name = str(run.facts["engine"])
+            skipped = compare_views(journal, engine, name, applied, tally, exact=journal.found.clean, fs=fs, root=root)
+            if skipped:
+                run.notes.append(f"{skipped} rows of user indexes were not compared: their functions are not here")
+    return (applied.seq, state.state_root) if whole and applied is not None and state is not None else None
 
 
 def _open_views(
@@ -444,6 +407,8 @@ def _verify_roots(
         run.notes.append("the roots were not recomputed: the first frames of the journal are gone")
         return
     with run.check("roots") as tally:
+        blocks = run.facts.get("blocks")
+        tally.total = blocks if isinstance(blocks, int) else 0
         lost = check_roots(fs, root, journal, scheme_of(identity), tally, tip=seen)
         if lost:
             run.notes.append(f"the roots of {lost} blocks were not recomputed: they forked below the reorg floor")
