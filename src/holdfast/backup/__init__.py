@@ -1,8 +1,10 @@
 """Backups of a store: made, listed, verified, restored, thinned out and copied (docs/BACKUP.md)."""
 
+from .copy import CopyReport, copy_backup
 from .create import BackupReport, create_backup
 from .keys import BackupKey
 from .manifest import Manifest
+from .prune import KeepRules, PruneReport, prune_backups
 from .repository import BackupRepository, open_repository
 from .restore import RestoreReport, restore_backup
 from .segments import SegmentSource, fetch_segments
@@ -14,14 +16,19 @@ __all__ = [
     "BackupKey",
     "BackupReport",
     "BackupRepository",
+    "CopyReport",
     "DirectoryTarget",
+    "KeepRules",
     "Manifest",
+    "PruneReport",
     "RestoreReport",
     "SegmentSource",
     "Target",
+    "copy_backup",
     "create_backup",
     "fetch_segments",
     "open_repository",
+    "prune_backups",
     "restore_backup",
     "verify_backup",
 ]
