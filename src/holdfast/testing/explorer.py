@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import random
 import shutil
 import signal
@@ -184,6 +185,9 @@ def explore(
     Raises what the workload raises.
     """
     machine = new_machine(root)
+    log = logging.getLogger("holdfast")
+    level = log.level
+    log.setLevel(logging.CRITICAL)  # every image recovers, and would say so
     try:
         explorer = _Explorer(check, seed, profiles, failures_max, image_seconds, save, reproduce, machine.root)
         if prepare is not None:
@@ -198,6 +202,7 @@ def explore(
             explorer.spread(moments, images)
         return explorer.finish(() if only is not None else expect)
     finally:
+        log.setLevel(level)
         if root is None:
             shutil.rmtree(machine.root.parent, ignore_errors=True)
 
@@ -248,7 +253,8 @@ class _Explorer:
         every = max(1, (images - recover) * _IMAGES_PER_RECOVERY // max(1, recover))
         queues = [_Queue(moment, self.report.seed, self._profiles) for moment in moments]
         random.Random(self.report.seed).shuffle(queues)
-        while queues and not self._full(images):
+        later: list[tuple[Moment, str, Choice]] = []
+        while queues:
             for queue in list(queues):
                 if self._full(images):
                     return
@@ -257,11 +263,18 @@ class _Explorer:
                     queues.remove(queue)
                     continue
                 place, choice, image = found
-                recording: list[Moment] = []
-                recorded = self.report.images % every == 0
-                held = self._judge(queue.moment, place, choice, image, recording if recorded else None)
-                if recorded and held is not None and not self._ended():
+                recording: list[Moment] | None = [] if self.report.images % every == 0 else None
+                held = self._judge(queue.moment, place, choice, image, recording)
+                if held is not None and recording:
                     self._recovery(recording, place, images)
+                elif held is not None:
+                    later.append((queue.moment, place, choice))
+        for moment, place, choice in later:  # there are no more images but in recoveries
+            if self._full(images):
+                return
+            recording = []
+            self._judge(moment, place, choice, build(moment, choice), recording, again=True)
+            self._recovery(recording, place, images)
 
     def _full(self, images: int) -> bool:
         return self.report.images >= images or self._ended()
@@ -269,14 +282,14 @@ class _Explorer:
     def _ended(self) -> bool:
         return len(self.report.failures) >= self._failures_max
 
-    def _next(self, queue: _Queue) -> tuple[str, Choice, Image] | None:
+    def _next(self, queue: _Queue, within: str = "") -> tuple[str, Choice, Image] | None:
         """The next image of a moment that is not known; known ones are judged by what they held."""
         while queue.known < _DUPLICATES_IN_A_ROW:
             choice = next(queue.choices, None)
             if choice is None:
                 return None
             queue.number += 1
-            place = f"{queue.moment.number}.{queue.number}"
+            place = f"{within}{queue.moment.number}.{queue.number}"
             image = build(queue.moment, choice)
             held = self._held.get(image.digest)
             if held is None:
@@ -292,6 +305,8 @@ class _Explorer:
 
     def _recovery(self, moments: list[Moment], place: str, images: int) -> None:
         """The recovery of an image is cut off, too; what it had shown must be durable at its end."""
+        if not moments:
+            return
         self.report.recoveries += 1
         queues = [_Queue(moment, self.report.seed, self._profiles) for moment in moments]
         last = queues.pop()
@@ -300,12 +315,12 @@ class _Explorer:
         queues.insert(0, last)
         while queues and taken < _IMAGES_PER_RECOVERY and not self._full(images):
             queue = queues.pop(0)
-            found = self._next(queue)
+            found = self._next(queue, f"{place}/")
             if found is not None:
                 inner, choice, image = found
                 self.report.in_recovery += 1
                 taken += 1
-                self._judge(queue.moment, f"{place}/{inner}", choice, image, None)
+                self._judge(queue.moment, inner, choice, image, None)
                 queues.append(queue)
 
     def one(self, moments: list[Moment], place: str) -> None:
@@ -332,11 +347,18 @@ class _Explorer:
     # -- judging ------------------------------------------------------------------------------------------------
 
     def _judge(
-        self, moment: Moment, place: str, choice: Choice, image: Image, recording: list[Moment] | None
+        self,
+        moment: Moment,
+        place: str,
+        choice: Choice,
+        image: Image,
+        recording: list[Moment] | None,
+        *,
+        again: bool = False,
     ) -> int | None:
-        """The image was checked; what it holds, or ``None`` if that could not be told."""
-        report = self.report
-        report.images += 1
+        """The image was checked; what it holds, or ``None`` if that is not what it must be."""
+        self.report.images += not again
+        self.report.known += again
         self._count(moment, choice)
         machine = image.boot(self._root)
         acks = Acks(moment.acknowledged, moment.most)
@@ -445,15 +467,19 @@ def _deadline(seconds: float) -> Iterator[None]:
         yield
         return
 
+    armed = True
+
     def ring(_number: int, _frame: FrameType | None) -> None:
-        raise _Hang
+        if armed:
+            raise _Hang
 
     started = time.monotonic()
     handler = signal.signal(signal.SIGALRM, ring)
-    left, interval = signal.setitimer(signal.ITIMER_REAL, seconds)
+    left, interval = signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)  # again, should a callback have eaten it
     try:
         yield
     finally:
+        armed = False
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, handler)
         if left:

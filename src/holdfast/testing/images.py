@@ -7,8 +7,9 @@ Invariants:
       or kept for itself, as POSIX allows.
     * The n-th image of a moment is the same whenever the workload makes the same operations.
 
-A moment has one killed process (all was seen by the kernel, nothing more is durable), then every choice below for the
-last ``RECENT`` changes of each file, and after them random choices without end.
+First comes what was synced and nothing else, then every choice below once - one of each kind in turn, for the last
+``RECENT`` changes of each file - and after them random choices without end. ``killed`` is a process that died while the
+kernel lives on: all is seen, and what was not synced still is not durable.
 """
 
 from __future__ import annotations
@@ -43,11 +44,11 @@ IMAGE_KINDS = (
     "data only",
     "names only",
     "zeros",
-    "names, prefix",
-    "names, omit one",
-    "names, only one",
-    "omit one",
-    "only one",
+    "names in order",
+    "name omitted",
+    "name alone",
+    "change omitted",
+    "change alone",
     "torn",
     "batches",
     "random",
@@ -149,6 +150,8 @@ def _first(synced: int, _count: int) -> int:
 def _systematic(moment: Moment, rng: random.Random) -> Iterator[Choice]:
     names = moment.device.pending
     every = (True,) * len(names)
+    yield Choice("killed", "ext4")
+    yield Choice("all", "ext4", every, _all, _last)
     nothing = tuple(name.journalled for name in names)
     data = any(file.pending for file in moment.device.files)
     if any(nothing):
@@ -161,11 +164,11 @@ def _systematic(moment: Moment, rng: random.Random) -> Iterator[Choice]:
         yield Choice("zeros", "ext4", every, _zeros, _last)
     for stop in range(sum(nothing), len(names)):
         for pick in (_all, _none):
-            yield Choice("names, prefix", "ext4", tuple(n < stop for n in range(len(names))), pick, _last)
+            yield Choice("names in order", "ext4", tuple(n < stop for n in range(len(names))), pick, _last)
     for one in range(len(names)) if len(names) > 1 else ():
         omitted = tuple(n != one for n in range(len(names)))
-        yield Choice("names, omit one", "strict", omitted, _all, _last)
-        yield Choice("names, only one", "strict", tuple(n == one for n in range(len(names))), _all, _last)
+        yield Choice("name omitted", "strict", omitted, _all, _last)
+        yield Choice("name alone", "strict", tuple(n == one for n in range(len(names))), _all, _last)
     for _path, _disk, count, synced in moment.engines:
         for kept in range(max(synced, count - RECENT), count):
             for pick in (_all, _none):
@@ -179,8 +182,10 @@ def _of_file(index: int, file: FileState, names: tuple[bool, ...], rng: random.R
     for at in range(max(0, len(pending) - RECENT), len(pending)):
         change = pending[at]
         if len(pending) > 1:
-            yield Choice("omit one", "ext4", names, _with(index, [*pending[:at], *pending[at + 1 :]], _all), _last)
-            yield Choice("only one", "ext4", names, _with(index, [change], _none), _first)
+            yield Choice(
+                "change omitted", "ext4", names, _with(index, [*pending[:at], *pending[at + 1 :]], _all), _last
+            )
+            yield Choice("change alone", "ext4", names, _with(index, [change], _none), _first)
         pieces = sectors(change) if isinstance(change, Write) else []
         if len(pieces) > 1:
             stop = rng.randrange(1, len(pieces))
@@ -224,12 +229,17 @@ def choices(moment: Moment, *, seed: int, profiles: tuple[str, ...] = PROFILES) 
     yield Choice("none", "ext4", tuple(name.journalled for name in names), _none, _first)
     if not moment.open_ended:
         return
-    yield Choice("killed", "ext4")
-    yield Choice("all", "ext4", (True,) * len(names), _all, _last)
     rng = random.Random(seed * 1_000_003 + moment.number)
-    found = [choice for choice in _systematic(moment, rng) if choice.profile in profiles]
-    rng.shuffle(found)
-    yield from found
+    found: dict[str, list[Choice]] = {}
+    for choice in _systematic(moment, rng):
+        if choice.profile in profiles:
+            found.setdefault(choice.kind, []).append(choice)
+    kinds = list(found)
+    rng.shuffle(kinds)
+    for kind in kinds:
+        rng.shuffle(found[kind])
+    while any(found.values()):
+        yield from [found[kind].pop() for kind in kinds if found[kind]]
     while True:
         yield from (_random(moment, rng, profile) for profile in profiles)
 
