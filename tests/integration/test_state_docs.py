@@ -23,7 +23,7 @@ PROGRAMS: list[str] = re.findall(r"^```python\n(.*?)^```$", TEXT, re.DOTALL | re
 @pytest.mark.slow
 @pytest.mark.parametrize("pure", ["", "1"])
 def test_the_programs_run_one_after_another(pure: str, tmp_path: Path) -> None:
-    assert len(PROGRAMS) == TEXT.count("```") // 2 == 6
+    assert len(PROGRAMS) == TEXT.count("```") // 2 == 7
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", "\n".join(PROGRAMS)],
         env=child_environment() | {"HOLDFAST_PURE": pure},

@@ -19,6 +19,7 @@ from typer.core import TyperGroup
 from ..errors import HoldfastError, InternalError, InvalidInputError
 from . import (
     branches,
+    checkpoints,
     contracts,
     create,
     diffing,
@@ -155,6 +156,7 @@ for _module in (
     contracts,
     exporting,
     snapshots,
+    checkpoints,
     pruning,
     upkeep,
     diffing,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from ..state.snapshot import SnapshotInfo, SnapshotReader
     from ..store.chain import Chain
 
-__all__ = ["register"]
+__all__ = ["register", "with_progress"]
+
+_T = TypeVar("_T")
 
 _Source = Annotated[Path, typer.Argument(metavar="DIR", help="The directory of the snapshot.")]
 _Root = Annotated[str | None, typer.Option("--root", metavar="HEX", help="The state root, from a source you trust.")]
@@ -49,14 +51,14 @@ class _Stopped(Exception):
     """A signal asked the work to end."""
 
 
-def _with_progress(
+def with_progress(
     title: str,
-    work: Callable[[Callable[[int, int], None]], SnapshotInfo],
+    work: Callable[[Callable[[int, int], None]], _T],
     out: Output,
     seconds: float,
     kept: str,
     second: tuple[str, str] | None = None,
-) -> SnapshotInfo:
+) -> _T:
     """What ``work`` gives; a signal ends it between two chunks, and the command with exit code 130.
 
     ``second`` are title and ``kept`` for when it begins to count anew.
@@ -140,7 +142,7 @@ def export(
                 progress=step,
             )
 
-        found = _with_progress("exporting", work, out, progress_seconds, "the chunks written are kept")
+        found = with_progress("exporting", work, out, progress_seconds, "the chunks written are kept")
         _show(out, found, store.spec.name, kept_chunks=found.kept, directory=str(target))
 
 
@@ -161,7 +163,7 @@ def verify(
     def work(step: Callable[[int, int], None]) -> SnapshotInfo:
         return verify_snapshot(source, trusted, manifest_digest=digest, trust_manifest=trust_manifest, progress=step)
 
-    found = _with_progress("verifying", work, out, progress_seconds, "nothing was changed")
+    found = with_progress("verifying", work, out, progress_seconds, "nothing was changed")
     _show(out, found, SnapshotReader(source).manifest.chain.name, sound=True)
 
 
@@ -212,7 +214,7 @@ def take_in(
     copying = ("importing", "there is no store yet, and the chunks copied are kept")
     making = ("making the views", "the store is there, its views are not complete")
     title, kept = making if there else copying
-    found = _with_progress(title, work, out, progress_seconds, kept, making)
+    found = with_progress(title, work, out, progress_seconds, kept, making)
     if there:
         out.note("the snapshot was imported here before; the store is complete")
     _show(out, found, chain.spec.name, created=str(data_dir))

@@ -66,6 +66,8 @@ class CheckpointInfo:
     snapshot: SnapshotInfo | None
     problem: HoldfastError | None = None
     """Why its manifest cannot be used."""
+    chain: str | None = None
+    """Name of the chain, where the manifest can be used."""
 
     def as_dict(self) -> dict[str, object]:
         """As JSON values."""
@@ -182,7 +184,8 @@ class CheckpointDirectory:
     def info(self, name: str) -> CheckpointInfo:
         """What the manifest of ``name`` says, or why it cannot be used."""
         try:
-            return CheckpointInfo(name, checkpoint_height(name), self.reader(name).info)
+            reader = self.reader(name)
+            return CheckpointInfo(name, checkpoint_height(name), reader.info, chain=reader.manifest.chain.name)
         except HoldfastError as error:
             return CheckpointInfo(name, checkpoint_height(name), None, error)
 

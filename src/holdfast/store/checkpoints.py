@@ -433,7 +433,9 @@ def restore_checkpoint(
     except SnapshotInvalid as error:
         others = [each for each in names if checkpoint_height(each) < checkpoint_height(chosen)]
         if others:
-            error.remedy = f"restore an older one: 'holdfast checkpoint restore {others[0]} --from DIR -d TARGET'"
+            error.remedy = (
+                f"take an older one: 'holdfast checkpoint restore {os.fspath(source)} --name {others[0]} -d {root}'"
+            )
         raise
 
 
