@@ -32,6 +32,8 @@ CHAIN_NAMES = ("pow", "bitcoin", "evm", "contracts", "custom")
 _HASH = re.compile(r"(0x)?[0-9a-fA-F]{64}")
 _ADDRESS = re.compile(r"(0x)?([0-9a-fA-F]{2})*")
 _CHAIN_ID_DIGITS_MAX = 20
+_NAMED_PRODUCERS = ("pow", "xai")
+"""Chains whose producers are text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +48,11 @@ class ChainOptions:
 
 def new_chain(name: str, options: ChainOptions) -> Chain:
     """A chain for a new store. Raises ``InvalidInputError`` for an unknown name or an option it does not have."""
+    if name == "xai":
+        raise InvalidInputError(
+            "an xai chain begins with the genesis block of a file",
+            remedy="make the store with 'holdfast import xai FILE --data-dir DIR'",
+        )
     if name not in CHAIN_NAMES:
         raise InvalidInputError("unknown chain", found=name, expected=", ".join(CHAIN_NAMES))
     if name != "pow" and (options.difficulty is not None or options.block_seconds is not None):
@@ -102,6 +109,10 @@ def chain_of(spec: ChainSpec, *, from_base: bool = True, registry: ContractRegis
         from .contracts import load_registry
 
         return ContractChain.from_spec(spec, load_registry(None) if registry is None else registry)
+    if spec.name == "xai":
+        from ..chains.xai import XaiChain
+
+        return XaiChain.from_spec(spec)
     from ..store.chain import CustomChain
 
     return CustomChain(spec)
@@ -132,14 +143,14 @@ def display_producer(chain_name: str, producer: bytes) -> str | None:
     """The block's producer as people know it, ``None`` if the chain names none."""
     if not producer:
         return None
-    if chain_name == "pow":
+    if chain_name in _NAMED_PRODUCERS:
         return producer.decode("utf-8", "backslashreplace")
     return f"0x{producer.hex()}" if chain_name == "evm" else producer.hex()
 
 
 def parse_producer(chain_name: str, text: str) -> bytes:
     """The producer that ``display_producer`` prints as ``text``. Raises ``InvalidInputError``."""
-    if chain_name == "pow":
+    if chain_name in _NAMED_PRODUCERS:
         return text.encode("utf-8", "surrogateescape")
     if _ADDRESS.fullmatch(text) is None:
         raise InvalidInputError("a producer is given in hex digits", found=text[:80])

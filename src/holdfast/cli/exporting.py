@@ -1,4 +1,4 @@
-"""``holdfast export``: the block tree of a pow chain as JSON."""
+"""``holdfast export``: the block tree of a pow chain, or an xai chain as the original's file, as JSON."""
 
 from __future__ import annotations
 
@@ -29,13 +29,21 @@ def export(
     config: Config = None,
     as_json: Json = False,
 ) -> None:
-    """Write every block of a pow chain, orphans included, as JSON that 'import pow-json' reads back exactly."""
+    """Write every block of a pow chain, orphans included, as JSON that 'import pow-json' reads back exactly.
+
+    Of an xai chain the canonical blocks are written, as the original's 'blockchain.json' with its checksum.
+    """
     from ..chains.pow.json_format import write_records
     from .session import open_to_read
 
     with open_to_read(data_dir, config) as store:
+        if store.spec.name == "xai":
+            from .xai import export_xai
+
+            export_xai(store, file, Output(as_json=as_json), lines=lines)
+            return
         if store.spec.name != "pow":
-            raise ForeignStore("only a pow chain has a JSON form", found=store.spec.name, expected="pow")
+            raise ForeignStore("only a pow or xai chain has a JSON form", found=store.spec.name, expected="pow or xai")
         if file is None:
             try:
                 with store.snapshot() as moment:

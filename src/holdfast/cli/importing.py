@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["register"]
 
-_FORMS = ("bitcoin", "evm", "pow-json")
+_FORMS = ("bitcoin", "evm", "pow-json", "xai")
 
 
 def register(app: typer.Typer) -> None:
@@ -42,7 +42,7 @@ class _Wish:
 
 
 def import_(
-    form: Annotated[str, typer.Argument(metavar="CHAIN", help="bitcoin, evm or pow-json.")],
+    form: Annotated[str, typer.Argument(metavar="CHAIN", help="bitcoin, evm, pow-json or xai.")],
     files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Block files; .bz2 and .zst are unpacked.")],
     data_dir: DataDir,
     network: Network = None,
@@ -66,6 +66,13 @@ def import_(
     out = Output(as_json=as_json)
     if form == "pow-json":
         _import_pow_json(wish, data_dir, config, engine, out)
+        return
+    if form == "xai":
+        if len(files) != 1 or base_height is not None or magic is not None:
+            raise InvalidInputError("a chain of the original is one file, with neither a base nor a magic")
+        from .xai import import_xai
+
+        import_xai(files[0], data_dir, network, config, engine, overrides, progress_seconds, out)
         return
     if form not in _FORMS:
         raise InvalidInputError("nothing of this name can be imported", found=form, expected=", ".join(_FORMS))

@@ -1,0 +1,169 @@
+"""Chains of the original's files taken into a store, and written out of one.
+
+Invariants:
+    * A file is checked whole, checksum included, before the first block is stored.
+    * Blocks that are stored already are skipped, so a stopped import is continued by the same call.
+    * Every block is validated and executed; a bad one ends the import, and what came before it stays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Final
+
+from ...errors import CorruptionError, InvalidBlock, InvalidInputError
+from ...types import AddStatus
+from .chain import XaiChain, XaiParameters, to_stored
+from .codec import encode_document, parse_block, parse_json, read_block
+from .document import ChainChecksum, ChainDocument, metadata_of
+
+if TYPE_CHECKING:
+    from ...blocks.reader import BlockReader
+    from ...store import Store
+    from ...store.documents import Documents
+    from ...types import BlockInfo
+
+__all__ = [
+    "METADATA_KEY",
+    "PENDING",
+    "SPACE",
+    "block_documents",
+    "chain_of_document",
+    "import_document",
+    "import_rest",
+    "load_rest",
+    "rest_rows",
+    "save_rest",
+]
+
+PENDING: Final = "pending_transactions"
+SPACE: Final = "xai"
+"""The space of documents of everything that stands beside the blocks."""
+METADATA_KEY: Final = b"m"
+_PENDING: Final = b"p"
+_OTHER: Final = b"r"
+_NAME_BYTES_MAX: Final = 200
+PENDING_MAX: Final = 100_000
+_BATCH: Final = 64
+
+
+def chain_of_document(document: ChainDocument, network: str = "main") -> XaiChain:
+    """The chain whose genesis block is the first of the file. Raises ``InvalidInputError`` for an empty one."""
+    if not document.places:
+        raise InvalidInputError("the file holds no blocks; a chain has at least its genesis block")
+    return XaiChain(XaiParameters(parse_block(document.body(0)).hash, network=network))
+
+
+def import_document(
+    store: Store,
+    document: ChainDocument,
+    *,
+    progress: Callable[[int, int], None] | None = None,
+    stop: Callable[[], bool] | None = None,
+) -> int:
+    """Every block of ``document`` is in ``store``, durable; how many were added.
+
+    ``stop`` is asked between batches; what was added stays, and the same call goes on from there. Raises
+    ``InvalidBlock`` that names the number of the block in the file, and whatever the store raises.
+    """
+    added = 0
+    total = len(document)
+    for start in range(0, total, _BATCH):
+        if stop is not None and stop():
+            return added
+        number = start
+        try:
+            blocks = []
+            for number in range(start, min(start + _BATCH, total)):
+                blocks.append(to_stored(read_block(document.body(number))))
+            results = store.add_many(blocks, root_allowed=store.tip is None)
+        except InvalidBlock as error:
+            error.context.setdefault("block", error.context.get("height", number))
+            raise
+        added += sum(result.status is not AddStatus.KNOWN for result in results)
+        if progress is not None:
+            progress(min(start + _BATCH, total), total)
+    return added
+
+
+def block_documents(blocks: BlockReader, infos: Iterable[BlockInfo]) -> Iterator[dict[str, Any]]:
+    """The decoded documents of stored blocks, one at a time. Raises ``CorruptionError``."""
+    for info in infos:
+        body = blocks.body(info)
+        if body is None:
+            raise CorruptionError("a stored block has no document", hash=info.hash, height=info.height)
+        try:
+            yield parse_json(body, "a stored block")
+        except InvalidBlock as error:
+            raise CorruptionError("a stored block does not decode", hash=info.hash, height=info.height) from error
+
+
+# -- what is kept beside the blocks ----------------------------------------------------------------------------------
+
+
+def rest_rows(rest: Mapping[str, Any]) -> dict[bytes, bytes]:
+    """Documents of everything beside the chain: ``p`` and number of each pending transaction, ``r`` and other names.
+
+    Raises ``InvalidBlock`` for what cannot be kept.
+    """
+    pending = rest.get(PENDING, [])
+    if not isinstance(pending, (list, tuple)) or len(pending) > PENDING_MAX:
+        raise InvalidBlock(f"pending transactions are a list of at most {PENDING_MAX}", found=type(pending).__name__)
+    rows = {
+        _PENDING + number.to_bytes(4, "big"): encode_document(item, f"pending transaction {number}")
+        for number, item in enumerate(pending)
+    }
+    for name, value in rest.items():
+        if name != PENDING:
+            key = name.encode("utf-8", "surrogatepass")
+            if not 1 <= len(key) <= _NAME_BYTES_MAX:
+                raise InvalidBlock(f"a name beside the chain has 1 to {_NAME_BYTES_MAX} bytes", found=name[:80])
+            rows[_OTHER + key] = encode_document(value, f"'{name[:80]}'")
+    return rows
+
+
+def save_rest(store: Store, rest: Mapping[str, Any], metadata: Mapping[str, Any]) -> None:
+    """What stands beside the chain, and the metadata, are kept in one atomic batch; nothing else is beside it then."""
+    rows = {**rest_rows(rest), METADATA_KEY: encode_document(dict(metadata), "the metadata")}
+    space = store.documents(SPACE)
+    stored = dict(space.scan())
+    puts = {key: value for key, value in rows.items() if stored.get(key) != value}
+    space.write(puts, [key for key in stored if key not in rows])
+
+
+def import_rest(store: Store, document: ChainDocument) -> None:
+    """What stands beside the chain of ``document`` is kept, if its last block is the tip; else nothing happens."""
+    tip = store.tip
+    if tip is None or parse_block(document.body(len(document) - 1)).hash != tip.hash:
+        return
+    checksum = document.checksum
+    if checksum is None:
+        running = ChainChecksum(document.rest)
+        for block in document.blocks():
+            running.add(block)
+        checksum = running.value(document.rest)
+    facts = document.outer.get("metadata", document.outer)
+    timestamp = float(tip.time)
+    if isinstance(facts, dict) and isinstance(facts.get("timestamp"), (int, float)):
+        timestamp = facts["timestamp"]
+    save_rest(store, document.rest, metadata_of(len(document), checksum, timestamp))
+
+
+def load_rest(space: Documents) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """What is kept beside the chain, pending transactions included, and the metadata. Raises ``CorruptionError``."""
+    rest: dict[str, Any] = {}
+    pending = []
+    metadata = None
+    try:
+        for key, value in space.scan():
+            found = parse_json(value, "a document")
+            if key == METADATA_KEY:
+                metadata = found
+            elif key.startswith(_PENDING):
+                pending.append(found)
+            else:
+                rest[key[len(_OTHER) :].decode("utf-8", "surrogatepass")] = found
+    except InvalidBlock as error:
+        raise CorruptionError(f"a document beside the chain does not decode: {error}") from error
+    rest[PENDING] = pending
+    return rest, metadata

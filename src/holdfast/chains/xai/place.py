@@ -1,0 +1,129 @@
+"""The directory of an xai chain: its store, the original's files beside it, and how one store takes another's place.
+
+Invariants:
+    * A store that is replaced moves to ``quarantine/`` whole; nothing of it is deleted.
+    * A replacement is built beside the old store and takes its place only when it is whole; a crash in between is
+      finished at the next opening.
+    * One process at a time: the lock covers the store and the files beside it.
+
+::
+
+    DATA/store/            the Holdfast store
+    DATA/backups/          files of the original's format
+    DATA/checkpoints/
+    DATA/quarantine/       stores that were replaced
+    DATA/blockchain.json   the original's own file: taken in once, never written
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+from pathlib import Path
+from typing import Final
+
+from ..._fs import FileLock, FileSystem
+from ...config import Settings
+from ...errors import CorruptionError, StoreNotFound
+from ...store import Store, open_store
+from ...store.opening import read_identity
+from .chain import ADDRESS_INDEX, XaiChain
+
+__all__ = ["XaiPlace"]
+
+_MARKER_BYTES_MAX: Final = 4096
+_NAME: Final = re.compile(r"[a-z]+(\.[a-z]+)?-[0-9]{1,9}")
+
+
+class XaiPlace:
+    """The paths below one data directory, and the store there."""
+
+    def __init__(self, fs: FileSystem, data_dir: Path, settings: Settings, engine: str | None = None) -> None:
+        self._fs = fs
+        self._settings = settings
+        self._engine = engine
+        self._lock: FileLock | None = None
+        self.data_dir = data_dir
+        self.store = data_dir / "store"
+        self.original = data_dir / "blockchain.json"
+        self.quarantine = data_dir / "quarantine"
+        self._marker = data_dir / "restore.json"
+
+    def lock(self) -> None:
+        """The directory exists and is this process's until ``release``. Raises ``StoreLocked``."""
+        if self._lock is None:
+            missing = []
+            path = self.data_dir.absolute()
+            while not self._fs.exists(path):
+                missing.append(path)
+                path = path.parent
+            for path in reversed(missing):
+                self._fs.make_directory(path)
+            self._lock = self._fs.lock(self.data_dir / "LOCK", f"{os.getpid()} {socket.gethostname()}")
+            self.finish()
+
+    def release(self) -> None:
+        """Another process may take the directory; twice is harmless."""
+        lock, self._lock = self._lock, None
+        if lock is not None:
+            lock.release()
+
+    def open(self) -> Store | None:
+        """The store, recovered; ``None`` if there is none. Raises whatever opening it raises."""
+        try:
+            identity = read_identity(self._fs, self.store)
+        except StoreNotFound:
+            return None
+        return self._open(self.store, XaiChain.from_spec(identity.spec), create=False)
+
+    def create(self, chain: XaiChain) -> Store:
+        """A new store in its place."""
+        return self._open(self.store, chain, create=True)
+
+    def build(self, chain: XaiChain) -> tuple[Store, Path]:
+        """An empty store beside the place, for ``take``; one that was left over from before is gone."""
+        for name in self._fs.names(self.data_dir):
+            if name.startswith("incoming-"):
+                self._fs.remove_tree(self.data_dir / name)
+        number = 1 + sum(1 for _ in self._fs.names(self.quarantine))
+        path = self.data_dir / f"incoming-{number}"
+        return self._open(path, chain, create=True), path
+
+    def take(self, built: Path) -> None:
+        """The closed store at ``built`` is the store; the one before it is in ``quarantine/``."""
+        number = 1
+        while self._fs.exists(self.quarantine / f"store-{number}"):
+            number += 1
+        names = {"incoming": built.name, "replaced": f"store-{number}"}
+        self._fs.write_atomic(self._marker, json.dumps(names, sort_keys=True).encode("ascii"))
+        self.finish()
+
+    def finish(self) -> None:
+        """A replacement that was decided on is done; nothing happens if there is none."""
+        if not self._fs.exists(self._marker):
+            return
+        raw = self._fs.read_bytes(self._marker, limit=_MARKER_BYTES_MAX)
+        try:
+            names = json.loads(raw)
+            incoming, replaced = names["incoming"], names["replaced"]
+            if not all(_NAME.fullmatch(name) for name in (incoming, replaced)):
+                raise ValueError("not a plain name")
+        except (ValueError, KeyError, TypeError) as error:
+            raise CorruptionError("the note about a restore is malformed", path=self._marker) from error
+        if self._fs.exists(self.data_dir / incoming):
+            if self._fs.exists(self.store):
+                self._fs.make_directory(self.quarantine)
+                self._fs.rename(self.store, self.quarantine / replaced)
+                self._fs.sync_directory(self.quarantine)
+            self._fs.rename(self.data_dir / incoming, self.store)
+            self._fs.sync_directory(self.data_dir)
+        self._fs.remove(self._marker)
+        self._fs.sync_directory(self.data_dir)
+
+    def _open(self, path: Path, chain: XaiChain, *, create: bool) -> Store:
+        url = str(path) if self._engine is None else f"{self._engine}:{path}"
+        return open_store(
+            url, chain=chain, create=create, settings=self._settings, indexes=[ADDRESS_INDEX], fs=self._fs
+        )

@@ -1,0 +1,526 @@
+"""The original's ``BlockchainStorage`` over a store: its operations, tuples, messages and rows.
+
+Invariants:
+    * What a save acknowledged is durable, or the answer and ``unsaved_blocks`` say that it is not yet.
+    * A save costs what is new, not the chain: blocks at and below the stored tip are not looked at again.
+    * "There is nothing here" and "what is here is damaged" are never the same answer, and damage is never overwritten:
+      ``failure`` holds the typed error, the files stay, and only ``recover="backup"`` or ``restore_from_backup`` goes
+      on from an older copy.
+    * Every method answers; only a bug of ours or an interrupt leaves it as an exception.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from ..._fs import FileSystem, RealFileSystem
+from ...config import Settings
+from ...errors import (
+    ConflictError,
+    CorruptionError,
+    ForeignStore,
+    FormatError,
+    HoldfastError,
+    InvalidBlock,
+    InvalidInputError,
+    MissingFile,
+)
+from ...events import emit
+from ...store import Store
+from ...types import BlockInfo
+from .archive import Archive, JsonArchive
+from .chain import XaiChain, XaiParameters, to_stored
+from .codec import XaiBlock, encode_document, read_block
+from .config import XaiSettings
+from .document import FILE_BYTES_MAX, ChainChecksum, ChainDocument, metadata_of, read_document, rest_of
+from .importing import SPACE, block_documents, chain_of_document, import_document, load_rest, save_rest
+from .place import XaiPlace
+from .validation import check_chain
+
+__all__ = ["BlockchainStorage", "Recover"]
+
+Recover = Literal["lossless", "backup"]
+_BATCH: Final = 64
+_NOTHING: Final = "No blockchain file found"
+_BUFFERED_SECONDS: Final = 3600.0
+
+
+class BlockchainStorage:
+    """One data directory. Any thread may call any method; another process is refused while this one has it."""
+
+    def __init__(
+        self,
+        data_dir: str | os.PathLike[str] | None = None,
+        *,
+        settings: XaiSettings | None = None,
+        network: str = "main",
+        engine: str | None = None,
+        recover: Recover = "lossless",
+        archive: Archive | None = None,
+        fs: FileSystem | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """Nothing is opened or made before the first operation.
+
+        Args:
+            data_dir: before ``XAI_DATA_DIR`` and ``BlockchainStorageConfig.DATA_DIR``.
+            recover: ``lossless``: what would lose a block is only done when asked for; ``backup``: where the chain
+                cannot be read, the newest verified backup, then the highest checkpoint, takes its place.
+            archive: where backups and checkpoints are kept, instead of files of the original's format.
+        Raises:
+            InvalidInputError: a setting is not allowed.
+        """
+        if recover not in ("lossless", "backup"):
+            raise InvalidInputError("'recover' is 'lossless' or 'backup'", found=str(recover)[:80])
+        self.settings = settings if settings is not None else XaiSettings.load(data_dir)
+        self.data_dir = Path(data_dir) if data_dir is not None else self.settings.data_dir
+        fs = fs if fs is not None else RealFileSystem()
+        self.archive: Archive = archive if archive is not None else JsonArchive(fs, self.data_dir, clock=clock)
+        self.failure: HoldfastError | None = None
+        """Why the last operation failed; ``None`` if it did not."""
+        self._fs = fs
+        self._clock = clock
+        self._recover = recover
+        self._network = network
+        self._lock = threading.RLock()
+        self._store: Store | None = None
+        self._unsaved = 0
+        self._checksum: tuple[bytes, ChainChecksum] | None = None
+        buffered = self.settings.auto_save_interval > 1
+        self._place = XaiPlace(
+            fs,
+            self.data_dir,
+            Settings(durability="buffered", buffered_sync_seconds=_BUFFERED_SECONDS) if buffered else Settings(),
+            engine,
+        )
+        self._note = ""
+
+    # -- the store -----------------------------------------------------------------------------------------------------
+
+    @property
+    def lock(self) -> threading.RLock:
+        """Held by every operation."""
+        return self._lock
+
+    @property
+    def unsaved_blocks(self) -> int:
+        """Blocks at the end of the chain that a crash may still take; never more than ``AUTO_SAVE_INTERVAL``."""
+        return self._unsaved
+
+    def open(self) -> Store | None:
+        """The store, opened and recovered; ``None`` if there is nothing in the directory. Raises typed errors."""
+        with self._lock:
+            if self._store is None:
+                self._place.lock()
+                self._store = self._ready()
+            store = self._store
+            return store if store is not None and store.tip is not None else None
+
+    def close(self) -> None:
+        """Everything is durable, the directory free; twice is harmless. The next operation opens it again."""
+        with self._lock:
+            store, self._store = self._store, None
+            self._checksum = None
+            try:
+                if store is not None:
+                    store.close()
+                    self._unsaved = 0
+            finally:
+                self._place.release()
+
+    def sync(self) -> None:
+        """Every saved block is durable."""
+        with self._lock:
+            if self._store is not None:
+                self._store.sync()
+                self._unsaved = 0
+
+    def _ready(self) -> Store | None:
+        self._note = ""
+        try:
+            store = self._place.open()
+            if store is not None or not self._fs.exists(self._place.original):
+                if store is None:
+                    self._refuse_lost()
+                return store
+            raw = self._fs.read_bytes(self._place.original, limit=FILE_BYTES_MAX)
+            return self._adopt(read_document(raw, name=self._place.original))
+        except (FormatError, InvalidBlock) as error:
+            if self._recover != "backup":
+                raise
+            return self._recover_from_archive(error)
+
+    def _refuse_lost(self) -> None:
+        """Backups without a chain are what is left of one: it is not begun anew over them."""
+        copies = len(self.archive.list_backups()) + len(self.archive.list_checkpoints())
+        if copies:
+            raise MissingFile(
+                "the chain is gone but backups or checkpoints of it are here",
+                path=self._place.store,
+                found=copies,
+                remedy="restore one with 'restore_from_backup', or put the store back from a copy",
+            )
+
+    def _recover_from_archive(self, error: HoldfastError) -> Store:
+        """The newest backup that verifies, or the highest checkpoint, is the chain; the damaged one is set aside."""
+        for what, rows, load in (
+            ("backup", self.archive.list_backups(), self.archive.load_backup),
+            ("checkpoint", self.archive.list_checkpoints(), self.archive.load_checkpoint),
+        ):
+            for row in rows:
+                try:
+                    document = load(row["filename"])
+                    if not document.verified:
+                        continue
+                    store = self._adopt(document)
+                except (FormatError, InvalidBlock, InvalidInputError):
+                    continue
+                self._note = f"Recovered from {what}"
+                emit(
+                    "recovered",
+                    logging.WARNING,
+                    f"the chain could not be read ({error.code}); it was restored from {row['filename']}",
+                    url=str(self.data_dir),
+                    notes=[f"restored from {row['filename']}"],
+                )
+                return store
+        raise error
+
+    def _adopt(self, document: ChainDocument) -> Store:
+        """The chain of ``document`` is the store; what was there is in ``quarantine/``."""
+        chain = chain_of_document(document, self._network)
+        built, path = self._place.build(chain)
+        try:
+            import_document(built, document)
+            self._write_rest(built, document.rest)
+        finally:
+            built.close()
+        self._checksum = None
+        old, self._store = self._store, None
+        if old is not None:
+            old.close()
+        self._place.take(path)
+        store = self._place.open()
+        if store is None:
+            raise CorruptionError("a restored store is not there", path=self._place.store)
+        self._unsaved = 0
+        return store
+
+    # -- saving --------------------------------------------------------------------------------------------------------
+
+    def save_to_disk(
+        self,
+        blockchain_data: Mapping[str, Any],
+        create_backup: bool | None = None,
+        *,
+        verify: bool = False,
+        truncate: bool = False,
+    ) -> tuple[bool, str]:
+        """The chain of ``blockchain_data`` and what stands beside it are stored; (ok, message).
+
+        Blocks above the stored tip are appended where the hash of the tip sits at its height in the given chain. Where
+        it does not, the fork is looked for downwards and the store reorganises to the given chain.
+
+        Args:
+            create_backup: ``True`` backs up what is stored before the save; ``None`` does so where a checkpoint is due.
+            verify: compare every given block with the stored one instead of the tip's hash alone.
+            truncate: a given chain that ends below the stored tip takes blocks away; without it that is refused.
+        """
+        with self._lock:
+            try:
+                return True, self._save(blockchain_data, create_backup, verify=verify, truncate=truncate)
+            except HoldfastError as error:
+                self.failure = error
+                return False, f"Failed to save blockchain: {error}"
+
+    def _save(self, data: Mapping[str, Any], create_backup: bool | None, *, verify: bool, truncate: bool) -> str:
+        chain = data.get("chain") if isinstance(data, Mapping) else None
+        if not isinstance(chain, (list, tuple)) or not chain:
+            raise InvalidInputError("there is no block to save; a chain has at least its genesis block")
+        rest = rest_of(data)
+        store = self.open() or self._create(chain[0])
+        before = _count(store)
+        if before:
+            fork = self._fork(store, chain, verify=verify)
+            if fork == len(chain) - 1 and len(chain) < before and not truncate:
+                raise ConflictError(
+                    "the stored chain goes on above the given one; nothing was changed",
+                    found=len(chain),
+                    expected=before,
+                    remedy="load the stored chain, or save with 'truncate=True' to give up the blocks above",
+                )
+        else:
+            fork = -1
+        due = len(chain) // self.settings.checkpoint_interval > before // self.settings.checkpoint_interval
+        if before and (create_backup if create_backup is not None else due):
+            self._back_up(store)
+        self._store_chain(store, chain, fork)
+        return self.record(rest, before=before)
+
+    def _create(self, first: object) -> Store:
+        if self._store is None:
+            genesis = read_block(encode_document(first, "the first block"))
+            self._store = self._place.create(XaiChain(XaiParameters(genesis.hash, network=self._network)))
+        return self._store
+
+    def _fork(self, store: Store, chain: Sequence[Any], *, verify: bool) -> int:
+        """Height of the last block that the store and ``chain`` share. Raises ``ForeignStore`` if there is none."""
+        top = min(_count(store), len(chain)) - 1
+        for height in range(top, -1, -1):
+            if store.blocks.hash_at(height) == _hash_of(chain[height], height):
+                break
+        else:
+            raise ForeignStore("the given chain has another genesis block than the stored one", path=self.data_dir)
+        if verify:
+            stored = block_documents(store.blocks, store.blocks.canonical(0, height + 1))
+            for number, document in enumerate(stored):
+                if read_block(encode_document(chain[number])).document != document:
+                    raise ConflictError("a given block differs from the stored one of its hash", height=number)
+        return height
+
+    def _store_chain(self, store: Store, chain: Sequence[Any], fork: int) -> None:
+        """The canonical blocks above ``fork`` are those of ``chain``."""
+        for start in range(fork + 1, len(chain), _BATCH):
+            blocks = [
+                to_stored(self._given(chain[number], number))
+                for number in range(start, min(start + _BATCH, len(chain)))
+            ]
+            store.add_many(blocks, root_allowed=store.tip is None)
+        last = bytes.fromhex(chain[-1]["hash"])
+        tip = store.tip
+        if tip is not None and tip.hash != last:
+            self._checksum = None
+            wanted = store.blocks.load(last)
+            if store.blocks.is_canonical(wanted):
+                above = store.blocks.hash_at(wanted.height + 1)
+                if above is not None:
+                    store.orphan(above, reason="a shorter chain was saved")
+            else:
+                store.reorg(last, reason="another chain was saved")
+
+    @staticmethod
+    def _given(document: object, number: int) -> XaiBlock:
+        block = read_block(encode_document(document, f"block {number}"))
+        if block.height != number:
+            raise InvalidBlock("a block does not stand at its index", found=block.height, expected=number)
+        return block
+
+    def record(self, rest: Mapping[str, Any], *, before: int) -> str:
+        """The blocks in the store are saved with ``rest``, a checkpoint is made where one is due; the message.
+
+        ``before`` is how many blocks there were when the last checkpoint was thought of. Raises typed errors.
+        """
+        with self._lock:
+            store = self._store
+            if store is None:
+                raise MissingFile("there is no chain to save", path=self._place.store)
+            metadata = self._write_rest(store, rest)
+            count = _count(store)
+            self._unsaved = self._unsaved + max(0, count - before)
+            note = ""
+            if self.settings.auto_save_interval == 1 or self._unsaved >= self.settings.auto_save_interval:
+                store.sync()
+                self._unsaved = 0
+            elif self._unsaved:
+                note = f"; the last {self._unsaved} blocks are not durable yet"
+            interval = self.settings.checkpoint_interval
+            if count // interval > before // interval:
+                self._check_point(store, rest, count - count % interval)
+            self.failure = None
+            text = f"Blockchain saved successfully (height: {count}, checksum: {metadata['checksum'][:8]}...)"
+            return text + note
+
+    def _write_rest(self, store: Store, rest: Mapping[str, Any]) -> dict[str, Any]:
+        metadata = metadata_of(_count(store), self._checksum_of(store, rest), self._clock())
+        save_rest(store, rest, metadata)
+        return metadata
+
+    def _checksum_of(self, store: Store, rest: Mapping[str, Any]) -> str:
+        """The original's checksum, carried on from the last save where the chain only grew."""
+        tip = store.tip
+        kept = self._checksum
+        start = 0
+        if kept is not None and kept[1].fits(rest) and store.blocks.hash_at(kept[1].blocks - 1) == kept[0]:
+            running = kept[1]
+            start = running.blocks
+        else:
+            running = ChainChecksum(rest)
+        for document in block_documents(store.blocks, store.blocks.canonical(start)):
+            running.add(document)
+        if tip is not None:
+            self._checksum = (tip.hash, running)
+        return running.value(rest)
+
+    # -- loading -------------------------------------------------------------------------------------------------------
+
+    def load_from_disk(self) -> tuple[bool, dict[str, Any] | None, str]:
+        """(ok, the chain's object, message). The checksum is computed again from what was read.
+
+        Where nothing is here, ``failure`` is ``None``; where something is here that cannot be read, it says what.
+        """
+        with self._lock:
+            try:
+                store = self.open()
+                if store is None:
+                    self.failure = None
+                    return False, None, _NOTHING
+                data = self.data()
+            except HoldfastError as error:
+                self.failure = error
+                return False, None, f"Failed to load blockchain: {error}"
+            self.failure = None
+            note = self._note or "Blockchain loaded successfully"
+            return True, data, f"{note} (height: {len(data['chain'])})"
+
+    def data(self) -> dict[str, Any]:
+        """The whole object, checked against the stored checksum. Raises ``CorruptionError``."""
+        with self._lock:
+            store = self.open()
+            if store is None:
+                raise MissingFile("there is no chain here", path=self._place.store)
+            rest, metadata = load_rest(store.documents(SPACE))
+            running = ChainChecksum(rest)
+            chain: list[dict[str, Any]] = []
+            last: BlockInfo | None = None
+            for last in store.blocks.canonical():
+                chain.extend(block_documents(store.blocks, [last]))
+                running.add(chain[-1])
+            if last is not None:
+                self._checksum = (last.hash, running)
+            saved = metadata if metadata is not None and metadata.get("block_height") == len(chain) else None
+            if saved is not None and saved.get("checksum") != running.value(rest):
+                raise CorruptionError(
+                    "the checksum of the chain is not the one that was saved",
+                    found=running.value(rest),
+                    expected=str(saved.get("checksum"))[:80],
+                )
+            return {**rest, "chain": chain}
+
+    def rest(self) -> dict[str, Any]:
+        """What is kept beside the chain, pending transactions included; empty where there is no chain."""
+        with self._lock:
+            store = self.open()
+            return load_rest(store.documents(SPACE))[0] if store is not None else {}
+
+    def get_metadata(self) -> dict[str, Any] | None:
+        """Time, number of blocks, checksum and version of the last save; ``None`` if there is none."""
+        with self._lock:
+            try:
+                store = self.open()
+                return load_rest(store.documents(SPACE))[1] if store is not None else None
+            except HoldfastError as error:
+                self.failure = error
+                return None
+
+    def verify_integrity(self) -> tuple[bool, str]:
+        """(ok, message): every block decoded, hashed and judged again, the money counted, the checksum compared."""
+        with self._lock:
+            try:
+                store = self.open()
+                if store is None:
+                    return False, "Blockchain file not found"
+                check_chain(store)
+                data = self.data()
+                checksum = self._checksum_of(store, rest_of(data))
+            except HoldfastError as error:
+                self.failure = error
+                return False, f"Integrity check failed: {error}"
+            return True, f"Integrity verified (height: {len(data['chain'])}, checksum: {checksum[:8]}...)"
+
+    # -- backups and checkpoints ---------------------------------------------------------------------------------------
+
+    def create_backup(self) -> tuple[bool, str]:
+        """(ok, name of the new backup of what is stored); the oldest are pruned once it verifies."""
+        with self._lock:
+            try:
+                store = self.open()
+                if store is None:
+                    return False, _NOTHING
+                return True, self._back_up(store)
+            except HoldfastError as error:
+                self.failure = error
+                return False, f"Failed to create backup: {error}"
+
+    def _back_up(self, store: Store) -> str:
+        with store.snapshot() as moment:
+            rest, _ = load_rest(moment.documents(SPACE))
+            name = self.archive.create_backup(block_documents(moment.blocks, moment.blocks.canonical()), rest)
+        self.archive.prune_backups(self.settings.max_backups)
+        return name
+
+    def _check_point(self, store: Store, rest: Mapping[str, Any], count: int) -> None:
+        documents = block_documents(store.blocks, store.blocks.canonical(0, count))
+        try:
+            self.archive.create_checkpoint(documents, rest, count)
+        except HoldfastError as error:
+            emit(
+                "checkpoint_failed",
+                logging.WARNING,
+                f"no checkpoint was made at {count} blocks: {error}",
+                height=count,
+            )
+            self.failure = error
+
+    def list_backups(self) -> list[dict[str, Any]]:
+        """Rows with ``filename``, ``timestamp``, ``size_mb``, ``block_height``, newest first."""
+        return self.archive.list_backups()
+
+    def list_checkpoints(self) -> list[dict[str, Any]]:
+        """The same rows of the checkpoints, highest first."""
+        return self.archive.list_checkpoints()
+
+    def cleanup_old_backups(self) -> list[str]:
+        """The oldest backups above ``MAX_BACKUPS`` are gone, if the newest verifies; their names."""
+        with self._lock:
+            return self.archive.prune_backups(self.settings.max_backups)
+
+    _cleanup_old_backups = cleanup_old_backups
+
+    def restore_from_backup(self, backup_filename: str) -> tuple[bool, dict[str, Any] | None, str]:
+        """(ok, the chain's object, message). The backup is the stored chain now; the one before is in ``quarantine/``.
+
+        A backup whose checksum is wrong is refused; one that names none is taken, and the message says so.
+        """
+        return self._restore("backup", self.archive.load_backup, backup_filename)
+
+    def restore_from_checkpoint(self, checkpoint_filename: str) -> tuple[bool, dict[str, Any] | None, str]:
+        """As ``restore_from_backup``, from a checkpoint."""
+        return self._restore("checkpoint", self.archive.load_checkpoint, checkpoint_filename)
+
+    def _restore(
+        self, what: str, load: Callable[[str], ChainDocument], name: str
+    ) -> tuple[bool, dict[str, Any] | None, str]:
+        with self._lock:
+            try:
+                self._place.lock()
+                document = load(name)
+                self._store = self._adopt(document)
+                data = self.data()
+            except HoldfastError as error:
+                self.failure = error
+                return False, None, f"Failed to restore from {what}: {error}"
+            self.failure = None
+            note = "" if document.verified else " (it names no checksum; its blocks were validated)"
+            return True, data, f"Restored from {what}: {name}{note}"
+
+
+def _count(store: Store) -> int:
+    tip = store.tip
+    return 0 if tip is None else tip.height + 1
+
+
+def _hash_of(document: object, number: int) -> bytes:
+    value = document.get("hash") if isinstance(document, Mapping) else None
+    try:
+        found = bytes.fromhex(value) if isinstance(value, str) else b""
+    except ValueError:
+        found = b""
+    if len(found) != 32:
+        raise InvalidBlock(f"the hash of block {number} is not 64 hex digits", found=repr(value)[:80])
+    return found
