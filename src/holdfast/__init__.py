@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .config import Settings
+    from .events import Event, on_event
     from .merkle.multiproof import verify_many
     from .merkle.verify import verify_proof
     from .recovery.diff import diff
@@ -57,6 +58,7 @@ __all__ = [
     "CustomChain",
     "DiffReport",
     "Draft",
+    "Event",
     "ExecutingChain",
     "IndexSpec",
     "MultiProof",
@@ -76,6 +78,7 @@ __all__ = [
     "diff",
     "import_snapshot",
     "index",
+    "on_event",
     "open",
     "restore_checkpoint",
     "verify_many",
@@ -85,6 +88,7 @@ __all__ = [
 
 _HOMES = {
     "config": ("Settings",),
+    "events": ("Event", "on_event"),
     "merkle.multiproof": ("verify_many",),
     "merkle.verify": ("verify_proof",),
     "recovery.diff": ("diff",),

@@ -131,7 +131,7 @@ EVENTS: Final[Mapping[str, EventInfo]] = {
         ("callback",),
     ),
     "notification_failed": EventInfo(
-        _WARNING, "A message could not be delivered; it is not tried again.", ("service", "about"), later=True
+        _WARNING, "A message could not be delivered; it is not tried again.", ("service", "about")
     ),
 }
 """Every event by name. A level of DEBUG is for those who ask: by that level, or by the name."""

@@ -51,9 +51,9 @@ class Answer:
         return answer
 
 
-def holdfast(*args: str | Path, env: Mapping[str, str] | None = None) -> Answer:
+def holdfast(*args: str | Path, env: Mapping[str, str] | None = None, stdin: str | None = None) -> Answer:
     """The command in this process."""
-    result = CliRunner().invoke(app, [str(arg) for arg in args], env=dict(env or {}))
+    result = CliRunner().invoke(app, [str(arg) for arg in args], env=dict(env or {}), input=stdin)
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
     return Answer(result.exit_code, result.stdout, result.stderr)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import sys
 from collections.abc import Callable, Iterable
@@ -9,6 +10,7 @@ from pathlib import Path
 
 from holdfast.config import RESERVED_ENVIRONMENT, describe_settings
 from holdfast.errors import HoldfastError, all_errors
+from holdfast.events import EVENTS
 from tests.meta.source import ROOT
 
 OPERATIONS = ROOT / "docs" / "OPERATIONS.md"
@@ -54,10 +56,24 @@ def environment_table() -> str:
     return _table(["variable", "meaning"], ([f"`{name}`", text] for name, text in sorted(RESERVED_ENVIRONMENT.items())))
 
 
+def event_table() -> str:
+    rows = (
+        [
+            f"`{name}`",
+            logging.getLevelName(info.level).lower(),
+            f"{info.meaning} (Of a later version.)" if info.later else info.meaning,
+            ", ".join(f"`{field}`" if " " not in field else field for field in info.fields),
+        ]
+        for name, info in EVENTS.items()
+    )
+    return _table(["event", "level", "meaning", "fields"], rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "errors": error_table,
     "settings": setting_table,
     "environment": environment_table,
+    "events": event_table,
 }
 
 

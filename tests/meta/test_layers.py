@@ -18,6 +18,7 @@ FLOORS = {
     "_kernel": 1,
     "_fs": 2,
     "events": 2,
+    "notify": 3,
     "config": 2,
     # the truth, and the map under the views
     "journal": 10,

@@ -23,6 +23,7 @@ from holdfast.events import (
     on_event,
     store_opened,
 )
+from holdfast.store.news import News
 from holdfast.store.writer import Writer
 from holdfast.types import RecoveryStats
 from tests.unit.store_support import chain_of, filled, hash_of, make, open_quick
@@ -128,6 +129,28 @@ def test_commits_of_many_threads_are_told_in_the_order_of_their_frames() -> None
     seqs = [int(str(event.fields["seq"])) for event in ear.heard]
     assert len(seqs) == 201
     assert seqs == sorted(set(seqs))
+
+
+def test_nothing_is_left_behind_by_a_thread_that_is_about_to_stop_telling() -> None:
+    class Late(News):
+        """Somebody else has something to tell just when this thread has found nothing more."""
+
+        def _next(self, durable: int) -> Event | None:
+            found = super()._next(durable)
+            if found is None and not late:
+                late.append(1)
+                self.note(2, (), None, None, 7)
+                self.tell(lambda: 2)  # does nothing: this thread is telling
+            return found
+
+    late: list[int] = []
+    ear = Ear()
+    with on_event(ear, names=["finalized"]) as subscription:
+        news = Late("x")
+        news.note(1, (), None, None, 6)
+        news.tell(lambda: 2)
+        assert subscription.wait(LONG)
+    assert [event.fields["height"] for event in ear.heard] == [6, 7]
 
 
 def test_a_callback_may_read_and_commit() -> None:

@@ -24,6 +24,7 @@ from . import (
     create,
     diffing,
     epochs,
+    events,
     exporting,
     importing,
     indexing,
@@ -162,6 +163,7 @@ for _module in (
     diffing,
     stats,
     settings,
+    events,
     inspecting,
 ):
     _module.register(app)

@@ -80,11 +80,6 @@ class News:
         with self._lock:
             self._waiting.append((seq, event))
 
-    def forget(self, above: int) -> None:
-        """Frames above ``above`` never happened."""
-        with self._lock:
-            self._waiting = deque(each for each in self._waiting if each[0] <= above)
-
     def poisoned(self, cause: BaseException | None) -> None:
         """The writer takes nothing more. Told at once, also where its lock is held."""
         reason = str(cause) if isinstance(cause, HoldfastError) else repr(cause)

@@ -370,6 +370,5 @@ class Writer:
                 self.views.drop_invisible()
                 self.state, self.tip, self.tree = self.visible.state, self.visible.tip, self.visible.tree
                 self.book.reload(self.views.reader())
-                self._news.forget(self.visible.seq)
         if first:
             self._news.poisoned(self.journal.poisoned)
