@@ -38,6 +38,7 @@ BENCHES = {
     "statereads": "state_reads",
     "stateopen": "state_open",
     "sidebyside": "sidebyside",
+    "verify": "verify",
     "profile": "where",
 }
 """Name of a bench, and the module it is in."""
