@@ -238,8 +238,10 @@ class CheckpointDirectory:
         """These checkpoints are not listed any more, durably; ``sweep`` frees their chunks."""
         for name in names:
             checkpoint_height(name)
-            self._fs.remove(self.path / (name + _SUFFIX))
         if names:
+            self._fs.sync_directory(self.path)  # what stays may have been named by a run that died before its sync
+            for name in names:
+                self._fs.remove(self.path / (name + _SUFFIX))
             self._fs.sync_directory(self.path)
             hit("state.checkpoint.after_remove")
 
@@ -267,7 +269,10 @@ class CheckpointDirectory:
     def sweep(self, keep_going: Callable[[], bool] | None = None) -> tuple[int, int]:
         """Files that no manifest names are gone: how many, and their bytes. Cut off, the next call goes on."""
         count = size = 0
-        for path in self.spare():
+        spare = self.spare()
+        if spare:
+            self._fs.sync_directory(self.path)  # a manifest that is gone must not come back after its chunks went
+        for path in spare:
             if keep_going is not None and not keep_going():
                 break
             size += self.file_bytes(path)
