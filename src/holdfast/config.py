@@ -51,6 +51,7 @@ CONFIG_FILE_NAMES: Final = ("config.toml", "config.yaml", "config.yml")
 
 RESERVED_ENVIRONMENT: Final[Mapping[str, str]] = MappingProxyType(
     {
+        "HOLDFAST_BACKUP_PASSPHRASE": "passphrase of an encrypted backup repository, for the backup commands",
         "HOLDFAST_CRASH_ROUNDS": "rounds of each crash test (tests only)",
         "HOLDFAST_DATA_DIR": "the data directory, where a command is not given one",
         "HOLDFAST_FAILPOINT": "where a test lets the process die",
@@ -174,6 +175,9 @@ class Settings(BaseModel):
             ge=0, le=limits.HEIGHT_MAX, description="and the first one from each multiple of so many blocks on; 0: none"
         ),
     ] = 10_000
+    max_backups: Annotated[
+        int, Field(ge=0, le=1_000_000, description="newest verified backups that pruning keeps, besides other rules")
+    ] = 10
     tree_bytes_max: Annotated[
         int, Field(ge=_MIB, le=1024 * _GIB, description="memory for the tree over the state, bytes")
     ] = 4 * _GIB

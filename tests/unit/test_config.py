@@ -99,6 +99,7 @@ def test_the_published_defaults() -> None:
         "checkpoint_interval": 1_000,
         "checkpoints_max": 3,
         "checkpoints_every": 10_000,
+        "max_backups": 10,
         "tree_bytes_max": 4 * 1024 * 1024 * 1024,
         "disk_reserve_bytes": 128 * 1024 * 1024,
         "cache_bytes": 32 * 1024 * 1024,

@@ -29,6 +29,7 @@ from ..config import Settings
 from ..consensus.safety import SafetyBook
 from ..errors import (
     BackupDamaged,
+    BlockNotFound,
     CorruptionError,
     FinalityError,
     ForeignStore,
@@ -121,6 +122,13 @@ def restore_backup(
     files = fs or RealFileSystem()
     form, digest = repository.manifest_and_digest(name)
     _check_chain(form, chain_id, repository)
+    if to_height is not None and (form.tip is None or to_height > form.tip.height):
+        raise BlockNotFound(
+            "the backup ends below this height",
+            height=to_height,
+            tip=None if form.tip is None else form.tip.height,
+            remedy="take a later backup: 'holdfast backup list' shows the height of each",
+        )
     assert url.path is not None
     root = path_of(url.path, "a store").absolute()
     check_target(files, root)

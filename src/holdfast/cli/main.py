@@ -18,6 +18,7 @@ from typer.core import TyperGroup
 
 from ..errors import HoldfastError, InternalError, InvalidInputError
 from . import (
+    backup,
     branches,
     checkpoints,
     contracts,
@@ -33,6 +34,7 @@ from . import (
     mining,
     proving,
     pruning,
+    selftest,
     settings,
     snapshots,
     state,
@@ -157,9 +159,11 @@ for _module in (
     contracts,
     exporting,
     snapshots,
+    backup,
     checkpoints,
     pruning,
     upkeep,
+    selftest,
     diffing,
     stats,
     settings,

@@ -1,0 +1,177 @@
+"""What the commands of ``holdfast backup`` share: where the repository is, its key, and how work is shown and stopped.
+
+Invariants:
+    * No passphrase and no key is ever an argument: it comes from a file or from the environment.
+    * A signal ends the work between two pieces, and the command with exit code 130; nothing is half visible.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, TypeVar
+
+import typer
+
+from ..errors import InvalidInputError
+from .output import Output
+from .progress import INTERRUPTED, Progress, StopSignals
+
+if TYPE_CHECKING:
+    from ..backup import BackupKey, BackupRepository
+
+__all__ = [
+    "KeyFile",
+    "Name",
+    "OptionalDataDir",
+    "PassphraseFile",
+    "RateLimit",
+    "RepositoryPath",
+    "key_of",
+    "name_or_newest",
+    "open_place",
+    "parse_time",
+    "place_of",
+    "time_text_us",
+    "warn_same_device",
+    "with_progress",
+]
+
+_T = TypeVar("_T")
+_PASSPHRASE = "HOLDFAST_BACKUP_PASSPHRASE"
+DIRECTORY = "backups"
+
+RepositoryPath = Annotated[
+    Path | None,
+    typer.Option("--repository", "-r", metavar="DIR", help="The backup repository; else 'backups' in the data."),
+]
+OptionalDataDir = Annotated[
+    Path | None,
+    typer.Option(
+        "--data-dir", "-d", envvar="HOLDFAST_DATA_DIR", metavar="DIR", help="The store whose 'backups' are meant."
+    ),
+]
+KeyFile = Annotated[
+    Path | None, typer.Option("--key-file", metavar="FILE", help="Key of an encrypted repository: 64 hex digits.")
+]
+PassphraseFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--passphrase-file",
+        metavar="FILE",
+        help="Passphrase of an encrypted repository; or HOLDFAST_BACKUP_PASSPHRASE in the environment.",
+    ),
+]
+RateLimit = Annotated[
+    int | None, typer.Option("--rate-limit", min=1, metavar="BYTES", help="Most bytes that are read in a second.")
+]
+Name = Annotated[str | None, typer.Argument(metavar="[NAME]", help="The backup; else the newest.")]
+
+
+class _Stopped(Exception):
+    """A signal asked the work to end."""
+
+
+def place_of(repository: Path | None, data_dir: Path | None) -> Path:
+    """Where the repository is."""
+    if repository is not None:
+        return repository
+    if data_dir is None:
+        raise InvalidInputError(
+            "nothing says where the backups are", remedy="give --repository, or --data-dir for its 'backups'"
+        )
+    return data_dir / DIRECTORY
+
+
+def key_of(key_file: Path | None, passphrase_file: Path | None) -> BackupKey | None:
+    """The key that was given, if any."""
+    from ..backup import BackupKey
+
+    if key_file is not None and passphrase_file is not None:
+        raise InvalidInputError("a repository has a key file or a passphrase, not both")
+    if key_file is not None:
+        return BackupKey.from_file(key_file)
+    if passphrase_file is not None:
+        return BackupKey.from_passphrase_file(passphrase_file)
+    text = os.environ.get(_PASSPHRASE)
+    return BackupKey.from_passphrase(text) if text else None
+
+
+def open_place(
+    place: Path, key_file: Path | None, passphrase_file: Path | None, *, create: bool = False
+) -> BackupRepository:
+    """The repository at ``place``, made if ``create`` says so."""
+    from ..backup import open_repository
+
+    return open_repository(place, key=key_of(key_file, passphrase_file), create=create)
+
+
+def name_or_newest(repository: BackupRepository, name: str | None) -> str:
+    """The backup that is meant."""
+    return repository.newest().name if name is None else name
+
+
+def warn_same_device(place: Path, data_dir: Path, out: Output) -> None:
+    """People are told if one disk holds the store and its backups."""
+    try:
+        same = os.stat(place).st_dev == os.stat(data_dir).st_dev
+    except OSError:
+        return
+    if same:
+        out.note(
+            f"warning: {place} is on the disk of the store: when that disk fails, both are gone. "
+            "next: keep a copy elsewhere with 'holdfast backup copy'"
+        )
+
+
+def parse_time(text: str) -> int:
+    """Microseconds since 1970 of a time as people write it: ISO 8601 with its zone, or seconds since 1970."""
+    if text.isascii() and text.isdigit() and len(text) <= 12:
+        return int(text) * 1_000_000
+    try:
+        moment = datetime.fromisoformat(text)
+        if moment.tzinfo is None:
+            raise ValueError("no zone")
+        return int((moment - datetime(1970, 1, 1, tzinfo=UTC)).total_seconds() * 1_000_000)
+    except (ValueError, OverflowError) as error:
+        raise InvalidInputError(
+            f"this is not a time: {error}",
+            found=text[:80],
+            remedy="write it as 2026-05-01T12:00:00Z, with its zone, or as seconds since 1970",
+        ) from error
+
+
+def time_text_us(time_us: int) -> str:
+    """A time for people, in UTC."""
+    from .output import time_text
+
+    return time_text(time_us // 1_000_000)
+
+
+def with_progress(
+    title: str, work: Callable[[Callable[[int, int], None]], _T], out: Output, seconds: float, kept: str
+) -> _T:
+    """What ``work`` gives; once it counts something else than before, that are the frames of the views."""
+    whole = 0
+    with (
+        StopSignals() as stop,
+        Progress(title, None, unit="bytes", quiet=out.as_json, seconds=seconds) as progress,
+    ):
+
+        def step(done: int, total: int) -> None:
+            nonlocal whole, title
+            whole = whole or total
+            if total != whole and title == "restoring":
+                title, progress.unit = "making the views", "frames"
+            progress.stage(title, done, total)
+            if stop():
+                raise _Stopped
+
+        try:
+            return work(step)
+        except _Stopped:
+            pass
+    out.note(f"stopped; {kept}. next: run the same command again, it goes on from there")
+    raise typer.Exit(INTERRUPTED)

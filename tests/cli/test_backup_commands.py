@@ -1,0 +1,157 @@
+"""``holdfast backup``: made, listed, shown, verified, restored, thinned out and copied, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from holdfast.cli.backup_options import parse_time
+from holdfast.errors import InvalidInputError
+from tests.cli.cli_tools import Answer, done, holdfast
+from tests.unit.backup_support import chunk_files, grown, repository
+from tests.unit.store_support import open_quick
+
+SECRET = "a secret that nobody prints"
+
+
+@pytest.fixture(scope="module")
+def node(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("node")
+    grown(path / "data", 30)
+    done("backup", "create", "-d", path / "data", "-r", path / "r")
+    return path
+
+
+def refused(answer: Answer, exit_code: int, code: str) -> dict[str, object]:
+    assert (answer.code, answer.out) == (exit_code, ""), answer
+    assert answer.error["code"] == code
+    assert answer.error["remedy"]
+    return answer.error
+
+
+def test_the_way_of_a_backup(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    blocks = grown(data, 20)
+    made = holdfast("backup", "create", "-d", data, "--verify", "--json")
+    assert made.code == 0
+    name = str(made.record["name"])
+    assert (made.record["height"], made.record["verified"]) == (19, True)
+    assert made.record["repository"] == str(data / "backups")
+    (row,) = done("backup", "list", "-d", data, "--json").rows
+    assert (row["name"], row["state"], row["height"]) == (name, "verified", 19)
+    assert name in done("backup", "list", "-r", data / "backups").out
+    shown = done("backup", "show", "-d", data, "--json").record
+    assert shown["hash"] == blocks[-1].hash.hex()
+    assert len(shown["segments"]) == 1  # type: ignore[arg-type]
+    assert "raw bytes" in done("backup", "show", name, "-d", data).out
+    assert done("backup", "verify", "-d", data, "--json").record["ok"] is True
+    assert "on the disk of the store" in holdfast("backup", "create", "-d", data).err
+    assert "sound" in done("backup", "verify", name, "--level", "quick", "-d", data).out
+    told = done("backup", "restore", name, "-d", data, "--to", tmp_path / "new", "--json").record
+    assert (told["height"], told["fenced"]) == (19, True)
+    assert done("verify", "-d", tmp_path / "new", "--json").record["ok"] is True
+    assert done("verify", "-d", data, "--json").record["ok"] is True
+    told = done("backup", "restore", "-d", data, "--to", tmp_path / "old", "--to-height", "7", "--json").record
+    assert (told["height"], told["hash"]) == (7, blocks[7].hash.hex())
+    done("backup", "restore", "-d", data, "--to", tmp_path / "time", "--to-time", "2999-01-01T00:00:00Z")
+    with open_quick(tmp_path / "time") as store:
+        assert store.tip is not None
+        assert store.tip.height == 19
+    got = done("backup", "restore", "-d", data, "--to", tmp_path / "seg", "--segments", "1", "--json").record
+    assert [Path(path).name for path in got["segments"]] == ["0000000001.seg"]  # type: ignore[attr-defined]
+
+
+def test_prune_and_copy(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    blocks = grown(data, 5)
+    for _ in range(3):
+        done("backup", "create", "-d", data, "-r", tmp_path / "r", "--verify")
+        blocks += grown(data, 5, after=blocks[-1])
+    plan = done("backup", "prune", "-r", tmp_path / "r", "--keep", "1", "--dry-run", "--json").record
+    assert len(plan["removed"]) == 2  # type: ignore[arg-type]
+    assert len(done("backup", "list", "-r", tmp_path / "r", "--json").rows) == 3
+    assert "0 backups" in done("backup", "prune", "-r", tmp_path / "r").out
+    env = {"HOLDFAST_MAX_BACKUPS": "2"}
+    assert len(holdfast("backup", "prune", "-r", tmp_path / "r", "--json", env=env).record["removed"]) == 1  # type: ignore[arg-type]
+    assert "would go" in done("backup", "prune", "-r", tmp_path / "r", "--keep", "1", "--dry-run").out
+    copied = done("backup", "copy", "-r", tmp_path / "r", "--to", tmp_path / "far", "--json").record
+    assert done("backup", "verify", "--all", "-r", tmp_path / "far", "--json").record["backups"]
+    (row,) = done("backup", "list", "-r", tmp_path / "far", "--json").rows
+    assert row["name"] == copied["name"]
+
+
+def test_an_encrypted_repository_and_no_secret_anywhere(tmp_path: Path) -> None:
+    data, place = tmp_path / "data", tmp_path / "r"
+    grown(data, 3)
+    (tmp_path / "key").write_text("5a" * 32)
+    (tmp_path / "phrase").write_text(SECRET + "\n")
+    words = ["-r", str(place), "--key-file", str(tmp_path / "key")]
+    answers = [holdfast("backup", "create", "-d", data, *words, "--json")]
+    answers.append(holdfast("backup", "verify", *words, "--json"))
+    assert [answer.code for answer in answers] == [0, 0]
+    for more in ([], ["--passphrase-file", str(tmp_path / "phrase")]):
+        answers.append(holdfast("backup", "list", "-r", place, *more, "--json"))
+        refused(answers[-1], 2, "backup_key")
+    (tmp_path / "key").write_text("5b" * 32)
+    answers.append(holdfast("backup", "restore", *words, "--to", tmp_path / "t", "--json"))
+    refused(answers[-1], 2, "backup_key")
+    other = tmp_path / "other"
+    env = {"HOLDFAST_BACKUP_PASSPHRASE": SECRET}
+    answers.append(holdfast("backup", "create", "-d", data, "-r", other, "--json", env=env))
+    answers.append(holdfast("backup", "verify", "-r", other, "--json", "--passphrase-file", tmp_path / "phrase"))
+    assert [answer.code for answer in answers[-2:]] == [0, 0]
+    text = "".join(answer.out + answer.err for answer in answers)
+    assert SECRET not in text
+    assert "5a5a" not in text
+    assert not (tmp_path / "t").exists()
+
+
+def test_what_is_refused(node: Path, tmp_path: Path) -> None:
+    place = node / "r"
+    refused(holdfast("backup", "list", "--json", env={"HOLDFAST_DATA_DIR": ""}), 2, "invalid_input")
+    refused(holdfast("backup", "list", "-r", tmp_path / "none", "--json"), 14, "backup_not_found")
+    refused(holdfast("backup", "show", "../x", "-r", place, "--json"), 2, "invalid_input")
+    missing = "20000101T000000000000Z-00000000"
+    refused(holdfast("backup", "verify", missing, "-r", place, "--json"), 14, "backup_not_found")
+    refused(holdfast("backup", "create", "-d", tmp_path / "none", "-r", place, "--json"), 14, "store_not_found")
+    full = refused(holdfast("backup", "restore", "-r", place, "--to", node / "data", "--json"), 16, "store_exists")
+    assert "another directory" in str(full["remedy"])
+    words = ["backup", "restore", "-r", str(place), "--to", str(tmp_path / "t"), "--json"]
+    refused(holdfast(*words, "--chain-id", "other"), 16, "foreign_store")
+    refused(holdfast(*words, "--to-height", "1000"), 14, "block_not_found")
+    refused(holdfast(*words, "--to-time", "1"), 14, "not_found")
+    refused(holdfast(*words, "--to-time", "yesterday"), 2, "invalid_input")
+    refused(holdfast(*words, "--to-time", "5", "--to-height", "5"), 2, "invalid_input")
+    refused(holdfast(*words, "--segments", "1,x"), 2, "invalid_input")
+    refused(holdfast(*words, "--segments", "1", "--to-height", "5"), 2, "invalid_input")
+    with repository(place).lock():
+        locked = refused(
+            holdfast("backup", "create", "-d", node / "data", "-r", place, "--json"), 7, "repository_locked"
+        )
+        assert "holder" in locked["context"]  # type: ignore[operator]
+    assert [path.name for path in tmp_path.iterdir()] == ["t.partial"], "kept for the next run; the target is not there"
+
+
+def test_damage_is_exit_code_3_and_says_what_next(tmp_path: Path) -> None:
+    grown(tmp_path / "data", 5)
+    done("backup", "create", "-d", tmp_path / "data")
+    (chunk,) = chunk_files(repository(tmp_path / "data" / "backups"))
+    chunk.write_bytes(chunk.read_bytes()[:-1])
+    answer = holdfast("backup", "verify", "-d", tmp_path / "data")
+    assert answer.code == 3
+    assert "next: " in answer.out
+    refused(
+        holdfast("backup", "restore", "-d", tmp_path / "data", "--to", tmp_path / "t", "--json"), 3, "backup_damaged"
+    )
+    done("backup", "create", "-d", tmp_path / "data", "--check")
+    done("backup", "verify", "-d", tmp_path / "data", "--all")
+
+
+def test_times() -> None:
+    assert parse_time("5") == 5_000_000
+    assert parse_time("1970-01-01T00:00:01.000002Z") == 1_000_002
+    assert parse_time("1970-01-01T02:00:00+01:00") == 3_600_000_000
+    for bad in ("", "x", "2026-01-01", "2026-01-01T00:00:00", "9" * 13):
+        with pytest.raises(InvalidInputError):
+            parse_time(bad)
