@@ -37,6 +37,7 @@ BENCHES = {
     "stateprofile": "state_profile",
     "statereads": "state_reads",
     "stateopen": "state_open",
+    "checkpoint": "checkpoint",
     "sidebyside": "sidebyside",
     "verify": "verify",
     "profile": "where",
