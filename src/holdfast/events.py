@@ -61,8 +61,6 @@ class EventInfo:
     level: int
     meaning: str
     fields: tuple[str, ...] = ()
-    later: bool = False
-    """True while no code of this version emits it."""
 
 
 _DEBUG, _INFO, _WARNING, _ERROR = logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR
@@ -105,12 +103,10 @@ EVENTS: Final[Mapping[str, EventInfo]] = {
     "verification_failed": EventInfo(
         _ERROR, "A verification found damage; code and remedy are those of the first.", ("level", "seconds", "problems")
     ),
-    "backup_made": EventInfo(
-        _INFO, "A backup is complete.", ("repository", "and everything of its report"), later=True
-    ),
-    "backup_failed": EventInfo(_ERROR, "A backup was not made, or did not verify.", ("repository",), later=True),
+    "backup_made": EventInfo(_INFO, "A backup is complete.", ("repository", "and everything of its report")),
+    "backup_failed": EventInfo(_ERROR, "A backup was not made, or did not verify.", ("repository",)),
     "backup_restored": EventInfo(
-        _INFO, "A store was made from a backup.", ("repository", "and everything of its report"), later=True
+        _INFO, "A store was made from a backup.", ("repository", "and everything of its report")
     ),
     "checkpoint_made": EventInfo(
         _INFO,
@@ -124,7 +120,6 @@ EVENTS: Final[Mapping[str, EventInfo]] = {
     "disk_ok": EventInfo(
         _INFO, "There is room again: blocks and documents are taken.", ("free_bytes", "reserve_bytes", "low")
     ),
-    "migrated": EventInfo(_INFO, "A store is of a newer format now.", ("frames", "kept"), later=True),
     "subscriber_failed": EventInfo(
         _WARNING,
         "A callback raised. Told once for each subscription; it gets later events all the same.",

@@ -61,7 +61,7 @@ def event_table() -> str:
         [
             f"`{name}`",
             logging.getLevelName(info.level).lower(),
-            f"{info.meaning} (Of a later version.)" if info.later else info.meaning,
+            info.meaning,
             ", ".join(f"`{field}`" if " " not in field else field for field in info.fields),
         ]
         for name, info in EVENTS.items()

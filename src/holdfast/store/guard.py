@@ -66,7 +66,8 @@ class DiskGuard:
             self._room -= need
             if self.low:
                 self.low = False
-                emit("disk_ok", logging.INFO, f"there is room again for {self._root}", **self.as_dict())
+                text = f"there is room again for {self._root}"
+                emit("disk_ok", logging.INFO, text, place=self._root, **self.as_dict())
 
     def as_dict(self) -> dict[str, object]:
         """Figures of the last look, as plain JSON values."""
@@ -90,5 +91,5 @@ class DiskGuard:
         )
         if not self.low:
             self.low = True
-            emit("disk_low", logging.WARNING, str(error), code=error.code, remedy=error.remedy, **self.as_dict())
+            emit("disk_low", logging.WARNING, str(error), error=error, place=self._root, **self.as_dict())
         raise error
