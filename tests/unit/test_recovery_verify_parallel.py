@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+import holdfast
 from holdfast.blocks.records import canonical_key
 from holdfast.engine.api import Batch
 from holdfast.engine.open import open_engine
@@ -60,7 +63,10 @@ def flip(path: Path, at: int) -> None:
 
 def told(report: VerifyReport) -> dict[str, object]:
     """The report without its times."""
-    values = report.as_dict()
+    return _timeless(report.as_dict())
+
+
+def _timeless(values: dict[str, object]) -> dict[str, object]:
     del values["seconds"]
     checks = values["checks"]
     assert isinstance(checks, list)
@@ -106,6 +112,34 @@ def test_the_report_is_the_same_for_any_number_of_jobs(
     assert alone["ok"] is (damage in (_sound, _unclean))
     for jobs in (2, 3):
         assert told(verify_store(path, level=level, jobs=jobs)) == alone
+
+
+_FORKING = """
+import json, sys
+from holdfast.recovery import parallel, verify
+print(parallel._start_method())
+verify.JOURNAL_BYTES_MIN = 0
+parallel.Task.steal = lambda task: None
+print(json.dumps(verify.verify_store(sys.argv[1], level="views", jobs=3).as_dict()))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere no process is forked")
+@pytest.mark.parametrize("damage", [_sound, _segments_damaged])
+def test_a_process_of_one_thread_forks_and_finds_the_same(path: Path, damage: Callable[[Path], None]) -> None:
+    damage(path)
+    environment = os.environ | {"PYTHONPATH": str(Path(holdfast.__file__).parents[1])}
+    done = subprocess.run(
+        [sys.executable, "-c", _FORKING, str(path)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    method, answer = done.stdout.splitlines()
+    assert (done.returncode, method, done.stderr) == (0, "fork", "")
+    assert _timeless(json.loads(answer)) == told(verify_store(path, level="views"))
 
 
 @pytest.mark.slow

@@ -15,10 +15,12 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.context import BaseContext
 from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Generic, NamedTuple, TypeVar
@@ -37,7 +39,7 @@ from .running import Stopped, Tally
 
 __all__ = ["JOURNAL_BYTES_MIN", "Linked", "Pool", "Task", "links_task", "processors", "segment_task"]
 
-JOURNAL_BYTES_MIN = 256 * 1024 * 1024
+JOURNAL_BYTES_MIN = 64 * 1024 * 1024
 """Below this a process takes longer to start than it helps."""
 
 _LOOK_SECONDS = 0.1
@@ -115,6 +117,7 @@ def _begin(root: Path, stop: Event) -> None:
     """This process is ready to work; it ends with its parent, and leaves signals from the terminal to it."""
     global _worker
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     kept: list[_Worker] = []
 
@@ -157,11 +160,22 @@ def _canonical(state: bytes) -> Tally:
 # -- the caller's side ----------------------------------------------------------------------------------------------
 
 
+def _start_method() -> str:
+    """``fork``, which takes no time, where this process has no other thread, of Python or of a library; else ``spawn``.
+
+    A fork of several threads could leave a lock taken for ever.
+    """
+    import psutil
+
+    alone = sys.platform == "linux" and psutil.Process().num_threads() == 1
+    return "fork" if alone else "spawn"
+
+
 class Pool:
     """``jobs`` processes that check the store at ``root``; leaving it asks what still runs to stop."""
 
     def __init__(self, root: Path, jobs: int) -> None:
-        context = multiprocessing.get_context("spawn")
+        context: BaseContext = multiprocessing.get_context(_start_method())
         self._stop = context.Event()
         self._executor = ProcessPoolExecutor(jobs, mp_context=context, initializer=_begin, initargs=(root, self._stop))
 
