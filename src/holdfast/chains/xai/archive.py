@@ -26,7 +26,7 @@ _BACKUP: Final = re.compile(r"blockchain_backup_[0-9A-Za-z_\-]{1,80}\.json")
 _CHECKPOINT: Final = re.compile(r"checkpoint_([0-9]{1,19})(_[0-9]{1,6})?\.json")
 _TAIL_BYTES: Final = 4096
 _HEIGHT: Final = re.compile(rb'"block_height": ([0-9]{1,19})')
-_TRIES: Final = 1000
+_NUMBER_MAX: Final = 9999
 
 
 class Archive(Protocol):
@@ -141,12 +141,14 @@ class JsonArchive:
     # -- files -------------------------------------------------------------------------------------------------------
 
     def _free(self, directory: Path, stem: str) -> Path:
+        """A name above all that begin so: one that was pruned does not come back."""
         self._fs.make_directory(directory)
-        for number in range(_TRIES):
-            path = directory / (f"{stem}_{number + 1}.json" if number else f"{stem}.json")
-            if not self._fs.exists(path):
-                return path
-        raise InvalidInputError("no free name for another file", path=directory / stem)
+        numbered = re.compile(re.escape(stem) + r"(?:_([0-9]{4}))?\.json")
+        taken = [int(match[1] or 1) for name in self._fs.names(directory) if (match := numbered.fullmatch(name))]
+        number = max(taken, default=0) + 1
+        if number > _NUMBER_MAX:
+            raise InvalidInputError("no free name for another file", path=directory / stem)
+        return directory / (f"{stem}_{number:04d}.json" if number > 1 else f"{stem}.json")
 
     def _write(self, path: Path, chunks: Iterable[bytes]) -> str:
         with NewFile(self._fs, path) as file:
