@@ -245,3 +245,21 @@ def test_an_import_is_stopped_while_its_views_are_made(
     done(*take)
     rows = rows_of(done("state", "scan", "--limit", "0", "-d", tmp_path / "new", "--json"))
     assert rows == sorted(one_state_made.states[15].items())
+
+
+def test_an_import_of_one_chunk_that_is_stopped_says_that_the_store_is_there(
+    one_state_made: StateStore, root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The count of keys does not fall between the two stages: both end with all of them."""
+    snap, new = tmp_path / "snap", tmp_path / "new"
+    told = done("snapshot", "export", "--out", snap, "--height", "15", "-d", one_state_made.path, "--json").record
+    assert told["chunks"] == 1
+    with monkeypatch.context() as patched:
+        patched.setattr(
+            base, "hit", lambda name: signal.raise_signal(signal.SIGINT) if name == "store.base.chunk" else None
+        )
+        answer = holdfast("snapshot", "import", snap, "-d", new, "--root", root, "--progress-seconds", "0")
+    assert (answer.code, answer.out) == (130, "")
+    assert (new / "holdfast.toml").exists()
+    assert "the store is there" in answer.err
+    assert "there is no store yet" not in answer.err

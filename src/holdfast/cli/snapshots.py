@@ -71,7 +71,7 @@ def with_progress(
 
         def step(done: int, total: int) -> None:
             nonlocal title, kept, before
-            if done < before and second is not None:
+            if done <= before and second is not None:  # each chunk that is copied brings keys: a new count began
                 title, kept = second
             before = done
             progress.stage(title, done, total)
