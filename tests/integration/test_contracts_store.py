@@ -28,7 +28,7 @@ from holdfast.contracts import (
     read_receipts,
     read_transactions,
 )
-from holdfast.contracts.building import chain_of
+from holdfast.contracts.building import audited_tip, chain_of
 from holdfast.contracts.examples import EXAMPLES
 from holdfast.contracts.tools import call_from_json, deploy_from_json, list_contracts, view_json
 from holdfast.contracts.transactions import decode_header, encode_header, header_hash
@@ -298,3 +298,22 @@ def test_an_audit_finds_receipts_that_were_not_stored(live: Store) -> None:
     live.commit(draft, hash=block.hash, header=block.header, body=block.body, time=50)
     with pytest.raises(CorruptionError, match="without the receipts"):
         audit(live)
+
+
+def test_an_audit_is_of_one_branch_whatever_happens_meanwhile() -> None:
+    """The rows of the canonical chain come in pages: a reorganisation between two of them is no fault of a block."""
+
+    with opened() as store, opened() as other:
+        common = [build_block(store, [], time=1).info for _ in range(250)]
+        other.add_many([store.blocks.block(info) for info in common])
+        seen = [build_block(store, [], time=2).info for _ in range(10)]
+        better = [other.blocks.block(build_block(other, [], time=3).info) for _ in range(12)]
+
+        def reorganise(height: int) -> None:
+            if height == 100:
+                store.add_many(better)
+
+        assert audit(store, progress=reorganise) == seen[-1].height + 1
+        assert store.tip is not None
+        assert store.tip.hash == better[-1].hash
+        assert audited_tip(store) == store.tip

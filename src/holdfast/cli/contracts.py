@@ -237,7 +237,7 @@ def audit(
 
     Only the transactions are believed, and nothing is changed. Takes as long as all executions; the state is in memory.
     """
-    from ..contracts import audit as audit_store
+    from ..contracts.building import audited_tip
     from .session import open_to_read
 
     registry = load_registry(contracts)
@@ -254,10 +254,9 @@ def audit(
                 out.note("stopped before the end; nothing was changed. next: run the same command again")
                 raise typer.Exit(INTERRUPTED)
 
-        count = audit_store(store, progress=step)
-        last = store.blocks.at(count - 1)
-        root = None if last is None or last.state_root is None else last.state_root.hex()
-    out.record({"blocks": count, "height": count - 1, "root": root, "sound": True})
+        tip = audited_tip(store, progress=step)
+    root = None if tip.state_root is None else tip.state_root.hex()
+    out.record({"blocks": tip.height + 1, "height": tip.height, "root": root, "sound": True})
 
 
 # -- parts ----------------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from .chain import ContractChain
 from .receipts import Receipt, decode_receipts
 from .transactions import Transaction, decode_body
 
-__all__ = ["BuiltBlock", "audit", "build_block", "chain_of", "read_receipts", "read_transactions"]
+__all__ = ["BuiltBlock", "audit", "audited_tip", "build_block", "chain_of", "read_receipts", "read_transactions"]
 
 
 _AUDIT_REMEDY = "do not build on this block; compare it, and the code of the contracts, with another node's"
@@ -82,8 +82,9 @@ def read_receipts(store: Store, block: BlockInfo) -> list[Receipt]:
 def audit(store: Store, *, progress: Callable[[int], None] | None = None) -> int:
     """Every canonical block was executed again from the genesis on and gave the stored root and receipts; their number.
 
-    Nothing but the bodies is taken from the store, so a value of the state that comes from no transaction is found.
-    Cost: the time of all executions; the whole state in memory.
+    The chain is that of the tip at the call, whatever is committed or reorganised meanwhile. Nothing but the bodies is
+    taken from the store, so a value of the state that comes from no transaction is found. Cost: the time of all
+    executions; the whole state in memory.
 
     Args:
         progress: called with each height that is done.
@@ -92,18 +93,27 @@ def audit(store: Store, *, progress: Callable[[int], None] | None = None) -> int
         InvalidInputError: the store does not begin with the genesis block.
         StateError: the code of a contract is missing.
     """
-    done = 0
-    with open_store("memory:", chain=chain_of(store)) as again:
-        for info in store.blocks.canonical():
+    return audited_tip(store, progress=progress).height + 1
+
+
+def audited_tip(store: Store, *, progress: Callable[[int], None] | None = None) -> BlockInfo:
+    """The last block that ``audit`` executed; see there."""
+    chain = chain_of(store)
+    tip = store.tip
+    assert tip is not None, "a store of this chain has its genesis block from the start"
+    branch = [info.hash for info in store.blocks.branch(tip.hash)]
+    with open_store("memory:", chain=chain) as again:
+        found = again.tip
+        for block_hash in reversed(branch):
+            info = store.blocks.load(block_hash)
             block = store.blocks.block(info)
-            if done == 0:
+            if block_hash == branch[-1]:
                 if info.height != 0:
                     raise InvalidInputError(
                         "an audit needs every block from the genesis on",
                         found=info.height,
                         remedy="audit a store that holds them all; this one stands on a snapshot that was trusted",
                     )
-                found = again.tip
             else:
                 try:
                     found = again.add(replace(block, extra=None)).block
@@ -133,7 +143,6 @@ def audit(store: Store, *, progress: Callable[[int], None] | None = None) -> int
                     hash=info.hash,
                     remedy=_AUDIT_REMEDY,
                 )
-            done += 1
             if progress is not None:
                 progress(info.height)
-    return done
+    return tip
