@@ -7,6 +7,8 @@ use pyo3::types::{PyBytes, PyDict, PyList};
 use crate::rows::checked;
 
 const FEW: usize = 24;
+/// Keys that are looked at before others may have the interpreter: less than a millisecond.
+const HELD_AT_ONCE: usize = 1 << 14;
 
 /// One key in one layer. `newest`: no later layer has the key; `oldest`: no earlier one.
 struct Row {
@@ -49,58 +51,37 @@ impl RowMerge {
         if self.sorted || self.rows.len() + rows.len() > u32::MAX as usize {
             return Err(PyValueError::new_err("no more rows can be added"));
         }
-        let layer = self.layers.len() as u32;
-        self.rows.reserve(rows.len());
-        for (key, value) in rows.iter() {
-            let value = if value.is_none() {
-                None
-            } else {
-                Some(value.cast_into::<PyBytes>()?.unbind())
-            };
-            let key = key.cast_into::<PyBytes>()?.unbind();
-            self.rows.push(Row {
-                key,
-                value,
-                layer,
-                oldest: true,
-                newest: true,
-                before: None,
-            });
+        let layer = self.layers.len();
+        let before = self.rows.len();
+        let added = self.add_rows(rows, layer as u32);
+        if added.is_err() {
+            self.rows.truncate(before);
         }
+        added?;
         self.layers.push(Layer { undo, rows: Vec::new() });
-        Ok(layer as usize)
+        Ok(layer)
     }
 
     /// Nothing more is added; how many keys there are. The interpreter lock is released for most of it.
-    fn sort(&mut self, py: Python) -> usize {
+    fn sort(&mut self, py: Python) -> PyResult<usize> {
+        if self.sorted {
+            return Err(PyValueError::new_err("the rows are sorted already"));
+        }
         let mut items: Vec<Item> = Vec::with_capacity(self.rows.len());
         for (number, row) in self.rows.iter().enumerate() {
+            if number % HELD_AT_ONCE == HELD_AT_ONCE - 1 {
+                py.detach(|| {}); // whoever waits for the interpreter gets it here
+            }
             items.push((0, row.key.as_bytes(py), number as u32));
         }
         let (order, same) = py.detach(|| {
+            let mut items = items;
             sort(&mut items, 0);
             let order: Vec<u32> = items.iter().map(|item| item.2).collect();
             let same: Vec<bool> = items.windows(2).map(|pair| pair[0].1 == pair[1].1).collect();
             (order, same)
         });
-        let mut held: Vec<Option<Row>> = std::mem::take(&mut self.rows).into_iter().map(Some).collect();
-        self.rows = order
-            .iter()
-            .filter_map(|number| held[*number as usize].take())
-            .collect();
-        let mut keys = self.rows.len();
-        for (number, same) in same.into_iter().enumerate() {
-            if same {
-                self.rows[number].newest = false;
-                self.rows[number + 1].oldest = false;
-                keys -= 1;
-            }
-        }
-        for (number, row) in self.rows.iter().enumerate() {
-            self.layers[row.layer as usize].rows.push(number as u32);
-        }
-        self.sorted = true;
-        keys
+        Ok(py.detach(|| self.arrange(&order, &same)))
     }
 
     /// The next keys, in order, that an undo asks for and no earlier layer has; none: that was all.
@@ -125,10 +106,12 @@ impl RowMerge {
         if values.len() != self.asked.len() {
             return Err(PyValueError::new_err("there are not as many values as were asked for"));
         }
-        for (number, value) in self.asked.drain(..).zip(values.iter()) {
-            if !value.is_none() {
-                self.rows[number as usize].before = Some(value.cast_into::<PyBytes>()?.unbind());
-            }
+        let mut before = Vec::with_capacity(values.len());
+        for value in values.iter() {
+            before.push(bytes_or_none(value)?);
+        }
+        for (number, value) in self.asked.drain(..).zip(before) {
+            self.rows[number as usize].before = value;
         }
         Ok(())
     }
@@ -138,6 +121,11 @@ impl RowMerge {
         self.check()?;
         let layer = self.layers.get(number).filter(|layer| layer.undo);
         let layer = layer.ok_or_else(|| PyValueError::new_err("no undo of this layer was asked for"))?;
+        if self.unknown_at < self.rows.len() || !self.asked.is_empty() {
+            return Err(PyValueError::new_err(
+                "what the keys had before everything is not known yet",
+            ));
+        }
         let out = PyDict::new(py);
         for number in &layer.rows {
             let row = &self.rows[*number as usize];
@@ -191,6 +179,43 @@ impl RowMerge {
 }
 
 impl RowMerge {
+    fn add_rows(&mut self, rows: &Bound<PyDict>, layer: u32) -> PyResult<()> {
+        self.rows.reserve(rows.len());
+        for (key, value) in rows.iter() {
+            self.rows.push(Row {
+                value: bytes_or_none(value)?,
+                key: key.cast_into::<PyBytes>()?.unbind(),
+                layer,
+                oldest: true,
+                newest: true,
+                before: None,
+            });
+        }
+        Ok(())
+    }
+
+    /// The rows stand in this order; `same`: whether a key is that of the row behind it. How many keys there are.
+    fn arrange(&mut self, order: &[u32], same: &[bool]) -> usize {
+        let mut held: Vec<Option<Row>> = std::mem::take(&mut self.rows).into_iter().map(Some).collect();
+        self.rows = order
+            .iter()
+            .filter_map(|number| held[*number as usize].take())
+            .collect();
+        let mut keys = self.rows.len();
+        for (number, same) in same.iter().enumerate() {
+            if *same {
+                self.rows[number].newest = false;
+                self.rows[number + 1].oldest = false;
+                keys -= 1;
+            }
+        }
+        for (number, row) in self.rows.iter().enumerate() {
+            self.layers[row.layer as usize].rows.push(number as u32);
+        }
+        self.sorted = true;
+        keys
+    }
+
     fn check(&self) -> PyResult<()> {
         if self.sorted {
             Ok(())
@@ -198,6 +223,13 @@ impl RowMerge {
             Err(PyValueError::new_err("the rows are not sorted yet"))
         }
     }
+}
+
+fn bytes_or_none(value: Bound<PyAny>) -> PyResult<Option<Py<PyBytes>>> {
+    if value.is_none() {
+        return Ok(None);
+    }
+    Ok(Some(value.cast_into::<PyBytes>()?.unbind()))
 }
 
 /// `items` by key, then by place. All keys are the same up to `depth`.

@@ -156,3 +156,27 @@ def test_publishing(first: dict[bytes, bytes | None], second: dict[bytes, bytes 
             **{key: (7, value, None) for key, value in first.items()},
             **{key: (8, value, (7, first[key], None) if key in first else None) for key, value in second.items()},
         }
+
+
+@pytest.mark.skipif(_module is None, reason="the native kernel is not installed")
+def test_the_kernel_merges_nothing_half_made() -> None:
+    """A layer or an answer that is refused leaves nothing behind, and no undo is given that is not known."""
+    assert _module is not None
+    wrong: Any = 5
+    merge = _module.RowMerge()
+    with pytest.raises(TypeError):
+        merge.add({b"a": b"1", b"b": wrong}, True)
+    assert merge.add({b"b": b"2", b"c": None}, True) == 0
+    assert merge.sort() == 2
+    with pytest.raises(ValueError, match="sorted already"):
+        merge.sort()
+    with pytest.raises(ValueError, match="not known yet"):
+        merge.undo(0)
+    assert merge.unknown(9) == [b"b", b"c"]
+    with pytest.raises(TypeError):
+        merge.known([b"old", wrong])
+    with pytest.raises(ValueError, match="not known yet"):
+        merge.undo(0)
+    merge.known([b"old", None])
+    assert merge.undo(0) == {b"b": b"old", b"c": None}
+    assert merge.keys() == [b"b", b"c"]
