@@ -40,6 +40,7 @@ BENCHES = {
     "checkpoint": "checkpoint",
     "sidebyside": "sidebyside",
     "verify": "verify",
+    "xai": "xai",
     "profile": "where",
 }
 """Name of a bench, and the module it is in."""
