@@ -192,6 +192,16 @@ def test_a_wrong_number_of_jobs_is_refused(path: Path, jobs: int) -> None:
     assert processors() >= 1
 
 
+def test_progress_says_how_many_blocks_there_are_and_comes_in_time(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that rate and time left can be shown: a thousand large blocks may take minutes."""
+    seen: list[tuple[str, int, int]] = []
+    monkeypatch.setattr("holdfast.recovery.running._TELL_SECONDS", 0.0)
+    assert verify_store(path, level="full", progress=lambda *told: seen.append(told)).ok
+    for name in ("blocks", "roots"):
+        steps = [(done, total) for check, done, total in seen if check == name]
+        assert steps[1:] == [(done, 120) for done in range(1, 121)]
+
+
 # -- going on -------------------------------------------------------------------------------------------------------
 
 

@@ -19,6 +19,8 @@ __all__ = ["Progress", "Stopped", "Tally", "Verification"]
 Progress = Callable[[str, int, int], None]
 """(name of the check, done, total); total 0 when it is not known."""
 
+_TELL_SECONDS = 0.5
+
 
 class Stopped(Exception):
     """``stop`` said yes; the report says how far it came."""
@@ -30,6 +32,7 @@ class Tally:
     def __init__(self, name: str, tick: Callable[[str, int, int], None]) -> None:
         self._tick = tick
         self._started = 0.0
+        self._told = 0.0
         self.name = name
         self.total = 0
         """Things that are expected to be looked at; 0 when it is not known."""
@@ -41,7 +44,7 @@ class Tally:
         self.seconds = 0.0
 
     def __enter__(self) -> Tally:
-        self._started = time.monotonic()
+        self._started = self._told = time.monotonic()
         self._tick(self.name, 0, self.total)
         return self
 
@@ -58,7 +61,8 @@ class Tally:
         """``count`` more things were looked at; 0 only shows that work goes on. Raises ``Stopped``."""
         before = self.checked
         self.checked += count
-        if not count or before >> 10 != self.checked >> 10:
+        if not count or before >> 10 != self.checked >> 10 or time.monotonic() - self._told >= _TELL_SECONDS:
+            self._told = time.monotonic()
             self._tick(self.name, self.checked, total or self.total)
 
     def problem(self, error: HoldfastError) -> None:

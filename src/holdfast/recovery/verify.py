@@ -89,7 +89,7 @@ def verify_store(
     Args:
         url: as for ``open``; an engine named in it is ignored.
         level: ``quick``, ``links``, ``state``, ``views`` or ``full``.
-        progress: called with (check, done, total) about every thousand steps.
+        progress: called with (check, done, total) about every thousand steps, and twice a second if they take longer.
         stop: asked as often; after ``True`` the report covers what was checked so far and is not ``ok``.
         jobs: processes that share the work, 1 to ``JOBS_MAX``: segments, links of blocks and canonical table are
             checked beside the rest. The report is the same for any number. A small journal is read by this one alone.
