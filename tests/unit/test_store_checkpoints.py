@@ -40,6 +40,7 @@ from holdfast.store.chain import ChainSpec, CustomChain
 from holdfast.store.checkpoints import kept_by_rule
 from holdfast.store.pruning import PrunePolicy
 from holdfast.types import Block, BlockInfo
+from holdfast.views.api import Rows
 from tests.unit.state_support import Values, assert_tip, commit, open_state_store, writer_backend
 from tests.unit.store_support import chain_of, open_quick
 
@@ -220,6 +221,45 @@ def test_commits_go_on_and_it_is_of_one_moment(tmp_path: Path) -> None:
     holdfast.restore_checkpoint(tmp_path, f"sqlite:{tmp_path / 'new'}")
     with holdfast.open(tmp_path / "new") as new:
         assert_tip(new, values_at(30))
+
+
+@pytest.mark.parametrize("reorganised", [False, True])
+def test_no_commit_waits_while_an_older_state_is_made(
+    reorganised: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Commits, a flush and a reorganisation of blocks that it is about to undo happen in another thread meanwhile."""
+    original = branches.Branches._undone
+    ran: list[bool] = []
+
+    def meanwhile() -> None:
+        if reorganised:
+            parent = store.blocks.at(28)
+            for number in range(4):
+                parent = commit(store, ("rival", number), {b"rival": b"%d" % number}, parent, work=2)
+        else:
+            grow(store, 40)
+        store.flush()
+        ran.append(True)
+
+    def undone(self: branches.Branches, moment: branches.Moment, fork_height: int) -> Rows:
+        if not ran and threading.current_thread() is threading.main_thread():
+            worker = threading.Thread(target=meanwhile)
+            worker.start()
+            worker.join(SECONDS)
+            assert not worker.is_alive(), "a commit waits"
+        return original(self, moment, fork_height)
+
+    with opened(tmp_path, max_reorg_depth=20) as store:
+        grow(store, 20)
+        store.flush()
+        grow(store, 30)
+        monkeypatch.setattr(branches.Branches, "_undone", undone)
+        made = store.checkpoints.create(25)
+        assert ran
+        assert made.height == 25
+    holdfast.restore_checkpoint(tmp_path, f"sqlite:{tmp_path / 'new'}")
+    with holdfast.open(tmp_path / "new") as new:
+        assert_tip(new, values_at(25))
 
 
 # -- in the background: which block ----------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from ..blocks.state import ChainState
 from ..consensus.safety import SafetyBook
 from ..engine.api import Engine, Page, Reader
 from ..engine.open import open_engine
-from ..errors import ClosedError, HoldfastError, InvalidInputError
+from ..errors import ClosedError, CorruptionError, HoldfastError, InvalidInputError
 from ..journal.api import FrameSource
 from ..merkle.api import Scheme
 from ..state.checkpoint import CHECKPOINTS_NAME, CheckpointDirectory
@@ -225,6 +225,25 @@ class WriterBackend:
             except BaseException:
                 pin.close()
                 raise
+
+    def open_state_aside(self, block_hash: bytes) -> BlockState:
+        """As ``open_state``, and no commit waits while the state of an older block is made, as a follower makes it."""
+        self.rows.check()
+        writer = self.writer
+        with writer.lock:
+            writer.check()
+            views = writer.views
+            pin = views.pin_latest()
+            moment = Moment(views, pin, writer.tip, writer.tree, writer.execution_of)
+        try:
+            rows, tree = Branches(lambda: moment).state_of(load_block(pin.get, block_hash))
+            return BlockState(OverlaidRows(pin, rows), tree, pin.close)
+        except CorruptionError:  # a reorganisation may have taken away what undoes a block; with the lock it cannot
+            pin.close()
+            return self.open_state(block_hash)
+        except BaseException:
+            pin.close()
+            raise
 
     def refresh(self) -> None:
         """Nothing to do: a writer's readers always see what is durable."""

@@ -167,10 +167,11 @@ class Checkpoints:
             if progress is not None:
                 progress(done, total)
 
+        backend = self._need_writer()
         begun = time.monotonic()
         if self._settings.durability == "buffered":  # it must not be of a block that a crash could take back
-            self._need_writer().writer.sync()
-        with held_state(self._backend, self._blocks, height) as source:
+            backend.writer.sync()
+        with held_state(backend, self._blocks, height, backend.open_state_aside) as source:
             made = self._directory.create(source, progress=step)
         assert made.snapshot is not None
         self._made += 1

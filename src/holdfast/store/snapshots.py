@@ -106,8 +106,16 @@ def export_state(
 
 
 @contextmanager
-def held_state(backend: Backend, blocks: BlockReader, height: int | None) -> Iterator[SnapshotSource]:
-    """The state after the canonical block at ``height``, or at the visible tip, held as it is. Raises as above."""
+def held_state(
+    backend: Backend,
+    blocks: BlockReader,
+    height: int | None,
+    open_state: Callable[[bytes], BlockState] | None = None,
+) -> Iterator[SnapshotSource]:
+    """The state after the canonical block at ``height``, or at the visible tip, held as it is. Raises as above.
+
+    ``open_state``: who opens the state of a block, if not the backend as it does for everybody.
+    """
     info = backend.tip if height is None else blocks.at(check_height(height))
     if info is None:
         raise BlockNotFound("there is no canonical block at this height", height=height)
@@ -121,7 +129,7 @@ def held_state(backend: Backend, blocks: BlockReader, height: int | None) -> Ite
         producer=info.producer,
         header=blocks.header(info),
     )
-    held = backend.open_state(info.hash)
+    held = (open_state or backend.open_state)(info.hash)
     try:
         yield _Held(chain_of(backend.identity.spec), block, backend.scheme, held)
     finally:
