@@ -6,7 +6,7 @@ Invariants:
       carries the name in ``holdfast_event`` and the facts, plain JSON values, in ``holdfast_fields``.
     * A callback runs in a thread of its own, in the order of the events, and never in the store's. Whatever it does or
       raises, no commit waits for it or fails by it: what it has no time for is dropped and counted.
-    * Where nobody listens an event costs one comparison.
+    * Where nobody listens an event costs a look at who does, and no record is made.
 """
 
 from __future__ import annotations
