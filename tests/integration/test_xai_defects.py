@@ -20,6 +20,7 @@ from holdfast.chains.xai import (
     BlockchainStorage,
     BlockchainStorageConfig,
     XAIBlockchain,
+    XaiParameters,
     XaiSettings,
     codec,
     importing,
@@ -551,6 +552,24 @@ def test_another_chain_does_not_replace_the_stored_one(tmp_path: Path) -> None:
     saved(place, inner)
     refused(place, make.chain(4, miner="other"), ForeignStore)
     assert loaded(place) == inner
+    place.close()
+
+
+def test_a_backup_of_another_chain_is_refused(tmp_path: Path) -> None:
+    place = opened(tmp_path, rules=XaiParameters(bytes(32), network="test", supply_max=4_800_000_000))
+    inner = make.chain(3)
+    saved(place, inner)
+    place.create_backup()
+    name = "blockchain_backup_9.json"
+    (tmp_path / "backups" / name).write_bytes(make.package(make.chain(5, miner="other")))
+    assert place.restore_from_backup(name)[0] is False
+    assert isinstance(place.failure, ForeignStore)
+    assert loaded(place) == inner
+    own = next(row["filename"] for row in place.list_backups() if row["filename"] != name)
+    assert place.restore_from_backup(own)[0]
+    inner["chain"] += make.grow(inner["chain"][-1], 2)
+    refused(place, inner, InvalidBlock)  # the rules of the chain are still there: five coinbases are too many
+    assert len(loaded(place)["chain"]) == 4
     place.close()
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from ..errors import ForeignStore, InvalidInputError
+from ..types import ZERO_HASH
 from .files import new_file, read_limited
 from .output import Output, PipeClosed
 from .progress import INTERRUPTED, Progress, StopSignals
@@ -34,13 +35,14 @@ def import_xai(
     out: Output,
 ) -> None:
     """The chain of the file is in the store, with what stands beside it. The file is checked before a store is made."""
+    from ..chains.xai import XaiParameters
     from ..chains.xai.document import FILE_BYTES_MAX, read_document
     from ..chains.xai.importing import chain_of_document, import_document, import_rest
     from .looking import block_row
     from .session import create_or_open, tell_recovery
 
     document = read_document(read_limited(file, limit=FILE_BYTES_MAX), name=file)
-    chain = chain_of_document(document, network if network is not None else "main")
+    chain = chain_of_document(document, None if network is None else XaiParameters(ZERO_HASH, network))
 
     def make_chain(identity: Identity | None) -> Chain:
         return chain if identity is None else _chain_of_store(identity, chain, data_dir, file)

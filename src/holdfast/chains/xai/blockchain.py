@@ -5,7 +5,7 @@ Invariants:
       store's, so a reload or a restore cannot count anything twice.
     * A genesis block is made only where there is nothing at all: damage raises, and so do backups without a chain.
     * A mined block is returned after it was saved; with ``AUTO_SAVE_INTERVAL`` above 1 ``unsaved_blocks`` says how many
-      a crash may still take. What fails leaves chain, pending transactions and nonces as they were.
+      a crash may still take. A block that is not stored leaves chain, pending transactions and nonces as they were.
     * Pending transactions are checked by the very function that executes blocks, and checked again after every change
       of the tip; transactions of blocks that a reorganisation removed come back if they still apply.
 """

@@ -9,6 +9,7 @@ Invariants:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from ...errors import CorruptionError, InvalidBlock, InvalidInputError
@@ -47,11 +48,15 @@ PENDING_MAX: Final = 100_000
 _BATCH: Final = 64
 
 
-def chain_of_document(document: ChainDocument, network: str = "main") -> XaiChain:
-    """The chain whose genesis block is the first of the file. Raises ``InvalidInputError`` for an empty one."""
+def chain_of_document(document: ChainDocument, rules: XaiParameters | None = None) -> XaiChain:
+    """The chain whose genesis block is the first of the file, with the other parameters of ``rules``.
+
+    Raises ``InvalidInputError`` for a file without blocks.
+    """
     if not document.places:
         raise InvalidInputError("the file holds no blocks; a chain has at least its genesis block")
-    return XaiChain(XaiParameters(parse_block(document.body(0)).hash, network=network))
+    genesis = parse_block(document.body(0)).hash
+    return XaiChain(XaiParameters(genesis) if rules is None else replace(rules, genesis=genesis))
 
 
 def import_document(

@@ -26,7 +26,7 @@ from typing import Final
 
 from ..._fs import FileLock, FileSystem
 from ...config import Settings
-from ...errors import CorruptionError, StoreNotFound
+from ...errors import CorruptionError, ForeignStore, FormatError, InvalidInputError, StoreNotFound
 from ...store import Store, open_store
 from ...store.opening import read_identity
 from .chain import ADDRESS_INDEX, XaiChain
@@ -77,6 +77,13 @@ class XaiPlace:
         except StoreNotFound:
             return None
         return self._open(self.store, XaiChain.from_spec(identity.spec), create=False)
+
+    def chain(self) -> XaiChain | None:
+        """The chain that the store's identity names; ``None`` if there is no store or nobody can read who it is."""
+        try:
+            return XaiChain.from_spec(read_identity(self._fs, self.store).spec)
+        except (StoreNotFound, FormatError, ForeignStore, InvalidInputError):
+            return None
 
     def create(self, chain: XaiChain) -> Store:
         """A new store in its place."""

@@ -16,6 +16,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -59,7 +60,7 @@ class BlockchainStorage:
         data_dir: str | os.PathLike[str] | None = None,
         *,
         settings: XaiSettings | None = None,
-        network: str = "main",
+        rules: XaiParameters | None = None,
         engine: str | None = None,
         recover: Recover = "lossless",
         archive: Archive | None = None,
@@ -69,6 +70,7 @@ class BlockchainStorage:
         """Nothing is opened or made before the first operation.
 
         Args:
+            rules: parameters of a chain that begins here, whatever genesis they name; the main net's if not given.
             data_dir: before ``XAI_DATA_DIR`` and ``BlockchainStorageConfig.DATA_DIR``.
             recover: ``lossless``: what would lose a block is only done when asked for; ``backup``: where the chain
                 cannot be read, the newest verified backup, then the highest checkpoint, takes its place.
@@ -87,7 +89,7 @@ class BlockchainStorage:
         self._fs = fs
         self._clock = clock
         self._recover = recover
-        self._network = network
+        self._rules = rules
         self._lock = threading.RLock()
         self._store: Store | None = None
         self._unsaved = 0
@@ -179,7 +181,7 @@ class BlockchainStorage:
                     if not document.verified:
                         continue
                     store = self._adopt(document)
-                except (FormatError, InvalidBlock, InvalidInputError):
+                except (FormatError, ForeignStore, InvalidBlock, InvalidInputError):
                     continue
                 self._note = f"Recovered from {what}"
                 emit(
@@ -193,8 +195,19 @@ class BlockchainStorage:
         raise error
 
     def _adopt(self, document: ChainDocument) -> Store:
-        """The chain of ``document`` is the store; what was there is in ``quarantine/``."""
-        chain = chain_of_document(document, self._network)
+        """The chain of ``document`` is the store; what was there is in ``quarantine/``.
+
+        Raises ``ForeignStore`` if another chain is there.
+        """
+        stored = self._place.chain()
+        chain = chain_of_document(document, stored.parameters if stored is not None else self._rules)
+        if stored is not None and chain.spec != stored.spec:
+            raise ForeignStore(
+                "the file begins with another genesis block than the stored chain",
+                path=self._place.store,
+                found=chain.parameters.genesis,
+                expected=stored.parameters.genesis,
+            )
         built, path = self._place.build(chain)
         try:
             import_document(built, document)
@@ -266,7 +279,8 @@ class BlockchainStorage:
     def _create(self, first: object) -> Store:
         if self._store is None:
             genesis = read_block(encode_document(first, "the first block"))
-            self._store = self._place.create(XaiChain(XaiParameters(genesis.hash, network=self._network)))
+            rules = XaiParameters(genesis.hash) if self._rules is None else replace(self._rules, genesis=genesis.hash)
+            self._store = self._place.create(XaiChain(rules))
         return self._store
 
     def _fork(self, store: Store, chain: Sequence[Any], *, verify: bool) -> int:
