@@ -173,7 +173,7 @@ def test_an_io_error_on_a_full_disk_is_out_of_space(tmp_path: Path, monkeypatch:
     translated = adapter._Translator(tmp_path)
     error = lmdb.DiskError("mdb_txn_commit", errno.EIO)
     assert type(translated.typed(error)) is DeviceError
-    monkeypatch.setattr(RealFileSystem, "free_bytes", lambda self, path: 0)
+    monkeypatch.setattr(RealFileSystem, "space", lambda self, path: Space(0, 1 << 40))
     assert type(translated.typed(error)) is OutOfSpace
 
 
