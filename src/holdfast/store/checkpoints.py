@@ -175,7 +175,8 @@ class Checkpoints:
             made = self._directory.create(source, progress=step)
         assert made.snapshot is not None
         self._made += 1
-        self._newest = max(self._newest or 0, made.height)
+        if self._newest is not None:
+            self._newest = max(self._newest, made.height)
         emit(
             "checkpoint_made",
             logging.INFO,
