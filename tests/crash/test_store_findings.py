@@ -77,6 +77,21 @@ def test_the_name_of_the_identity_is_durable_before_anything_is_acknowledged(tmp
     check_image(life.machine.crash(random.Random(0), "all"), life.model)
 
 
+def test_the_name_of_the_identity_is_durable_before_the_journal_is_changed(tmp_path: Path) -> None:
+    """As above, and the next process lost the power, when it had cut the journal's tail: the identity was missing."""
+    life = Life(new_machine(tmp_path))
+    life.live()
+    renamed = life.machine.fs.log.index(("rename", "holdfast.toml.tmp")) + 1
+    life = Life(new_machine(tmp_path, faults=(Fault(renamed + 1),)))
+    life.live()
+    for at in range(1, 20):
+        second = Life(life.machine.crash(random.Random(0), "all"), life.model.copy())
+        second.machine.fs.faults = (Fault(at),)
+        second.live()
+        assert second.machine.fs.hits == 1
+        check_image(second.machine.crash(random.Random(0), "none"), life.model.copy())
+
+
 def test_a_promise_whose_sync_failed_is_not_shown(tmp_path: Path) -> None:
     """``safety.load`` gave a record that was not durable, after its ``save`` had raised."""
     life = Life(new_machine(tmp_path))

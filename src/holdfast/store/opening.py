@@ -260,14 +260,14 @@ def _open_locked(plan: OpenPlan, lock: FileLock) -> Opened:
         data = fs.read_bytes(path, limit=IDENTITY_BYTES_MAX)
         identity = decode_identity(data, path=path)
         check_spec(identity, plan.spec, root)
+        if not fs.exists(root / "views"):
+            fs.sync_directory(root)  # creation may have died before it had synced the name of the identity
         journal, recovery = Journal.open(
             fs, root, store_id=identity.store_id, salt=identity.salt, options=journal_options(plan)
         )
     try:
         if not created:
             _check_first_frame(journal, data, path)
-            if not recovery.clean:
-                fs.sync_directory(root)  # creation may have died before it had synced the name of the identity
         return _open_views(plan, lock, identity, journal, recovery, created)
     except BaseException:
         journal.close(clean=False)
