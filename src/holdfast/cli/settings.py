@@ -27,7 +27,7 @@ def show(
     config: Config = None,
     as_json: Json = False,
 ) -> None:
-    """Show each setting with its value and its source: default, file, environment or argument."""
+    """Show each setting with its value and its source: default, preset, file, environment or argument."""
     from ..config import describe_settings, load_settings
 
     loaded = load_settings(data_dir, config=config)
