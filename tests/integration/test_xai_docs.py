@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 import shlex
 from pathlib import Path
 
@@ -31,3 +32,13 @@ def test_the_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     for command in commands:
         assert holdfast(*shlex.split(command)).code == 0
     assert make.passes(Path("out.json"))
+
+
+def test_the_example_goes_on_where_it_was(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main = runpy.run_path(str(ROOT / "examples" / "xai_chain.py"))["main"]
+    for blocks, miner in ((1, "12.1"), (2, "24.2")):
+        main(str(tmp_path / "data"))
+        lines = capsys.readouterr().out.splitlines()
+        assert lines[0].startswith(f"{blocks} blocks")
+        assert lines[3] == f"{blocks + 1} blocks, miner has {miner}"
+        assert lines[4].startswith("Integrity verified")
