@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from .._fs import FileSystem, RealFileSystem, open_foreign, path_of
 from ..errors import BackupDamaged, InvalidInputError, MissingFile, RepositoryLocked, StoreLocked
+from ..store.opening import make_directories
 
 __all__ = ["BACKUPS", "CHUNKS", "NAME_PATTERN", "REPOSITORY_NAME", "DirectoryTarget", "Target", "check_object_name"]
 
@@ -161,13 +162,7 @@ class DirectoryTarget:
         with self._mutex:
             if directory in self._made:
                 return
-            missing = []
-            path = directory
-            while not self._fs.exists(path):
-                missing.append(path)
-                path = path.parent
-            for path in reversed(missing or [directory]):
-                self._fs.make_directory(path)
+            make_directories(self._fs, directory)
             self._made.add(directory)
 
     def delete(self, name: str) -> None:
