@@ -263,3 +263,20 @@ def test_an_import_of_one_chunk_that_is_stopped_says_that_the_store_is_there(
     assert (new / "holdfast.toml").exists()
     assert "the store is there" in answer.err
     assert "there is no store yet" not in answer.err
+
+
+@pytest.mark.parametrize("damage", ["all of it is gone", "a byte of a chunk"])
+def test_an_import_again_mends_the_base_of_the_store(exported: Path, root: str, tmp_path: Path, damage: str) -> None:
+    take = ["snapshot", "import", exported, "-d", tmp_path / "new", "--root", root]
+    done(*take)
+    place = tmp_path / "new" / "base"
+    if damage == "a byte of a chunk":
+        chunk = max((path for path in place.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+        data = bytearray(chunk.read_bytes())
+        data[len(data) // 2] ^= 1
+        chunk.write_bytes(data)
+    else:
+        shutil.rmtree(place)
+    assert holdfast("verify", "--level", "views", "-d", tmp_path / "new").code == 3
+    done(*take)
+    done("verify", "--level", "views", "-d", tmp_path / "new")

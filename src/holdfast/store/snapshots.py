@@ -220,6 +220,8 @@ def take_in(
             _Copy(fs, root / BASE_NAME, reader, progress).run(workers)
     except StoreExists:
         _check_imported(fs, root, reader)
+        with _locked_base(fs, root):  # what of the base is missing or damaged by now is put back
+            _Copy(fs, root / BASE_NAME, reader, progress).run(workers)
         base = None
     hit("store.import.before_create")
     _create(fs, root, engine, settings or Settings(), reader, base, progress, fenced=fenced)
@@ -335,9 +337,17 @@ def _target(fs: FileSystem, root: Path) -> Iterator[None]:
     """The directory of the store to be, locked; ``base/`` in it is empty or holds chunks."""
     _check_target(fs, root)
     make_directories(fs, root)
+    with _locked_base(fs, root, _check_target):
+        yield
+
+
+@contextmanager
+def _locked_base(fs: FileSystem, root: Path, check: Callable[[FileSystem, Path], None] | None = None) -> Iterator[None]:
+    """LOCK is held, ``check`` had nothing to say under it, and the directories of ``base/`` are there."""
     lock = fs.lock(root / "LOCK", f"{os.getpid()} {socket.gethostname()}")
     try:
-        _check_target(fs, root)
+        if check is not None:
+            check(fs, root)
         fs.make_directory(root / BASE_NAME)
         fs.make_directory(root / BASE_NAME / CHUNKS_NAME)
         yield
@@ -378,8 +388,7 @@ class _Copy:
         strangers = [name for name in fs.names(base / CHUNKS_NAME) if name not in wanted]
         for name in strangers:  # of an unfinished import of another snapshot
             fs.remove(base / CHUNKS_NAME / name)
-        if strangers:
-            fs.sync_directory(base / CHUNKS_NAME)
+        fs.sync_directory(base / CHUNKS_NAME)  # also of chunks whose names a killed import had not made durable
         fs.write_atomic(base / MANIFEST_NAME, self._reader.data)
 
     def _copied(self, entry: ChunkEntry) -> VerifiedChunk:
