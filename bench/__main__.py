@@ -41,6 +41,7 @@ BENCHES = {
     "sidebyside": "sidebyside",
     "verify": "verify",
     "xai": "xai",
+    "backup": "backup",
     "profile": "where",
 }
 """Name of a bench, and the module it is in."""
