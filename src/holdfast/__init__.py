@@ -15,7 +15,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .config import Settings
+    from .config import Settings, load_settings
     from .events import Event, on_event
     from .merkle.multiproof import verify_many
     from .merkle.verify import verify_proof
@@ -78,6 +78,7 @@ __all__ = [
     "diff",
     "import_snapshot",
     "index",
+    "load_settings",
     "on_event",
     "open",
     "restore_checkpoint",
@@ -87,7 +88,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "config": ("Settings",),
+    "config": ("Settings", "load_settings"),
     "events": ("Event", "on_event"),
     "merkle.multiproof": ("verify_many",),
     "merkle.verify": ("verify_proof",),

@@ -70,19 +70,21 @@ _GIB: Final = 1024 * 1024 * 1024
 
 PRESETS: Final[Mapping[str, Mapping[str, object]]] = MappingProxyType(
     {
-        "standard": {},
-        "development": {"state_cache_bytes": 4 * _MIB, "cache_bytes": 8 * _MIB},
-        "production": {
-            "state_cache_bytes": 64 * _MIB,
-            "cache_bytes": 256 * _MIB,
-            "overlay_bytes_max": _GIB,
-            "overlay_rows_max": 3_000_000,
-            "flush_interval_seconds": 30.0,
-        },
+        "standard": MappingProxyType({}),
+        "development": MappingProxyType({"state_cache_bytes": 4 * _MIB, "cache_bytes": 8 * _MIB}),
+        "production": MappingProxyType(
+            {
+                "state_cache_bytes": 64 * _MIB,
+                "cache_bytes": 256 * _MIB,
+                "overlay_bytes_max": _GIB,
+                "overlay_rows_max": 3_000_000,
+                "flush_interval_seconds": 30.0,
+            }
+        ),
     }
 )
-"""Defaults that a preset replaces. With the overlay of ``production`` a burst of a million updates meets no flush; the
-price is that up to so many rows are replayed when the store is opened after a kill."""
+"""Defaults that a preset replaces. With the overlay of ``production`` a burst of a million updates of keys that exist
+meets no flush (a new key is two rows); the price is that so many rows are replayed when it is opened after a kill."""
 
 
 class Settings(BaseModel):

@@ -267,7 +267,7 @@ def test_an_import_of_one_chunk_that_is_stopped_says_that_the_store_is_there(
 
 @pytest.mark.parametrize("damage", ["all of it is gone", "a byte of a chunk"])
 def test_an_import_again_mends_the_base_of_the_store(exported: Path, root: str, tmp_path: Path, damage: str) -> None:
-    take = ["snapshot", "import", exported, "-d", tmp_path / "new", "--root", root]
+    take: list[str | Path] = ["snapshot", "import", exported, "-d", tmp_path / "new", "--root", root]
     done(*take)
     place = tmp_path / "new" / "base"
     if damage == "a byte of a chunk":

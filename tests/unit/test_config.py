@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+import holdfast
 from holdfast import limits
 from holdfast.config import (
     CONFIG_FILE_BYTES_MAX,
@@ -355,3 +356,14 @@ def test_each_setting_is_described() -> None:
         assert info.description
         assert info.variable == "HOLDFAST_" + info.key.upper()
         assert info.allowed.startswith(("one of ", "a whole number from ", "a number from ", "true or false"))
+
+
+def test_a_program_reads_file_and_environment_as_the_commands_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "config.toml").write_text("overlay_rows_max = 77\n")
+    monkeypatch.setenv("HOLDFAST_PRESET", "development")
+    settings = holdfast.load_settings(tmp_path).settings
+    with holdfast.open(f"sqlite:{tmp_path}", settings=settings) as store:
+        assert store.statistics()["state_cache"]["budget_bytes"] == 4 << 20  # type: ignore[index]
+    assert settings.overlay_rows_max == 77

@@ -201,3 +201,15 @@ def test_a_snapshot_does_not_move(tmp_path: Path) -> None:
             assert_blocks(before.blocks, frozen)
             assert before.blocks.get(rivals[0].hash) is None
         assert_store(store, model)
+
+
+def test_blocks_are_asked_for_by_bytes_and_by_numbers() -> None:
+    with open_quick("memory:") as store:
+        for ask in (store.blocks.at, store.blocks.hash_at):
+            for height in (1.0, "1", None, True):
+                with pytest.raises(InvalidInputError):
+                    ask(height)  # type: ignore[arg-type]  # that is the point
+        for look in (store.blocks.get, store.blocks.load):
+            for block_hash in (None, "ab", 5):
+                with pytest.raises(InvalidInputError):
+                    look(block_hash)  # type: ignore[arg-type]  # as above

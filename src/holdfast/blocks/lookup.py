@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ..errors import BlockNotFound, CorruptionError, Recovery
+from ..errors import BlockNotFound, CorruptionError, InvalidInputError, Recovery
 from ..limits import HEIGHT_MAX
 from ..types import BlockInfo
 from .records import block_key, canonical_key, decode_block_record
@@ -31,7 +31,9 @@ GetRow = Callable[[bytes], bytes | None]
 
 
 def find_block(get: GetRow, block_hash: bytes) -> BlockInfo | None:
-    """The stored block of this hash on any branch, or ``None``."""
+    """The stored block of this hash on any branch, or ``None``. Raises ``InvalidInputError`` if it is not bytes."""
+    if type(block_hash) is not bytes:
+        raise InvalidInputError("the hash of a block is bytes", found=type(block_hash).__name__)
     row = get(block_key(block_hash))
     return None if row is None else decode_block_record(block_hash, row)
 
@@ -65,7 +67,12 @@ def load_tip(get: GetRow, state: ChainState) -> BlockInfo | None:
 
 
 def canonical_hash(get: GetRow, height: int) -> bytes | None:
-    """Hash of the canonical block at ``height``; ``None`` if there is none, whatever the number."""
+    """Hash of the canonical block at ``height``; ``None`` if there is none, whatever the number.
+
+    Raises ``InvalidInputError`` if it is not a number.
+    """
+    if type(height) is not int:
+        raise InvalidInputError("a height is a whole number", found=repr(height))
     return get(canonical_key(height)) if 0 <= height <= HEIGHT_MAX else None
 
 
