@@ -68,7 +68,6 @@ class Findings:
     clean: bool
     frames_scanned: int = 0
     tail_problem: str = ""
-    tail_sealed: bool = True
     garbage_bytes: int = 0
     leftovers: list[Leftover] = field(default_factory=list)
     temporaries: list[Path] = field(default_factory=list)
@@ -208,9 +207,7 @@ def _scan_tail(file: File, found: Findings, *, salt: bytes) -> None:
     used = _used_bytes(file, tail.frames_end)
     seal = tail.seal_bytes(salt)
     if file.pread(len(seal), tail.frames_end) == seal and used <= len(seal):
-        found.tail_sealed = tail.frames_end + len(seal) == size
         return
-    found.tail_sealed = False
     found.garbage_bytes = used
 
 
@@ -329,15 +326,14 @@ def finish_tail(
     _failpoints.hit("journal.recovery.quarantined")
     seal = tail.seal_bytes(salt)
     start = mark.end_offset if mark.segment == tail.number else 0
-    if not found.tail_sealed or start < tail.frames_end:
-        file = fs.open(tail.path)
-        try:
-            _write_again(file, start, tail.frames_end)
-            file.pwrite(seal, tail.frames_end)
-            file.truncate(tail.frames_end + len(seal))
-            file.sync()
-        finally:
-            file.close()
+    file = fs.open(tail.path)
+    try:  # also where the seal is there: the process that wrote it may have died before its sync
+        _write_again(file, start, tail.frames_end)
+        file.pwrite(seal, tail.frames_end)
+        file.truncate(tail.frames_end + len(seal))
+        file.sync()
+    finally:
+        file.close()
     tail.set_sealed(Seal(tail.count, tail.last_seq, tail.frames_end, tail.digest))
     _failpoints.hit("journal.recovery.sealed")
     for path in found.temporaries:
