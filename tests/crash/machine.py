@@ -7,6 +7,7 @@ import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from holdfast import Store
 from holdfast.errors import HoldfastError, PoisonedError
@@ -19,11 +20,12 @@ from tests.crash.support import Model, check_deep, check_frontier, difference, o
 SEED = 5
 
 
-def open_on(machine: Machine) -> Store:
+def open_on(machine: Machine, **more: object) -> Store:
     """The store of every crash test, on ``machine``."""
     machine.fs.make_directory(machine.root)
     url = f"sqlite:{machine.root}"
-    return machine.adopt(open_store(url, fs=machine.fs, flush_interval_seconds=3600.0, overlay_rows_max=1_000_000))
+    fields: dict[str, Any] = {"flush_interval_seconds": 3600.0, "overlay_rows_max": 1_000_000} | more
+    return machine.adopt(open_store(url, fs=machine.fs, **fields))
 
 
 def new_model() -> Model:

@@ -198,15 +198,6 @@ def explore(machine: Machine, points: range, count: int, rows: Rows) -> Counter[
     return counts
 
 
-@pytest.mark.crash
-def test_power_cut_at_every_operation(tmp_path: Path, crash_rounds: int) -> None:
-    machine = grown(tmp_path)
-    total, rows = operations(machine)
-    quick_tier = crash_rounds < ALL_FROM
-    counts = explore(machine, range(1, total + 1, 3 if quick_tier else 1), 0 if quick_tier else 10, rows)
-    report(f"prune, power cut, {total} operations", counts, at_least={"images": total // 3, "at apply": 8})
-
-
 @pytest.mark.slow
 def test_power_cut_at_some_operations(tmp_path: Path) -> None:
     machine = grown(tmp_path)
