@@ -474,8 +474,8 @@ class BackupDamaged(CorruptionError):
 
     code = "backup_damaged"
     default_remedy = (
-        "take another backup or another copy of this one; 'holdfast backup create --check' stores what is damaged again "
-        "as long as the store still has it"
+        "take another backup or another copy of this one; 'holdfast backup create --check' stores what is damaged "
+        "again as long as the store still has it"
     )
 
 
