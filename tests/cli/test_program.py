@@ -20,7 +20,8 @@ def test_every_command_answers_in_json() -> None:
 
 def test_every_command_that_needs_a_store_names_its_directory_alike() -> None:
     without = [name for name, command in commands() if "--data-dir" not in option_names(command)]
-    assert without == ["verify-proof", "diff", "snapshot verify", "events list", "notify test"]
+    expected = ["verify-proof", "diff", "snapshot verify", "selftest durability", "events list", "notify test"]
+    assert without == expected
 
 
 def test_every_command_and_option_is_explained() -> None:

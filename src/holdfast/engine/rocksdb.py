@@ -324,8 +324,6 @@ class RocksDbEngine:
         except HoldfastError:
             self._drop_scratch()
             raise
-        if fresh:
-            RealFileSystem().sync_directory(path.parent)
         self._get: Callable[[bytes], bytes | None] = self._db.get
 
     def _drop_scratch(self) -> None:
