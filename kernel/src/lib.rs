@@ -136,7 +136,12 @@ impl Scheme {
                 py.detach(|| builder.take(records.iter().map(leaf_of)));
             }
         }
-        let root = py.detach(|| builder.tree()).map_err(|Twice| twice())?;
+        let root = py.detach(|| {
+            let root = builder.tree();
+            allocator::settle();
+            root
+        });
+        let root = root.map_err(|Twice| twice())?;
         Ok(self.tree(root))
     }
 
