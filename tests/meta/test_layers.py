@@ -16,6 +16,7 @@ FLOORS = {
     "_failpoints": 1,
     "_json": 1,
     "_kernel": 1,
+    "_zstd": 1,
     "_fs": 2,
     "events": 2,
     "notify": 3,

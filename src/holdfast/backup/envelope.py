@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import zstandard
 
+from .._zstd import read_bounded
 from ..errors import BackupDamaged
 from .keys import OVERHEAD_BYTES, Cipher
 
@@ -42,7 +43,6 @@ assert HEAD_BYTES == 56
 
 _RAW, _ZSTD = 0, 1
 _WINDOW_BYTES_MAX = 8 * 1024 * 1024
-_STEP_BYTES = 1 << 20
 
 
 class Head(NamedTuple):
@@ -121,19 +121,11 @@ def open_object(kind: int, name: str, data: bytes, cipher: Cipher | None) -> tup
 
 
 def _decompress(body: bytes, raw_bytes: int, name: str) -> bytes:
-    """What ``body`` holds, at most one byte more than ``raw_bytes``: a frame that says otherwise is not believed."""
-    pieces: list[bytes] = []
-    left = raw_bytes + 1
+    """What ``body`` holds, exactly ``raw_bytes``: a frame that says otherwise is not believed."""
     try:
-        with _zstd.decompressor.stream_reader(body) as reader:
-            while left > 0:
-                piece = reader.read(min(left, _STEP_BYTES))
-                if not piece:
-                    break
-                pieces.append(piece)
-                left -= len(piece)
+        raw = read_bounded(_zstd.decompressor, body, raw_bytes)
     except zstandard.ZstdError as error:
         raise BackupDamaged(f"an object does not decode: {error}", object=name) from error
-    if left != 1:
+    if len(raw) != raw_bytes:
         raise BackupDamaged("an object does not decode to the length it says", object=name, expected=raw_bytes)
-    return b"".join(pieces)
+    return raw

@@ -16,6 +16,7 @@ from hashlib import sha256
 
 import zstandard
 
+from .._zstd import read_bounded
 from ..errors import CorruptionError, InvalidInputError, LimitExceeded, UnsupportedFormat
 from ..limits import FRAME_BYTES_MAX, FRAME_PARTS_MAX, PART_BYTES_MAX
 from .api import Frame, Part, PartInfo
@@ -212,18 +213,10 @@ def decode_part(stored: bytes, part: PartInfo, *, segment: int, seq: int) -> byt
         return stored
     if part.codec != CODEC_ZSTD:
         raise UnsupportedFormat("a part has a codec that is not known", segment=segment, seq=seq, codec=part.codec)
-    pieces: list[bytes] = []
-    left = part.raw_bytes + 1
     try:
-        with _zstd.decompressor.stream_reader(stored) as reader:
-            while left > 0:
-                piece = reader.read(min(left, 1 << 20))
-                if not piece:
-                    break
-                pieces.append(piece)
-                left -= len(piece)
+        raw = read_bounded(_zstd.decompressor, stored, part.raw_bytes)
     except zstandard.ZstdError as error:
         raise CorruptionError("a part does not decompress", segment=segment, seq=seq, offset=part.offset) from error
-    if left != 1:
+    if len(raw) != part.raw_bytes:
         raise CorruptionError("a part has a wrong raw length", segment=segment, seq=seq, expected=part.raw_bytes)
-    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+    return raw
