@@ -414,7 +414,6 @@ fn holdfast_kernel(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(decode_changes, module)?)?;
     module.add_function(wrap_pyfunction!(set_threads, module)?)?;
     module.add_function(wrap_pyfunction!(rows::decode_rows, module)?)?;
-    module.add_function(wrap_pyfunction!(rows::sorted_keys, module)?)?;
     module.add_function(wrap_pyfunction!(rows::undo_parts, module)?)?;
     module.add_function(wrap_pyfunction!(rows::history_rows, module)?)?;
     module.add_function(wrap_pyfunction!(rows::publish_rows, module)?)?;

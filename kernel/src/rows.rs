@@ -159,19 +159,3 @@ pub fn publish_rows<'py>(
     }
     Ok(size)
 }
-
-/// `keys` in byte order. They are sorted with the interpreter lock released.
-#[pyfunction]
-pub fn sorted_keys<'py>(py: Python<'py>, keys: &Bound<'py, PyList>) -> PyResult<Bound<'py, PyList>> {
-    let held: Vec<Bound<'py, PyBytes>> = keys
-        .iter()
-        .map(|key| key.cast_into::<PyBytes>().map_err(PyErr::from))
-        .collect::<PyResult<_>>()?;
-    let mut order: Vec<(&[u8], usize)> = held
-        .iter()
-        .enumerate()
-        .map(|(number, key)| (key.as_bytes(), number))
-        .collect();
-    py.detach(|| order.sort_unstable());
-    PyList::new(py, order.iter().map(|(_, number)| &held[*number]))
-}

@@ -5,14 +5,14 @@ Invariant: both give the same bytes and the same errors; the choice changes the 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import cache
 from typing import Any, Protocol
 
 from .._kernel import KernelModule, kernel
 from .api import Rows
 from .history import encode_old, history_key
-from .merge import PureMerge, RowMerge, sorted_keys
+from .merge import PureMerge, RowMerge
 from .rows import decode_row
 from .tables import HISTORY
 
@@ -23,9 +23,6 @@ Node = tuple[int, bytes | None, Any]
 
 class Bulk(Protocol):
     """What is done to many rows at once."""
-
-    def in_order(self, keys: list[bytes]) -> Iterable[bytes]:
-        """``keys`` in byte order, without holding the interpreter for long."""
 
     def merge(self) -> RowMerge:
         """An empty one."""
@@ -45,9 +42,6 @@ class Bulk(Protocol):
 
 class PureBulk:
     """The twin in Python."""
-
-    def in_order(self, keys: list[bytes]) -> Iterable[bytes]:
-        return sorted_keys(keys)
 
     def merge(self) -> RowMerge:
         return PureMerge()
@@ -97,7 +91,6 @@ class NativeBulk:
 
     def __init__(self, module: KernelModule) -> None:
         self._module = module
-        self.in_order = module.sorted_keys
         self.merge = module.RowMerge
         self.undo_parts = module.undo_parts
         self.publish = module.publish_rows

@@ -224,7 +224,10 @@ class Flusher:
             return
         self.removals += 1
         hit("views.flush.before_removals")
-        ordered = list(self._bulk.in_order(keys))
+        merge = self._bulk.merge()
+        merge.add(dict.fromkeys(keys), undo=False)
+        merge.sort()
+        ordered = merge.keys()
         for end in range(len(ordered), 0, -self._slice_rows):
             part = ordered[max(0, end - self._slice_rows) : end]
             self._engine.apply(Batch(dict.fromkeys(part)), sync=False)

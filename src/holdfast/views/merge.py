@@ -16,12 +16,12 @@ from zlib import crc32
 from .api import Rows
 from .rows import CHECKSUM_BYTES
 
-__all__ = ["PureMerge", "RowMerge", "sorted_keys"]
+__all__ = ["PureMerge", "RowMerge"]
 
 _SORT_AT_ONCE = 4096
 
 
-def sorted_keys(keys: list[bytes]) -> Iterator[bytes]:
+def _sorted_keys(keys: list[bytes]) -> Iterator[bytes]:
     """``keys`` in byte order. They are divided by prefix and sorted a few thousand at a time.
 
     Sorting 100,000 keys at once would hold the interpreter for some 70 ms.
@@ -90,8 +90,8 @@ class PureMerge:
         return len(self._layers) - 1
 
     def sort(self) -> int:
-        self._unknown = sorted_keys(self._needed)
-        self._order = sorted_keys(list(self._newest))
+        self._unknown = _sorted_keys(self._needed)
+        self._order = _sorted_keys(list(self._newest))
         return len(self._newest)
 
     def unknown(self, rows_max: int) -> list[bytes]:
@@ -122,4 +122,4 @@ class PureMerge:
         return out
 
     def keys(self) -> list[bytes]:
-        return list(sorted_keys(list(self._newest)))
+        return list(_sorted_keys(list(self._newest)))
