@@ -16,7 +16,6 @@ import secrets
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from hashlib import sha256
 from pathlib import Path
 
@@ -26,7 +25,6 @@ from .. import events
 from .._failpoints import hit
 from .._fs import FileSystem, NewFile, RealFileSystem, path_of
 from ..config import Settings
-from ..consensus.safety import SafetyBook
 from ..errors import (
     BackupDamaged,
     BlockNotFound,
@@ -45,7 +43,7 @@ from ..journal.watermark import WATERMARK_NAME, Watermark
 from ..limits import HEIGHT_MAX
 from ..store.factory import open_store
 from ..store.identity import IDENTITY_NAME, Identity
-from ..store.opening import OpenPlan, make_directories, open_for_writing
+from ..store.opening import make_directories, opened_plainly
 from ..store.url import StoreUrl, parse_url
 from .cut import Cut, cut_at_height, cut_at_time
 from .envelope import CHUNK_BYTES
@@ -451,25 +449,7 @@ class _Staging:
 
         The fingerprint of the place is not enough: a disk may give the files of a deleted store's numbers again.
         """
-        book = SafetyBook()
-        plan = OpenPlan(
-            self._fs,
-            self._store,
-            engine,
-            settings,
-            None,
-            False,
-            book.parts,
-            lambda _seq: None,
-            book,
-            progress=progress,
-        )
-        opened = open_for_writing(plan)
-        with ExitStack() as stack:
-            stack.callback(opened.lock.release)
-            stack.callback(opened.journal.close)
-            stack.callback(opened.engine.close)
-            stack.callback(opened.views.close, flush=True)
+        with opened_plainly(self._fs, self._store, engine, settings, progress=progress) as opened:
             opened.journal.append([Part(Kind.INCARNATION, secrets.token_bytes(32), True)])
             opened.journal.sync()
 

@@ -29,10 +29,10 @@ from .backup_options import (
     place_of,
     time_text_us,
     warn_same_device,
-    with_progress,
 )
 from .options import Config, DataDir, Engine, Json, Seconds
 from .output import Output, bytes_text, clean
+from .progress import Count, SecondStage, with_progress
 
 if TYPE_CHECKING:
     from ..backup import BackupCheck, BackupReport, BackupRepository, CopyReport, Manifest, PruneReport, RestoreReport
@@ -87,14 +87,18 @@ def create(
     def work(step: Callable[[int, int], None]) -> BackupReport:
         return create_backup(data_dir, found, check=check, bytes_per_second=rate_limit, progress=step)
 
-    report = with_progress("backing up", work, out, progress_seconds, "there is no backup yet, and its chunks are kept")
+    report = with_progress(
+        "backing up", work, out, progress_seconds, "there is no backup yet, and its chunks are kept", unit="bytes"
+    )
     values = report.as_dict() | {"repository": str(place)}
     if verified:
 
         def prove(step: Callable[[int, int], None]) -> BackupCheck:
             return verify_backup(found, report.manifest.name, progress=step)
 
-        checked = with_progress("verifying", prove, out, progress_seconds, "the backup is made, but was not verified")
+        checked = with_progress(
+            "verifying", prove, out, progress_seconds, "the backup is made, but was not verified", unit="bytes"
+        )
         values["verified"] = checked.ok
     out.record(values if as_json else _for_people(values))
     if verified and not checked.ok:
@@ -219,7 +223,9 @@ def verify(
     checks: list[BackupCheck] = []
     for chosen in names:
         work = partial(_verify_one, verify_backup, found, chosen, level)
-        checks.append(with_progress(f"verifying {chosen}", work, out, progress_seconds, "nothing was changed"))
+        checks.append(
+            with_progress(f"verifying {chosen}", work, out, progress_seconds, "nothing was changed", unit="bytes")
+        )
         if not as_json:
             out.text(f"{chosen}: {'sound' if checks[-1].ok else 'DAMAGED'} at level {level}\n")
             _print_problems(checks[-1], out)
@@ -296,9 +302,15 @@ def restore(
         )
 
     kept = "the target is untouched, and what was copied is kept beside it"
-    report = with_progress("restoring", work, out, progress_seconds, kept)
+    second = SecondStage("making the views", "frames", kept, _other_total)
+    report = with_progress("restoring", work, out, progress_seconds, kept, unit="bytes", second=second)
     out.record(report.as_dict() if as_json else _for_people(report.as_dict()))
     out.note("the store is fenced: it may not sign. next: make sure no other copy signs before the fence is lifted")
+
+
+def _other_total(before: Count, now: Count) -> bool:
+    """The bytes are there; from now on frames are counted."""
+    return before.total not in (0, now.total)
 
 
 def _fetch(found: BackupRepository, name: str, segments: str, target: Path, out: Output) -> None:
@@ -348,7 +360,9 @@ def prune(
     def work(step: Callable[[int, int], None]) -> PruneReport:
         return prune_backups(found, rules, dry_run=dry_run, progress=step)
 
-    report = with_progress("pruning", work, out, progress_seconds, "what went is gone, and every backup left is whole")
+    report = with_progress(
+        "pruning", work, out, progress_seconds, "what went is gone, and every backup left is whole", unit="bytes"
+    )
     if as_json:
         out.record(report.as_dict())
         return
@@ -397,5 +411,7 @@ def copy(
     def work(step: Callable[[int, int], None]) -> CopyReport:
         return copy_backup(found, chosen, other, bytes_per_second=rate_limit, progress=step)
 
-    report = with_progress("copying", work, out, progress_seconds, "there is no copy yet, and its chunks are kept")
+    report = with_progress(
+        "copying", work, out, progress_seconds, "there is no copy yet, and its chunks are kept", unit="bytes"
+    )
     out.record(report.as_dict() if as_json else _for_people(report.as_dict()))

@@ -1,23 +1,19 @@
-"""What the commands of ``holdfast backup`` share: where the repository is, its key, and how work is shown and stopped.
+"""What the commands of ``holdfast backup`` share: where the repository is, and its key.
 
-Invariants:
-    * No passphrase and no key is ever an argument: it comes from a file or from the environment.
-    * A signal ends the work between two pieces, and the command with exit code 130; nothing is half visible.
+Invariant: no passphrase and no key is ever an argument; it comes from a file or from the environment.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ..errors import InvalidInputError
 from .output import Output
-from .progress import INTERRUPTED, Progress, StopSignals
 
 if TYPE_CHECKING:
     from ..backup import BackupKey, BackupRepository
@@ -36,10 +32,8 @@ __all__ = [
     "place_of",
     "time_text_us",
     "warn_same_device",
-    "with_progress",
 ]
 
-_T = TypeVar("_T")
 _PASSPHRASE = "HOLDFAST_BACKUP_PASSPHRASE"
 DIRECTORY = "backups"
 
@@ -68,10 +62,6 @@ RateLimit = Annotated[
     int | None, typer.Option("--rate-limit", min=1, metavar="BYTES", help="Most bytes that are read in a second.")
 ]
 Name = Annotated[str | None, typer.Argument(metavar="[NAME]", help="The backup; else the newest.")]
-
-
-class _Stopped(Exception):
-    """A signal asked the work to end."""
 
 
 def place_of(repository: Path | None, data_dir: Path | None) -> Path:
@@ -148,30 +138,3 @@ def time_text_us(time_us: int) -> str:
     from .output import time_text
 
     return time_text(time_us // 1_000_000)
-
-
-def with_progress(
-    title: str, work: Callable[[Callable[[int, int], None]], _T], out: Output, seconds: float, kept: str
-) -> _T:
-    """What ``work`` gives; once it counts something else than before, that are the frames of the views."""
-    whole = 0
-    with (
-        StopSignals() as stop,
-        Progress(title, None, unit="bytes", quiet=out.as_json, seconds=seconds) as progress,
-    ):
-
-        def step(done: int, total: int) -> None:
-            nonlocal whole, title
-            whole = whole or total
-            if total != whole and title == "restoring":
-                title, progress.unit = "making the views", "frames"
-            progress.stage(title, done, total)
-            if stop():
-                raise _Stopped
-
-        try:
-            return work(step)
-        except _Stopped:
-            pass
-    out.note(f"stopped; {kept}. next: run the same command again, it goes on from there")
-    raise typer.Exit(INTERRUPTED)

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..errors import NotFoundError, SnapshotInvalid, StoreNotFound
+from ..errors import SnapshotInvalid, StoreNotFound
 from .options import Config, DataDir, Engine, Json, Seconds
 from .output import Output, bytes_text
-from .snapshots import with_progress
+from .progress import with_progress
+from .snapshots import MAKING_VIEWS
 
 if TYPE_CHECKING:
     from ..state.checkpoint import CheckpointDirectory, CheckpointInfo
@@ -88,7 +89,9 @@ def create(
         def work(step: Callable[[int, int], None]) -> CheckpointInfo:
             return store.checkpoints.create(height, progress=step)
 
-        made = with_progress("making a checkpoint", work, out, progress_seconds, "the chunks written are kept")
+        made = with_progress(
+            "making a checkpoint", work, out, progress_seconds, "the chunks written are kept", unit="keys"
+        )
         _tell_made(made, out)
 
 
@@ -118,7 +121,7 @@ def verify(
             return directory.verify(name, progress=step)
 
         try:
-            found = with_progress(f"verifying {name}", work, out, progress_seconds, "nothing was changed")
+            found = with_progress(f"verifying {name}", work, out, progress_seconds, "nothing was changed", unit="keys")
             results.append({"name": name, "keys": found.keys, "chunks": found.chunks, "sound": True, "problem": None})
         except SnapshotInvalid as error:
             broken = broken or error
@@ -151,14 +154,7 @@ def restore(
 
     out = Output(as_json=as_json)
     directory = checkpoints_at(source)
-    found = directory.names()
-    if name is None and not found:
-        raise NotFoundError(
-            "there are no checkpoints here",
-            path=directory.path,
-            remedy="give the directory of the store that made them, or a copy of its 'checkpoints'",
-        )
-    chosen = name if name is not None else found[0]
+    chosen = directory.chosen(name)
     spec = spec_of(directory.reader(chosen).manifest)
     chain = (
         None if spec.name == "pow" else chain_of(spec)
@@ -169,9 +165,8 @@ def restore(
     def work(step: Callable[[int, int], None]) -> SnapshotInfo:
         return restore_checkpoint(source, url, name=chosen, chain=chain, settings=settings, progress=step)
 
-    copying = ("restoring", "there is no store yet, and the chunks copied are kept")
-    making = ("making the views", "the store is there, its views are not complete")
-    with_progress(copying[0], work, out, progress_seconds, copying[1], making)
+    kept = "there is no store yet, and the chunks copied are kept"
+    with_progress("restoring", work, out, progress_seconds, kept, unit="keys", second=MAKING_VIEWS)
     _tell_made(directory.info(chosen), out, created=str(data_dir))
 
 
@@ -197,7 +192,7 @@ def prune(
         def work(step: Callable[[int, int], None]) -> CheckpointPruneReport:
             return store.checkpoints.prune(every, newest=newest, dry_run=dry_run, progress=step)
 
-        report = with_progress("verifying the newest", work, out, progress_seconds, "nothing was removed")
+        report = with_progress("verifying the newest", work, out, progress_seconds, "nothing was removed", unit="keys")
     _tell(report, out)
     if report.damaged:
         raise SnapshotInvalid(

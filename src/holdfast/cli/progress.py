@@ -12,18 +12,22 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from types import FrameType, TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-from .output import bytes_text, count_text
+import typer
+
+from .output import Output, bytes_text, count_text
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
     from rich.progress import TaskID
 
-__all__ = ["INTERRUPTED", "Progress", "StopSignals", "memory_bytes"]
+__all__ = ["INTERRUPTED", "Count", "Progress", "SecondStage", "StopSignals", "memory_bytes", "with_progress"]
 
 INTERRUPTED = 130
+_T = TypeVar("_T")
 
 
 def memory_bytes() -> int:
@@ -177,3 +181,63 @@ class Progress:
             parts.append(detail)
         self._done_printed = self._done
         print(", ".join(parts), file=sys.stderr, flush=True)
+
+
+class Count(NamedTuple):
+    """What work said last of how far it is; a ``total`` of 0 is not known."""
+
+    done: int
+    total: int
+
+
+class SecondStage(NamedTuple):
+    """Work that follows in the same call. ``began`` gets two counts that came one after the other."""
+
+    title: str
+    unit: str
+    kept: str
+    began: Callable[[Count, Count], bool]
+
+
+class _Stopped(Exception):
+    """A signal asked the work to end."""
+
+
+def with_progress(
+    title: str,
+    work: Callable[[Callable[[int, int], None]], _T],
+    out: Output,
+    seconds: float,
+    kept: str,
+    *,
+    unit: str,
+    second: SecondStage | None = None,
+    again: str = "run the same command again, it goes on from there",
+) -> _T:
+    """What ``work`` gives, which is called with what it tells (done, total) to.
+
+    A signal ends it at its next word, and the command with exit code 130, after a note that says what is ``kept`` and
+    what to do next.
+    """
+    before = Count(0, 0)
+    with (
+        StopSignals() as stop,
+        Progress(title, None, unit=unit, quiet=out.as_json, seconds=seconds) as progress,
+    ):
+
+        def step(done: int, total: int) -> None:
+            nonlocal title, kept, before, second
+            now = Count(done, total)
+            if second is not None and second.began(before, now):
+                title, progress.unit, kept, second = second.title, second.unit, second.kept, None
+            before = now
+            progress.stage(title, done, total)
+            if stop():
+                raise _Stopped
+
+        try:
+            return work(step)
+        except _Stopped:
+            pass
+    out.note(f"stopped; {kept}. next: {again}")
+    raise typer.Exit(INTERRUPTED)

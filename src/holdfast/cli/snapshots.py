@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -17,15 +17,13 @@ from ..errors import ForeignStore, InvalidInputError
 from .keys import parse_hash32
 from .options import AtBlock, Config, DataDir, Engine, Height, Json, Seconds
 from .output import Output, bytes_text
-from .progress import INTERRUPTED, Progress, StopSignals
+from .progress import Count, SecondStage, with_progress
 
 if TYPE_CHECKING:
     from ..state.snapshot import SnapshotInfo, SnapshotReader
     from ..store.chain import Chain
 
-__all__ = ["register", "with_progress"]
-
-_T = TypeVar("_T")
+__all__ = ["MAKING_VIEWS", "register"]
 
 _Source = Annotated[Path, typer.Argument(metavar="DIR", help="The directory of the snapshot.")]
 _Root = Annotated[str | None, typer.Option("--root", metavar="HEX", help="The state root, from a source you trust.")]
@@ -47,43 +45,13 @@ def register(app: typer.Typer) -> None:
     app.add_typer(group, name="snapshot")
 
 
-class _Stopped(Exception):
-    """A signal asked the work to end."""
+def _counts_anew(before: Count, now: Count) -> bool:
+    """Each chunk that is copied brings keys."""
+    return now.done <= before.done
 
 
-def with_progress(
-    title: str,
-    work: Callable[[Callable[[int, int], None]], _T],
-    out: Output,
-    seconds: float,
-    kept: str,
-    second: tuple[str, str] | None = None,
-) -> _T:
-    """What ``work`` gives; a signal ends it between two chunks, and the command with exit code 130.
-
-    ``second`` are title and ``kept`` for when it begins to count anew.
-    """
-    before = 0
-    with (
-        StopSignals() as stop,
-        Progress(title, None, unit="keys", quiet=out.as_json, seconds=seconds) as progress,
-    ):
-
-        def step(done: int, total: int) -> None:
-            nonlocal title, kept, before
-            if done <= before and second is not None:  # each chunk that is copied brings keys: a new count began
-                title, kept = second
-            before = done
-            progress.stage(title, done, total)
-            if stop():
-                raise _Stopped
-
-        try:
-            return work(step)
-        except _Stopped:
-            pass
-    out.note(f"stopped; {kept}. next: run the same command again, it goes on from there")
-    raise typer.Exit(INTERRUPTED)
+MAKING_VIEWS = SecondStage("making the views", "keys", "the store is there, its views are not complete", _counts_anew)
+"""What follows when all chunks are copied."""
 
 
 def _show(out: Output, info: SnapshotInfo, chain: str, **more: object) -> None:
@@ -142,7 +110,7 @@ def export(
                 progress=step,
             )
 
-        found = with_progress("exporting", work, out, progress_seconds, "the chunks written are kept")
+        found = with_progress("exporting", work, out, progress_seconds, "the chunks written are kept", unit="keys")
         _show(out, found, store.spec.name, kept_chunks=found.kept, directory=str(target))
 
 
@@ -163,7 +131,7 @@ def verify(
     def work(step: Callable[[int, int], None]) -> SnapshotInfo:
         return verify_snapshot(source, trusted, manifest_digest=digest, trust_manifest=trust_manifest, progress=step)
 
-    found = with_progress("verifying", work, out, progress_seconds, "nothing was changed")
+    found = with_progress("verifying", work, out, progress_seconds, "nothing was changed", unit="keys")
     _show(out, found, SnapshotReader(source).manifest.chain.name, sound=True)
 
 
@@ -211,10 +179,10 @@ def take_in(
         )
 
     there = find_identity(data_dir) is not None
-    copying = ("importing", "there is no store yet, and the chunks copied are kept")
-    making = ("making the views", "the store is there, its views are not complete")
-    title, kept = making if there else copying
-    found = with_progress(title, work, out, progress_seconds, kept, making)
+    title, kept = "importing", "there is no store yet, and the chunks copied are kept"
+    if there:
+        title, kept = MAKING_VIEWS.title, MAKING_VIEWS.kept
+    found = with_progress(title, work, out, progress_seconds, kept, unit="keys", second=MAKING_VIEWS)
     if there:
         out.note("the snapshot was imported here before; the store is complete")
     _show(out, found, chain.spec.name, created=str(data_dir))

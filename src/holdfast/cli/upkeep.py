@@ -10,7 +10,7 @@ import typer
 
 from .options import DataDir, Engine, EngineName, Json, Seconds
 from .output import Output, clean
-from .progress import INTERRUPTED, Progress, StopSignals
+from .progress import INTERRUPTED, Progress, StopSignals, with_progress
 
 if TYPE_CHECKING:
     from ..recovery import RebuildReport, VerifyReport
@@ -27,10 +27,6 @@ def register(app: typer.Typer) -> None:
     app.command("rebuild")(rebuild)
     app.command("convert")(convert)
     app.command("migrate")(migrate)
-
-
-class _Stopped(Exception):
-    """A signal asked the work to end."""
 
 
 def verify(
@@ -181,21 +177,6 @@ def _run(
     progress_seconds: float,
     now: str = "the old views are in force",
 ) -> None:
-    with (
-        StopSignals() as stop,
-        Progress(title, None, unit="frames", quiet=out.as_json, seconds=progress_seconds) as progress,
-    ):
-
-        def step(done: int, total: int) -> None:
-            progress.stage(title, done, total)
-            if stop():
-                raise _Stopped
-
-        try:
-            report = work(step)
-        except _Stopped:
-            report = None
-    if report is None:
-        out.note(f"stopped; {now} and nothing is lost. next: run the same command again")
-        raise typer.Exit(INTERRUPTED)
+    kept, again = f"{now} and nothing is lost", "run the same command again"
+    report = with_progress(title, work, out, progress_seconds, kept, unit="frames", again=again)
     out.record(report.as_dict())

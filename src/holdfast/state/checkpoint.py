@@ -177,6 +177,17 @@ class CheckpointDirectory:
         found = [name for name in files if _NAME.fullmatch(name) and int(name.partition("-")[0]) <= HEIGHT_MAX]
         return sorted(found, key=lambda name: (-checkpoint_height(name), name))
 
+    def chosen(self, name: str | None) -> str:
+        """``name``, or the highest checkpoint. Raises ``NotFoundError`` if there is none at all."""
+        names = self.names()
+        if not names:
+            raise NotFoundError(
+                "there are no checkpoints here",
+                path=self.path,
+                remedy="give the directory of the store that made them, or a copy of its 'checkpoints'",
+            )
+        return names[0] if name is None else name
+
     def reader(self, name: str) -> CheckpointReader:
         """The checkpoint of this name, its manifest checked. Raises ``NotFoundError``, ``SnapshotInvalid``."""
         return CheckpointReader(self.path, name, fs=self._fs, tree_backend=self._backend)
@@ -199,12 +210,7 @@ class CheckpointDirectory:
         """
         reader = self.reader(name)
         reader.trust_own()
-        done = 0
-        for chunk in reader.chunks(workers=workers):
-            done += chunk.head.count
-            if progress is not None:
-                progress(done, reader.manifest.count)
-        return reader.info
+        return reader.verify(progress, workers=workers)
 
     # -- making ---------------------------------------------------------------------------------------------------
 

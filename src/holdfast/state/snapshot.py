@@ -22,6 +22,7 @@ from typing import NamedTuple
 import zstandard
 
 from .._fs import File, FileSystem, RealFileSystem, open_foreign, path_of
+from .._zstd import read_bounded
 from ..errors import InvalidInputError, MissingFile, SnapshotInvalid
 from ..limits import HASH_BYTES
 from ..merkle.api import RECORD_BYTES, SCHEMES, Backend, Scheme
@@ -68,7 +69,6 @@ WORKERS_MAX = 4
 
 _FILE_BYTES_MAX = CHUNK_HEAD_BYTES + 32 * DEPTH_MAX + CHUNK_RAW_BYTES_MAX + CHUNK_DIGEST_BYTES
 _WINDOW_BYTES_MAX = 8 * 1024 * 1024
-_STREAM_BYTES = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,21 +189,13 @@ def _unpacked(head: ChunkHead, stored: bytes, name: str) -> bytes:
     """The raw bytes of the records; never more than the head says are read out of a stream."""
     if head.codec == CODEC_RAW:
         return stored
-    pieces: list[bytes] = []
-    left = head.raw_bytes + 1
     try:
-        with zstandard.ZstdDecompressor(max_window_size=_WINDOW_BYTES_MAX).stream_reader(stored) as reader:
-            while left > 0:
-                piece = reader.read(min(left, _STREAM_BYTES))
-                if not piece:
-                    break
-                pieces.append(piece)
-                left -= len(piece)
+        raw = read_bounded(zstandard.ZstdDecompressor(max_window_size=_WINDOW_BYTES_MAX), stored, head.raw_bytes)
     except zstandard.ZstdError as error:
         raise SnapshotInvalid("a chunk does not decompress", chunk=name) from error
-    if left != 1:
+    if len(raw) != head.raw_bytes:
         raise SnapshotInvalid("a chunk does not decompress to the length it says", chunk=name, expected=head.raw_bytes)
-    return b"".join(pieces)
+    return raw
 
 
 def verified_chunk(data: bytes, name: str, trusted_root: bytes, tree_backend: Backend) -> VerifiedChunk:
@@ -407,6 +399,15 @@ class SnapshotReader:
         """Every chunk in the order of the key hashes, verified by ``workers`` threads ahead of the reader."""
         yield from in_parallel(self.manifest.chunks, self.read_chunk, workers)
 
+    def verify(self, progress: Callable[[int, int], None] | None = None, *, workers: int | None = None) -> SnapshotInfo:
+        """Every chunk is verified. ``progress`` is called with (keys verified, keys in all); what it raises ends it."""
+        done = 0
+        for chunk in self.chunks(workers=workers):
+            done += chunk.head.count
+            if progress is not None:
+                progress(done, self.manifest.count)
+        return self.info
+
 
 def read_manifest(fs: FileSystem, path: Path, *, more: int = 0) -> bytes:
     """The bytes of the file that holds a manifest, and ``more`` bytes at most. Raises ``SnapshotInvalid``."""
@@ -482,9 +483,4 @@ def verify_snapshot(
         manifest_digest=manifest_digest,
         trust_manifest=trust_manifest,
     )
-    done = 0
-    for chunk in reader.chunks(workers=workers):
-        done += chunk.head.count
-        if progress is not None:
-            progress(done, reader.manifest.count)
-    return reader.info
+    return reader.verify(progress, workers=workers)

@@ -26,7 +26,6 @@ from ..errors import (
     HoldfastError,
     InvalidInputError,
     LimitExceeded,
-    NotFoundError,
     PrunedError,
     ReadOnlyError,
     SnapshotInvalid,
@@ -422,10 +421,7 @@ def restore_checkpoint(
     fs = fs or RealFileSystem()
     root, engine = new_place(target)
     directory = checkpoints_at(source, fs=fs)
-    names = directory.names()
-    if not names:
-        raise NotFoundError("there are no checkpoints here", path=directory.path, remedy=_WHERE)
-    chosen = names[0] if name is None else name
+    chosen = directory.chosen(name)
     try:
         reader = directory.reader(chosen)
         reader.trust_own()
@@ -433,12 +429,9 @@ def restore_checkpoint(
             reader, root, engine, chain=chain, settings=settings, workers=workers, progress=progress, fs=fs, fenced=True
         )
     except SnapshotInvalid as error:
-        others = [each for each in names if checkpoint_height(each) < checkpoint_height(chosen)]
+        others = [each for each in directory.names() if checkpoint_height(each) < checkpoint_height(chosen)]
         if others:
             error.remedy = (
                 f"take an older one: 'holdfast checkpoint restore {os.fspath(source)} --name {others[0]} -d {root}'"
             )
         raise
-
-
-_WHERE = "give the directory of the store that made them, or a copy of its 'checkpoints'"

@@ -9,11 +9,12 @@ Invariants:
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -61,6 +62,7 @@ __all__ = [
     "make_directories",
     "make_views",
     "open_for_writing",
+    "opened_plainly",
     "read_identity",
     "view_options",
 ]
@@ -237,6 +239,44 @@ def open_for_writing(plan: OpenPlan) -> Opened:
         raise
     opened.stats = replace(opened.stats, seconds=time.monotonic() - started)
     return opened
+
+
+@contextlib.contextmanager
+def opened_plainly(
+    fs: FileSystem,
+    root: Path,
+    engine: str | None,
+    settings: Settings,
+    *,
+    spec: ChainSpec | None = None,
+    create: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+    base: tuple[Part, list[Part]] | None = None,
+    fenced: bool = False,
+) -> Iterator[Opened]:
+    """The store without its facade, recovered; afterwards everything is in the engine and the journal is closed."""
+    book = SafetyBook()
+    plan = OpenPlan(
+        fs,
+        root,
+        engine,
+        settings,
+        spec,
+        create,
+        book.parts,
+        lambda _seq: None,
+        book,
+        progress=progress,
+        base=base,
+        fenced=fenced,
+    )
+    opened = open_for_writing(plan)
+    with contextlib.ExitStack() as stack:
+        stack.callback(opened.lock.release)
+        stack.callback(opened.journal.close)
+        stack.callback(opened.engine.close)
+        stack.callback(opened.views.close, flush=True)
+        yield opened
 
 
 def make_directories(fs: FileSystem, root: Path) -> None:

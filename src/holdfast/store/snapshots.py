@@ -14,14 +14,13 @@ import logging
 import os
 import socket
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 from .._failpoints import hit
 from .._fs import FileSystem, NewFile, RealFileSystem, path_of
 from ..blocks.reader import BlockReader
 from ..config import Settings
-from ..consensus.safety import SafetyBook
 from ..errors import (
     BlockNotFound,
     CorruptionError,
@@ -46,7 +45,7 @@ from .backend import Backend
 from .base import BASE_NAME, base_of, base_parts, chain_of, spec_of
 from .chain import Chain, CustomChain, ExecutingChain, check_same_chain
 from .checks import check_height
-from .opening import OpenPlan, directory_state, make_directories, open_for_writing, read_identity
+from .opening import directory_state, make_directories, opened_plainly, read_identity
 from .url import parse_url
 
 __all__ = ["export_state", "held_state", "import_snapshot", "new_place", "take_in"]
@@ -282,27 +281,9 @@ def _create(
         if progress is not None:
             progress(min(done, keys), keys)
 
-    book = SafetyBook()
-    plan = OpenPlan(
-        fs,
-        root,
-        engine,
-        settings,
-        spec_of(reader.manifest),
-        True,
-        book.parts,
-        lambda _seq: None,
-        book,
-        progress=step,
-        base=base,
-        fenced=fenced,
-    )
-    opened = open_for_writing(plan)
-    with ExitStack() as stack:
-        stack.callback(opened.lock.release)
-        stack.callback(opened.journal.close)
-        stack.callback(opened.engine.close)
-        stack.callback(opened.views.close, flush=True)
+    spec = spec_of(reader.manifest)
+    with opened_plainly(fs, root, engine, settings, spec=spec, create=True, progress=step, base=base, fenced=fenced):
+        pass
 
 
 def _check_chain(reader: SnapshotReader, chain: Chain) -> None:
