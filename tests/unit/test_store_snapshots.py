@@ -18,6 +18,7 @@ from holdfast.errors import (
     BlockNotFound,
     CorruptionError,
     EngineMismatch,
+    FencedError,
     ForeignStore,
     HoldfastError,
     InvalidBlock,
@@ -383,6 +384,9 @@ def test_an_import_that_is_done_is_not_done_again(tmp_path: Path) -> None:
         with open_state_store(f"sqlite:{tmp_path / 'new'}") as store:
             assert (store.recovery.clean, store.recovery.views_rebuilt) == (True, False)
             assert_tip(store, values)
+            assert store.safety.fenced
+            with pytest.raises(FencedError):
+                store.safety.save(b"validator", (1,), b"vote")
     assert {name: data for name, data in listing(tmp_path / "new").items() if name.startswith("base/")} == before
     with pytest.raises(SnapshotInvalid, match="trusted"):
         taken_in(tmp_path, trusted_root=bytes(32))

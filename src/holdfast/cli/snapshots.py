@@ -151,7 +151,8 @@ def take_in(
 ) -> None:
     """Make a new store that stands on a snapshot; its tip is the snapshot's block. Run again, it goes on.
 
-    Where it is done already and nothing was committed since, that is said, with exit code 0.
+    The record of a validator is not in it; it may not sign until its fence is lifted. Where it is done already and
+    nothing was committed since, that is said, with exit code 0.
     """
     from ..state.snapshot import SnapshotReader
     from ..store.snapshots import import_snapshot

@@ -425,9 +425,7 @@ def restore_checkpoint(
     try:
         reader = directory.reader(chosen)
         reader.trust_own()
-        return take_in(
-            reader, root, engine, chain=chain, settings=settings, workers=workers, progress=progress, fs=fs, fenced=True
-        )
+        return take_in(reader, root, engine, chain=chain, settings=settings, workers=workers, progress=progress, fs=fs)
     except SnapshotInvalid as error:
         others = [each for each in directory.names() if checkpoint_height(each) < checkpoint_height(chosen)]
         if others:

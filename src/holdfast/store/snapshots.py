@@ -5,6 +5,7 @@ Invariants:
       not touched. Killed at any moment, the same call goes on; chunks that were verified and copied are kept. Once the
       store is there, the same call makes its views if they are missing, and nothing else.
     * Nothing of a chunk is written before it was verified, and what is written is what was verified.
+    * The store is fenced: no record of what a validator signed is in a snapshot.
     * The whole root is computed once more from the rows in the engine before the import returns.
 """
 
@@ -32,7 +33,7 @@ from ..errors import (
     StoreExists,
 )
 from ..events import emit
-from ..journal.api import Part
+from ..journal.api import Kind, Part
 from ..journal.reader import JournalReader
 from ..merkle.api import Scheme, Tree
 from ..state.draft import BlockState
@@ -154,8 +155,9 @@ def import_snapshot(
 ) -> SnapshotInfo:
     """A new store at ``url`` stands on the snapshot in the directory ``source``; its tip is the snapshot's block.
 
-    Killed or failed at any moment, the next call with the same arguments goes on where this one stopped. Where it had
-    come to its end, that call returns the same, as long as nothing was committed to the store.
+    It may not sign until its fence is lifted: no record of what a validator signed is in a snapshot. Killed or failed
+    at any moment, the next call with the same arguments goes on where this one stopped. Where it had come to its end,
+    that call returns the same, as long as nothing was committed to the store.
 
     Args:
         url: as for ``open``; a directory that is missing, empty, or holds an import of this snapshot.
@@ -205,12 +207,8 @@ def take_in(
     workers: int | None,
     progress: Callable[[int, int], None] | None,
     fs: FileSystem,
-    fenced: bool = False,
 ) -> SnapshotInfo:
-    """A new store at ``root`` stands on the snapshot of ``reader``, which is trusted; see ``import_snapshot``.
-
-    ``fenced``: it may not sign until its fence is lifted.
-    """
+    """A new store at ``root`` stands on the snapshot of ``reader``, which is trusted; see ``import_snapshot``."""
     if chain is not None:
         _check_chain(reader, chain)
     base: tuple[Part, list[Part]] | None = base_parts(reader.manifest, reader.digest)
@@ -223,7 +221,7 @@ def take_in(
             _Copy(fs, root / BASE_NAME, reader, progress).run(workers)
         base = None
     hit("store.import.before_create")
-    _create(fs, root, engine, settings or Settings(), reader, base, progress, fenced=fenced)
+    _create(fs, root, engine, settings or Settings(), reader, base, progress)
     if base is not None:
         _tell_imported(str(root), reader.info)
     return reader.info
@@ -250,12 +248,15 @@ def _check_imported(fs: FileSystem, root: Path, reader: SnapshotReader) -> None:
     identity = read_identity(fs, root)
     journal = JournalReader.open(fs, root, store_id=identity.store_id, salt=identity.salt)
     try:
-        base, last = base_of(journal), journal.durable_seq
+        base = base_of(journal)
+        went_on = base is not None and any(
+            info.kind != Kind.INCARNATION for frame in journal.frames(base.seq + 1) for info in frame.parts
+        )
     finally:
         journal.close()
     if base is None or base.manifest_digest != reader.digest:
         raise StoreExists("there is a store already; a snapshot is imported into a new one", path=root)
-    if last > base.seq:
+    if went_on:
         raise StoreExists(
             "the store stands on this snapshot already, and went on from it",
             path=root,
@@ -271,8 +272,6 @@ def _create(
     reader: SnapshotReader,
     base: tuple[Part, list[Part]] | None,
     progress: Callable[[int, int], None] | None,
-    *,
-    fenced: bool,
 ) -> None:
     """The store whose ``base/`` is complete exists, with its views, and is closed. Without ``base`` it was there."""
     keys = reader.manifest.count
@@ -282,7 +281,7 @@ def _create(
             progress(min(done, keys), keys)
 
     spec = spec_of(reader.manifest)
-    with opened_plainly(fs, root, engine, settings, spec=spec, create=True, progress=step, base=base, fenced=fenced):
+    with opened_plainly(fs, root, engine, settings, spec=spec, create=True, progress=step, base=base, fenced=True):
         pass
 
 
