@@ -180,6 +180,13 @@ class Settings(BaseModel):
     max_backups: Annotated[
         int, Field(ge=0, le=1_000_000, description="newest verified backups that pruning keeps, besides other rules")
     ] = 10
+    backup_target: Annotated[
+        str,
+        Field(
+            max_length=limits.BACKUP_TARGET_CHARACTERS_MAX,
+            description="directory or URL of the backup repository; relative: below the data; empty: its 'backups'",
+        ),
+    ] = ""
     tree_bytes_max: Annotated[
         int, Field(ge=_MIB, le=1024 * _GIB, description="memory for the tree over the state, bytes")
     ] = 4 * _GIB
@@ -319,6 +326,8 @@ def _allowed(key: str) -> str:
         return "one of " + ", ".join(schema["enum"])
     if schema["type"] == "boolean":
         return "true or false"
+    if schema["type"] == "string":
+        return f"text of at most {schema['maxLength']:,} characters"
     kind = "a whole number" if schema["type"] == "integer" else "a number"
     return f"{kind} from {schema['minimum']:,} to {schema['maximum']:,}"
 

@@ -53,3 +53,5 @@ DOCUMENT_BATCH_ROWS_MAX: Final = 1_000_000
 DOCUMENT_BATCH_BYTES_MAX: Final = 448 * 1024 * 1024
 DOCUMENT_PART_BYTES_MAX: Final = 64 * 1024 * 1024
 """A longer batch becomes several parts of one frame."""
+
+BACKUP_TARGET_CHARACTERS_MAX: Final = 900

@@ -81,6 +81,20 @@ def test_prune_and_copy(tmp_path: Path) -> None:
     assert row["name"] == copied["name"]
 
 
+def test_the_setting_says_where_the_repository_is(tmp_path: Path) -> None:
+    data, far = tmp_path / "data", tmp_path / "far"
+    grown(data, 3)
+    (data / "config.toml").write_text(f'backup_target = "{far}"\n')
+    assert done("backup", "create", "-d", data, "--json").record["repository"] == str(far)
+    assert len(done("backup", "list", "-d", data, "--json").rows) == 1
+    assert len(holdfast("backup", "list", "--json", env={"HOLDFAST_BACKUP_TARGET": str(far)}).rows) == 1
+    env = {"HOLDFAST_BACKUP_TARGET": "kept/here"}
+    made = holdfast("backup", "create", "-d", data, "--json", env=env).record
+    assert made["repository"] == str(data / "kept" / "here")
+    env["HOLDFAST_DATA_DIR"] = ""
+    refused(holdfast("backup", "list", "--json", env=env), 2, "invalid_input")
+
+
 def test_an_encrypted_repository_and_no_secret_anywhere(tmp_path: Path) -> None:
     data, place = tmp_path / "data", tmp_path / "r"
     grown(data, 3)

@@ -101,6 +101,7 @@ def test_the_published_defaults() -> None:
         "checkpoints_max": 3,
         "checkpoints_every": 10_000,
         "max_backups": 10,
+        "backup_target": "",
         "tree_bytes_max": 4 * 1024 * 1024 * 1024,
         "disk_reserve_bytes": 128 * 1024 * 1024,
         "cache_bytes": 32 * 1024 * 1024,
@@ -165,6 +166,8 @@ def test_each_setting_holds_its_limits(info: object, tmp_path: Path) -> None:
         good, bad = schema["enum"], ["", "nonsense", schema["enum"][0].upper(), schema["enum"][0] + " "]
     elif schema["type"] == "boolean":
         good, bad = [True, False], ["", "yes", "TRUE", "1", "true ", "on"]
+    elif schema["type"] == "string":
+        good, bad = ["", "/mnt/backups", "7", "x" * schema["maxLength"]], ["x" * (schema["maxLength"] + 1)]
     else:
         low, high = schema["minimum"], schema["maximum"]
         good, bad = [low, high], [low - 1, high + 1, "", "x", "nan", "inf", "1e400", "0x10", " 1", "9" * 50, "9" * 5000]
@@ -355,7 +358,8 @@ def test_each_setting_is_described() -> None:
     for info in describe_settings():
         assert info.description
         assert info.variable == "HOLDFAST_" + info.key.upper()
-        assert info.allowed.startswith(("one of ", "a whole number from ", "a number from ", "true or false"))
+        words = ("one of ", "a whole number from ", "a number from ", "true or false", "text of at most ")
+        assert info.allowed.startswith(words)
 
 
 def test_a_program_reads_file_and_environment_as_the_commands_do(

@@ -4,6 +4,7 @@ from .copy import CopyReport, copy_backup
 from .create import BackupReport, create_backup
 from .keys import BackupKey
 from .manifest import Manifest
+from .place import repository_place
 from .prune import KeepRules, PruneReport, prune_backups
 from .repository import BackupRepository, open_repository
 from .restore import RestoreReport, restore_backup
@@ -29,6 +30,7 @@ __all__ = [
     "fetch_segments",
     "open_repository",
     "prune_backups",
+    "repository_place",
     "restore_backup",
     "verify_backup",
 ]

@@ -80,7 +80,7 @@ def create(
     out = Output(as_json=as_json)
     load(data_dir, config)
     find_identity(data_dir)
-    place = place_of(repository, data_dir)
+    place = place_of(repository, data_dir, config)
     found = open_place(place, key_file, passphrase_file, create=True)
     warn_same_device(place, data_dir, out)
 
@@ -355,7 +355,7 @@ def prune(
         weekly=keep_weekly,
         monthly=keep_monthly,
     )
-    found = open_place(place_of(repository, data_dir), key_file, passphrase_file)
+    found = open_place(place_of(repository, data_dir, config), key_file, passphrase_file)
 
     def work(step: Callable[[int, int], None]) -> PruneReport:
         return prune_backups(found, rules, dry_run=dry_run, progress=step)

@@ -35,16 +35,17 @@ __all__ = [
 ]
 
 _PASSPHRASE = "HOLDFAST_BACKUP_PASSPHRASE"
-DIRECTORY = "backups"
 
 RepositoryPath = Annotated[
-    Path | None,
-    typer.Option("--repository", "-r", metavar="DIR", help="The backup repository; else 'backups' in the data."),
+    str | None,
+    typer.Option(
+        "--repository", "-r", metavar="PLACE", help="The backup repository; else the setting 'backup_target'."
+    ),
 ]
 OptionalDataDir = Annotated[
     Path | None,
     typer.Option(
-        "--data-dir", "-d", envvar="HOLDFAST_DATA_DIR", metavar="DIR", help="The store whose 'backups' are meant."
+        "--data-dir", "-d", envvar="HOLDFAST_DATA_DIR", metavar="DIR", help="The store whose repository is meant."
     ),
 ]
 KeyFile = Annotated[
@@ -64,15 +65,21 @@ RateLimit = Annotated[
 Name = Annotated[str | None, typer.Argument(metavar="[NAME]", help="The backup; else the newest.")]
 
 
-def place_of(repository: Path | None, data_dir: Path | None) -> Path:
-    """Where the repository is."""
+def place_of(repository: str | None, data_dir: Path | None, config: Path | None = None) -> str:
+    """Directory or URL of the repository. The settings are read only where it is not given."""
+    from ..backup import repository_place
+    from ..config import load_settings
+
     if repository is not None:
         return repository
-    if data_dir is None:
+    target = load_settings(data_dir, config=config).settings.backup_target
+    place = repository_place(target, data_dir)
+    if place is None:
         raise InvalidInputError(
-            "nothing says where the backups are", remedy="give --repository, or --data-dir for its 'backups'"
+            "nothing says where the backups are",
+            remedy="give --repository, or --data-dir for the repository of that store",
         )
-    return data_dir / DIRECTORY
+    return place
 
 
 def key_of(key_file: Path | None, passphrase_file: Path | None) -> BackupKey | None:
@@ -90,7 +97,7 @@ def key_of(key_file: Path | None, passphrase_file: Path | None) -> BackupKey | N
 
 
 def open_place(
-    place: Path, key_file: Path | None, passphrase_file: Path | None, *, create: bool = False
+    place: str, key_file: Path | None, passphrase_file: Path | None, *, create: bool = False
 ) -> BackupRepository:
     """The repository at ``place``, made if ``create`` says so."""
     from ..backup import open_repository
@@ -103,7 +110,7 @@ def name_or_newest(repository: BackupRepository, name: str | None) -> str:
     return repository.newest().name if name is None else name
 
 
-def warn_same_device(place: Path, data_dir: Path, out: Output) -> None:
+def warn_same_device(place: str, data_dir: Path, out: Output) -> None:
     """People are told if one disk holds the store and its backups."""
     try:
         same = os.stat(place).st_dev == os.stat(data_dir).st_dev
