@@ -14,8 +14,8 @@ from pathlib import Path, PosixPath
 import pytest
 from hypothesis import HealthCheck, settings
 
-pytest_plugins = ["holdfast.testing.plugin"]
-"""By name, as an installed package has it: also where the installation is older than the entry point."""
+pytest_plugins = ["holdfast.testing.plugin", "tests.crash.matrix"]
+"""The first by name, as an installed package has it: also where the installation is older than the entry point."""
 
 ROOT = Path(__file__).resolve().parent.parent
 CRASH_ROUNDS_DEFAULT = 50

@@ -14,9 +14,10 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple, Self
 
 import holdfast
@@ -27,6 +28,7 @@ from holdfast.state.api import MutableState
 from holdfast.store.chain import CustomChain
 from holdfast.store.indexes import IndexSpec
 from holdfast.types import ZERO_HASH, Block, BlockInfo
+from tests.crash.matrix import met
 from tests.unit.state_support import Changes, Values, after, root_of, writer_backend
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -611,11 +613,15 @@ class Place:
             path.write_bytes(data)
 
 
-def report(title: str, counts: Counter[str], *, at_least: dict[str, int]) -> None:
-    """The counts are printed, and no fault was missed."""
+def report(
+    title: str, counts: Counter[str], *, at_least: dict[str, int], rows: Mapping[int, str] = MappingProxyType({})
+) -> None:
+    """The counts are printed, and no fault was missed. ``rows``: the count of each row of the fault matrix."""
     print(f"{title}: " + ", ".join(f"{name} {count}" for name, count in sorted(counts.items())))
     for name, least in at_least.items():
         assert counts[name] >= least, f"{title}: '{name}' was met {counts[name]} times, wanted {least}: no teeth"
+    for row, name in rows.items():
+        met(row, counts[name])
 
 
 def typed(action: Callable[[], object]) -> HoldfastError | None:

@@ -9,6 +9,7 @@ import pytest
 
 from holdfast.testing.explorer import Report, explore, require
 from tests.crash.explorer_workloads import NO_REORG, WORKLOADS, Explored
+from tests.crash.matrix import met
 from tests.crash.planted import (
     Patch,
     commits_without_a_sync,
@@ -40,6 +41,9 @@ def test_no_image_loses_anything(name: str, tmp_path: Path, crash_rounds: int) -
     images = IMAGES_ALL if crash_rounds >= ALL_FROM else IMAGES
     report = require(explored(WORKLOADS[name], images, tmp_path))
     print(f"{name}: {report}")
+    met(2, report.images)
+    met(3, report.kinds["torn"])
+    met(4, report.in_recovery)
     assert report.images >= IMAGES * 3 // 4, "so few images are all that there are"
 
 

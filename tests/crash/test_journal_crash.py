@@ -12,6 +12,7 @@ from holdfast.errors import HoldfastError
 from holdfast.journal import Journal
 from holdfast.testing.crashfs import CrashableFileSystem, Fault, SimulatedCrash
 from tests.crash.journal_workload import DATA, OPTIONS, SALT, STORE_ID, check, operations, run_with
+from tests.crash.matrix import met
 
 TOTAL = operations()
 QUICK_STRIDE = 9
@@ -46,6 +47,8 @@ def test_power_cut_at_some_operations() -> None:
 def test_power_cut_at_every_operation() -> None:
     seen = explore(range(1, TOTAL + 1), count=12)
     print(seen)
+    met(2, seen["states"])
+    met(3, seen["discarded"])
     assert seen["states"] == TOTAL * 14
     assert seen["discarded"] > 10, "no torn tail was ever made: the test has no teeth"
 
@@ -81,6 +84,7 @@ def explore_recovery(points: range, *, inner_stride: int) -> int:
 def test_crash_in_recovery() -> None:
     states = explore_recovery(range(1, TOTAL + 1), inner_stride=1)
     print(states)
+    met(4, states)
     assert states > 500
 
 
@@ -110,6 +114,7 @@ def inject(points: range, error: int, *, persistent: bool, only: frozenset[str] 
 def test_error_at_every_operation(error: int, persistent: bool) -> None:
     hits, poisoned = inject(range(1, TOTAL + 1), error, persistent=persistent)
     print(hits, poisoned)
+    met(11 if error == errno.ENOSPC else 12, hits)
     assert hits == TOTAL
     assert poisoned > 20
 

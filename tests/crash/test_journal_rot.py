@@ -25,6 +25,7 @@ from tests.crash.journal_workload import (
     put_and_sync,
     recovered,
 )
+from tests.crash.matrix import met
 
 WATERMARK = DATA / "watermark"
 QUICK_STRIDE = 127
@@ -150,6 +151,7 @@ def test_damage_at_some_bytes(damage: Callable[[Specimen, int], Iterator[str]], 
 @pytest.mark.parametrize("damage", [flips, cuts])
 def test_damage_at_every_byte(damage: Callable[[Specimen, int], Iterator[str]], clean: bool) -> None:
     counts = tally(damage(specimen(clean=clean), 1))
+    met(7 if damage is flips else 8, sum(counts.values()))
     assert counts["refused"] > 1000
     assert clean or counts["cut"] > 100
 

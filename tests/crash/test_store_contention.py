@@ -74,7 +74,7 @@ def test_one_of_many_wins(agents: list[Agent], engine: str, tmp_path: Path, cras
             assert store.recovery.seconds < 5
         counts["races"] += 1
         counts["refused"] += len(losers)
-    report(f"open, {engine}", counts, at_least={"refused": 10})
+    report(f"open, {engine}", counts, at_least={"refused": 10}, rows={16: "refused"})
 
 
 @pytest.mark.crash
@@ -153,7 +153,7 @@ def test_a_full_disk_loses_nothing(small_disk: Path, engine: str, guarded: bool)
             perform(store, op)
             model.apply(op)
     name = f"full disk, {engine}" + (", guarded" if guarded else "")
-    report(name, counts, at_least={"operations": 10, "OutOfSpace": 1})
+    report(name, counts, at_least={"operations": 10, "OutOfSpace": 1}, rows={11: "OutOfSpace"})
 
 
 def small_disk_bytes(place: Path) -> int:

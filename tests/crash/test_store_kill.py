@@ -127,4 +127,5 @@ def test_killed_at_random(agent: Agent, engine: str, tmp_path: Path, crash_round
             "flushes": crash_rounds,
             "rolls": 1,
         },
+        rows={1: "rounds"},
     )

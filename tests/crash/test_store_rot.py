@@ -142,6 +142,9 @@ def test_damage_is_found_or_harmless(agent: Agent, engine: str, clean: bool, tmp
                 wrong.append(f"{kind} {name}, {what}: {str(error)[-600:]}")
         counts[f"{kind} {verdict}"] += 1
         counts["damages"] += 1
-    report(f"rot, {engine}, {'closed' if clean else 'killed'}", counts, at_least={"damages": 100, "segment refused": 5})
+        counts["cut" if what.startswith("cut") else "flipped"] += 1
+    least = {"damages": 100, "segment refused": 5}
+    title = f"rot, {engine}, {'closed' if clean else 'killed'}"
+    report(title, counts, at_least=least, rows={7: "flipped", 8: "cut"})
     assert counts["found by verify alone"] <= max(3, counts["damages"] // 40)
     assert not wrong, f"{len(wrong)} of {counts['damages']}:\n" + "\n".join(wrong[:8])

@@ -20,6 +20,7 @@ from holdfast.views import flush as flush_module
 from holdfast.views.api import HistoryRecord, ViewOptions
 from holdfast.views.rows import FLUSHING_KEY, encode_flushing, encode_row
 from holdfast.views.views import Views
+from tests.crash.matrix import met
 from tests.unit.views_support import (
     CHAIN_KEYS,
     LOG_KEYS,
@@ -183,6 +184,7 @@ def test_a_process_killed_in_a_flush_changes_nothing(tmp_path: Path, name: str, 
         timeout=60,
     )
     assert child.returncode == -9, child.stderr.decode()
+    met(1, 1)
     chain = toy_chain()
     engine = open_engine(kind, tmp_path / "engine", create=True)
     views = toy_views(engine, chain)

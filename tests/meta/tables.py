@@ -11,9 +11,11 @@ from pathlib import Path
 from holdfast.config import RESERVED_ENVIRONMENT, describe_settings
 from holdfast.errors import HoldfastError, all_errors
 from holdfast.events import EVENTS
+from tests.crash.matrix import LATER, ROWS
 from tests.meta.source import ROOT
 
 OPERATIONS = ROOT / "docs" / "OPERATIONS.md"
+TESTING = ROOT / "docs" / "TESTING.md"
 
 
 def errors() -> list[type[HoldfastError]]:
@@ -69,33 +71,51 @@ def event_table() -> str:
     return _table(["event", "level", "meaning", "fields"], rows)
 
 
-TABLES: dict[str, Callable[[], str]] = {
-    "errors": error_table,
-    "settings": setting_table,
-    "environment": environment_table,
-    "events": event_table,
+def fault_table() -> str:
+    rows = {
+        number: [row.fault, row.holds, ", ".join(f"`{name}`" for name in dict.fromkeys(map(_file, row.tests)))]
+        for number, row in ROWS.items()
+    } | {number: [why, "", ""] for number, why in LATER.items()}
+    return _table(["", "fault", "what must hold", "tests"], ([str(number), *rows[number]] for number in sorted(rows)))
+
+
+def _file(test: str) -> str:
+    return test.partition("::")[0]
+
+
+TABLES: dict[Path, dict[str, Callable[[], str]]] = {
+    OPERATIONS: {
+        "errors": error_table,
+        "settings": setting_table,
+        "environment": environment_table,
+        "events": event_table,
+    },
+    TESTING: {"faults": fault_table},
 }
 
 
-def renewed(text: str) -> str:
-    """``text`` with every generated table as the code has it now."""
-    for name, make in TABLES.items():
+def renewed(text: str, path: Path = OPERATIONS) -> str:
+    """``text``, which stands at ``path``, with every generated table as the code has it now."""
+    for name, make in TABLES[path].items():
         places = list(re.finditer(rf"(<!-- begin {name}[^>]*-->\n).*?(<!-- end {name} -->)", text, re.DOTALL))
         if len(places) != 1:
-            raise SystemExit(f"docs/OPERATIONS.md must have one place for the table {name!r}, it has {len(places)}")
+            raise SystemExit(f"docs/{path.name} must have one place for the table {name!r}, it has {len(places)}")
         (place,) = places
         text = f"{text[: place.start()]}{place[1]}\n{make()}\n\n{place[2]}{text[place.end() :]}"
     return text
 
 
-def main(arguments: list[str], path: Path = OPERATIONS) -> int:
-    """0 if the document equals the code, or was made so with ``--write``."""
-    old = path.read_text(encoding="utf-8")
-    new = renewed(old)
-    if new != old and "--write" in arguments:
-        path.write_text(new, encoding="utf-8")
-        return 0
-    return int(new != old)
+def main(arguments: list[str]) -> int:
+    """0 if every document equals the code, or was made so with ``--write``."""
+    differs = False
+    for path in TABLES:
+        old = path.read_text(encoding="utf-8")
+        new = renewed(old, path)
+        if new != old and "--write" in arguments:
+            path.write_text(new, encoding="utf-8")
+        else:
+            differs |= new != old
+    return int(differs)
 
 
 if __name__ == "__main__":
