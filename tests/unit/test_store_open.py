@@ -33,6 +33,7 @@ from holdfast.errors import (
 from holdfast.views.api import Applied
 from holdfast.views.flush import load_applied
 from holdfast.views.rows import APPLIED_KEY, FLUSHING_KEY, encode_applied, encode_flushing, encode_row
+from holdfast.views.tables import META
 from tests.unit.store_support import chain_of, filled, make, open_quick
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -177,6 +178,20 @@ def test_a_second_opener_is_told_who_has_it(tmp_path: Path) -> None:
             open_quick(tmp_path)
         assert str(caught.value.context["holder"]) == f"{os.getpid()} {socket.gethostname()}"
     open_quick(tmp_path).close()
+
+
+def test_a_holder_is_named_before_it_has_written_its_name(tmp_path: Path) -> None:
+    """The file still named an earlier holder that lives: this process."""
+    open_quick(tmp_path).close()
+    script = "import fcntl, sys; file = open(sys.argv[1]); fcntl.flock(file, fcntl.LOCK_EX); print(flush=True); sys.stdin.read()"
+    with subprocess.Popen(
+        [sys.executable, "-c", script, str(tmp_path / "LOCK")], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        with pytest.raises(StoreLocked) as caught:
+            open_quick(tmp_path)
+        assert str(caught.value.context["holder"]) == f"{other.pid} {socket.gethostname()}"
 
 
 def test_a_failed_open_leaves_the_lock_free(tmp_path: Path) -> None:
@@ -327,6 +342,39 @@ def test_views_that_cannot_be_used_are_made_anew(tmp_path: Path, damage: Callabl
         assert store.engine == "sqlite"
         assert not store.recovery.views_rebuilt
         assert store.recovery.notes == ()
+
+
+@pytest.mark.parametrize("engine", ["rocksdb", "lmdb", "sqlite"])
+def test_rows_that_are_found_damaged_at_open_are_made_anew(tmp_path: Path, engine: str) -> None:
+    """Also after a clean close, when nobody probes the engine: the engine opens, and what opening reads is wrong."""
+    url = f"{engine}:{tmp_path}"
+    blocks = filled(url)
+    damaged = open_engine(engine, only(tmp_path) / "data", create=False)
+    damaged.apply(Batch({META.prefix + b"incarnation": b"not a row"}), sync=True)
+    damaged.close()
+    with open_quick(url) as store:
+        assert store.recovery.views_rebuilt
+        assert "the old ones are in views-1" in store.recovery.notes[0]
+        assert [info.hash for info in store.blocks.canonical()] == [block.hash for block in blocks]
+        assert not store.safety.fenced
+    assert (tmp_path / "quarantine" / "views-1" / "data").is_dir()
+    with open_quick(tmp_path) as store:
+        assert (store.engine, store.recovery.views_rebuilt, store.recovery.notes) == (engine, False, ())
+
+
+def test_a_damaged_table_of_rocksdb_is_no_matter_after_a_clean_close(tmp_path: Path) -> None:
+    blocks = filled(f"rocksdb:{tmp_path}", 40)
+    tables = list((only(tmp_path) / "data").glob("*.sst"))
+    assert tables
+    for table in tables:
+        data = bytearray(table.read_bytes())
+        for at in range(0, len(data) // 2, 64):
+            data[at] ^= 0x10
+        table.write_bytes(data)
+    with open_quick(f"rocksdb:{tmp_path}") as store:
+        assert store.recovery.clean
+        assert store.recovery.views_rebuilt
+        assert [info.hash for info in store.blocks.canonical()] == [block.hash for block in blocks]
 
 
 def test_without_a_live_generation_the_engine_is_still_known(tmp_path: Path) -> None:

@@ -369,18 +369,87 @@ def _open_generation(
     return number, name, True, *_fresh_views(plan, journal, name, generations.data_path(number))
 
 
+@dataclass(slots=True)
+class _Ready:
+    """Views that stand where the journal ends, and the tree over them."""
+
+    generation: int | None
+    engine_name: str
+    engine: Engine
+    views: Views
+    replayer: Replayer
+    tree: OpenedTree
+    started_seq: int
+    finished_flush: bool
+
+
 def _open_views(
     plan: OpenPlan, lock: FileLock, identity: Identity, journal: Journal, recovery: JournalRecovery, created: bool
 ) -> Opened:
     notes: list[str] = []
-    generations, number, name, fresh = None, None, "memory", False
-    if not plan.fs.persistent:
-        engine, views = _fresh_views(plan, journal, name, MEMORY_ROOT)
-    else:
-        generations = Generations(plan.fs, plan.root)
-        number, name, fresh, engine, views = _open_generation(plan, journal, recovery, generations, created, notes)
+    generations = Generations(plan.fs, plan.root) if plan.fs.persistent else None
+    ready = _ready_views(plan, identity, journal, recovery, generations, created, notes)
+    replayer, tree = ready.replayer, ready.tree
+    stats = RecoveryStats(
+        created=created,
+        clean=recovery.clean,
+        frames_found=recovery.frames_scanned,
+        frames_replayed=replayer.seq - ready.started_seq,
+        discarded=recovery.discarded,
+        damaged_watermark_slots=recovery.damaged_watermark_slots,
+        views_rebuilt=not created and ready.started_seq == 0,
+        finished_flush=ready.finished_flush,
+        last_seq=recovery.last_seq,
+        tip_height=replayer.state.tip_height if replayer.state.has_tip else None,
+        finalized_height=replayer.state.finalized if replayer.state.finalized >= 0 else None,
+        notes=(*notes, *tree.notes),
+        state_root=replayer.state.state_root if replayer.state.stateful else None,
+        tree=tree.how,
+        tree_keys=tree.tree.count,
+    )
+    number, name = ready.generation, ready.engine_name
+    return Opened(
+        identity, lock, journal, generations, number, name, ready.engine, ready.views, replayer, stats, plan, tree
+    )
+
+
+def _ready_views(
+    plan: OpenPlan,
+    identity: Identity,
+    journal: Journal,
+    recovery: JournalRecovery,
+    generations: Generations | None,
+    created: bool,
+    notes: list[str],
+) -> _Ready:
+    """Views of every frame. Ones whose rows are found damaged meanwhile move to quarantine, and are made anew once."""
+    if generations is None:
+        engine, views = _fresh_views(plan, journal, "memory", MEMORY_ROOT)
+        return _replayed(plan, identity, journal, recovery, None, (None, "memory", True, engine, views))
+    found = _open_generation(plan, journal, recovery, generations, created, notes)
     try:
-        plan.book.load_rows(views.latest())
+        return _replayed(plan, identity, journal, recovery, generations, found)
+    except (CorruptionError, RecoveryTimeout) as error:
+        number, name, fresh = found[:3]
+        if fresh or error.recovery is not Recovery.REBUILD:
+            raise
+        notes.append(_set_aside(generations, number, error))
+    number = generations.prepare(name)
+    fresh_views = _fresh_views(plan, journal, name, generations.data_path(number))
+    return _replayed(plan, identity, journal, recovery, generations, (number, name, True, *fresh_views))
+
+
+def _replayed(
+    plan: OpenPlan,
+    identity: Identity,
+    journal: Journal,
+    recovery: JournalRecovery,
+    generations: Generations | None,
+    found: tuple[int | None, str, bool, Engine, Views],
+) -> _Ready:
+    number, name, fresh, engine, views = found
+    try:
+        plan.book.reload(views.latest())
         replayer = Replayer(views, plan.book)
         if plan.indexes_of is not None:
             replayer.indexes = plan.indexes_of(views, engine, journal, replayer.state)
@@ -404,24 +473,7 @@ def _open_views(
         views.close(flush=False)
         engine.close()
         raise
-    stats = RecoveryStats(
-        created=created,
-        clean=recovery.clean,
-        frames_found=recovery.frames_scanned,
-        frames_replayed=replayer.seq - start,
-        discarded=recovery.discarded,
-        damaged_watermark_slots=recovery.damaged_watermark_slots,
-        views_rebuilt=not created and start == 0,
-        finished_flush=unfinished,
-        last_seq=recovery.last_seq,
-        tip_height=replayer.state.tip_height if replayer.state.has_tip else None,
-        finalized_height=replayer.state.finalized if replayer.state.finalized >= 0 else None,
-        notes=(*notes, *tree.notes),
-        state_root=replayer.state.state_root if replayer.state.stateful else None,
-        tree=tree.how,
-        tree_keys=tree.tree.count,
-    )
-    return Opened(identity, lock, journal, generations, number, name, engine, views, replayer, stats, plan, tree)
+    return _Ready(number, name, engine, views, replayer, tree, start, unfinished)
 
 
 def _current(generations: Generations, asked: str | None, default: str, notes: list[str]) -> tuple[int | None, str]:
@@ -489,11 +541,16 @@ def _try_views(
     except CommitLoss:
         raise
     except (CorruptionError, RecoveryTimeout) as error:
-        if isinstance(error, CorruptionError):
-            corruption_found(error)
-        moved = generations.quarantine(number)
-        notes.append(f"views rebuilt from the journal: {error}; the old ones are in {moved.name}")
+        notes.append(_set_aside(generations, number, error))
         return None
+
+
+def _set_aside(generations: Generations, number: int, error: CorruptionError | RecoveryTimeout) -> str:
+    """The generation is in quarantine, and what is wrong with it is told; a note that says so."""
+    if isinstance(error, CorruptionError):
+        corruption_found(error)
+    moved = generations.quarantine(number)
+    return f"views rebuilt from the journal: {error}; the old ones are in {moved.name}"
 
 
 def _check_applied(views: Views, journal: Journal, recovery: JournalRecovery) -> None:
