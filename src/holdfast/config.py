@@ -29,6 +29,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from . import limits
+from ._fs import path_of
 from .errors import InvalidInputError
 
 __all__ = [
@@ -240,9 +241,9 @@ class SettingInfo:
 
 
 def load_settings(
-    data_dir: Path | None = None,
+    data_dir: str | os.PathLike[str] | None = None,
     *,
-    config: Path | None = None,
+    config: str | os.PathLike[str] | None = None,
     environ: Mapping[str, str] | None = None,
     overrides: Mapping[str, object] | None = None,
 ) -> LoadedSettings:
@@ -256,7 +257,8 @@ def load_settings(
     Raises:
         InvalidInputError: a source is unreadable, or holds an unknown key or a value that is not allowed.
     """
-    path = config if config is not None else _find_file(data_dir)
+    place = None if data_dir is None else path_of(data_dir, "the directory of a store")
+    path = _find_file(place) if config is None else path_of(config, "a settings file")
     layers: list[tuple[dict[str, object], dict[str, str]]] = []
     if path is not None:
         values = _read_file(path)

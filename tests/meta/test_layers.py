@@ -20,7 +20,7 @@ FLOORS = {
     "_fs": 2,
     "events": 2,
     "notify": 3,
-    "config": 2,
+    "config": 3,
     # the truth, and the map under the views
     "journal": 10,
     "engine": 10,

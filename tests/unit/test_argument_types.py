@@ -45,6 +45,17 @@ CALLS: list[tuple[str, list[Any], Call]] = [
     ("write puts", NO_MAPPING, lambda store, bad: store.documents("space").write(bad)),
     ("write deletes", [5, b"key", None, [5]], lambda store, bad: store.documents("space").write(deletes=bad)),
     ("state key", NO_KEY, lambda store, bad: store.state.get(bad)),
+    ("state keys", [5, None, "ab", b"ab", [b"a", None]], lambda store, bad: store.state.get_many(bad)),
+    ("proof keys", [5, None, "ab", b"ab", [b"a", None]], lambda store, bad: store.state.prove_many(bad)),
+    ("draft keys", [5, None, "ab", b"ab", [b"a", None]], lambda store, bad: store.draft().state.get_many(bad)),
+    ("body", [5, None, b"i" * 32], lambda store, bad: store.blocks.body(bad)),
+    ("header", [5, None, b"i" * 32], lambda store, bad: store.blocks.header(bad)),
+    ("extra", [5, None, b"i" * 32], lambda store, bad: store.blocks.extra(bad)),
+    ("block", [5, None, b"i" * 32], lambda store, bad: store.blocks.block(bad)),
+    ("open settings", [5, {}, "settings"], lambda store, bad: holdfast.open("memory:", settings=bad)),
+    ("open chain", [5, {}, "pow"], lambda store, bad: holdfast.open("memory:", chain=bad)),
+    ("diff", [5, None, b"store"], lambda store, bad: holdfast.diff(store, bad)),
+    ("settings of", [5, b"data", ""], lambda store, bad: holdfast.load_settings(bad)),
     ("draft key", NO_KEY, lambda store, bad: store.draft().state.__setitem__(bad, b"1")),
 ]
 

@@ -90,19 +90,19 @@ class BlockReader:
 
     def header(self, info: BlockInfo) -> bytes:
         """Header bytes, read from the journal by position."""
-        return _attached(self._journal, info, Kind.HEADER) or b""
+        return _attached(self._journal, _checked(info), Kind.HEADER) or b""
 
     def body(self, info: BlockInfo) -> bytes | None:
         """Body bytes, or ``None`` if only the header was stored."""
-        return _attached(self._journal, info, Kind.BODY)
+        return _attached(self._journal, _checked(info), Kind.BODY)
 
     def extra(self, info: BlockInfo) -> bytes | None:
         """Receipts or whatever the chain kept beside the body, or ``None``."""
-        return _attached(self._journal, info, Kind.EXTRA)
+        return _attached(self._journal, _checked(info), Kind.EXTRA)
 
     def block(self, info: BlockInfo) -> Block:
         """The whole block as it was added."""
-        return self.read_block(self._journal, info)
+        return self.read_block(self._journal, _checked(info))
 
     @staticmethod
     def read_block(journal: FrameSource, info: BlockInfo) -> Block:
@@ -268,6 +268,16 @@ class BlockReader:
             "finalized_height": state.finalized if state.finalized >= 0 else None,
             "reorg_floor": state.floor if state.has_tip else None,
         }
+
+
+def _checked(info: BlockInfo) -> BlockInfo:
+    if not isinstance(info, BlockInfo):
+        raise InvalidInputError(
+            "a block is read by its 'BlockInfo'",
+            found=type(info).__name__,
+            remedy="take it from blocks.get(hash), blocks.at(height) or blocks.canonical()",
+        )
+    return info
 
 
 def _attached(journal: FrameSource, info: BlockInfo, kind: int) -> bytes | None:

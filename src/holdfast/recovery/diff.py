@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import fields, replace
 from hashlib import sha256
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from ..blocks.reader import BlockReader
 from ..blocks.state import has_root, root_after
@@ -100,6 +100,7 @@ class StateSide(Protocol):
         """The block that last changed ``key``; ``None`` if that is not known any more."""
 
 
+@runtime_checkable
 class DiffSource(Protocol):
     """Whatever can be compared: a store, and later a backup."""
 
@@ -237,6 +238,8 @@ def _source(place: Place, stack: contextlib.ExitStack) -> DiffSource:
     if isinstance(place, str | os.PathLike):
         with _named(str(place)):
             return StoreSource(stack.enter_context(open_store(place, create=False, read_only=True)))
+    if not isinstance(place, DiffSource):
+        raise InvalidInputError("a store is named by a path or a URL", found=repr(place))
     return place
 
 

@@ -20,7 +20,7 @@ from ..limits import (
 )
 from ..merkle.api import Tree
 from ..merkle.values import is_reference, tree_value
-from .reader import Rowlike, StateReader, check_key, no_value, scan_bounds
+from .reader import Rowlike, StateReader, check_key, check_keys, no_value, scan_bounds
 from .rows import Changes, Execution
 
 __all__ = ["BlockState", "DraftState", "check_value"]
@@ -108,7 +108,7 @@ class DraftState:
     def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """The values in the order of ``keys``, all of one version."""
         writes = self._writes
-        wanted = [key for key in keys if check_key(key) not in writes]
+        wanted = [key for key in check_keys(keys) if key not in writes]
         found = dict(zip(wanted, self._reader().get_many(wanted), strict=True)) if wanted else {}
         return [writes[key] if key in writes else found[key] for key in keys]
 

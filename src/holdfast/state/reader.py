@@ -8,7 +8,7 @@ Invariants:
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Protocol
 
 from ..engine.api import Page, iter_rows
@@ -19,7 +19,7 @@ from ..views.api import Rows
 from ..views.tables import STATE
 from .rows import full_value, state_key
 
-__all__ = ["OverlaidRows", "Rowlike", "StateReader", "check_key", "no_value", "scan_bounds"]
+__all__ = ["OverlaidRows", "Rowlike", "StateReader", "check_key", "check_keys", "no_value", "scan_bounds"]
 
 _PAGE_ROWS = 256
 _PREFIX = STATE.prefix
@@ -50,6 +50,15 @@ def check_key(key: bytes) -> bytes:
     if len(key) > STATE_KEY_BYTES_MAX:
         raise LimitExceeded("the key is too long", found=len(key), limit=STATE_KEY_BYTES_MAX)
     return key
+
+
+def check_keys(keys: Sequence[bytes]) -> Sequence[bytes]:
+    """``keys`` if the state can hold each of them. Raises ``InvalidInputError`` or ``LimitExceeded``."""
+    if not isinstance(keys, Collection):
+        raise InvalidInputError("keys of the state come in a sequence", found=type(keys).__name__)
+    for key in keys:
+        check_key(key)
+    return keys
 
 
 def no_value(key: bytes) -> NotFoundError:
@@ -103,7 +112,7 @@ class StateReader:
 
     def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """The values in the order of ``keys``, all of one version."""
-        stored = self._rows.get_many([state_key(check_key(key)) for key in keys])
+        stored = self._rows.get_many([state_key(key) for key in check_keys(keys)])
         return [None if value is None else full_value(value, self._blobs) for value in stored]
 
     def __getitem__(self, key: bytes) -> bytes:

@@ -438,8 +438,8 @@ def in_parallel(
     The first failure is raised when its turn comes; no work is begun after it, and none is running when this ends.
     """
     count = workers if workers is not None else min(os.cpu_count() or 1, WORKERS_MAX)
-    if count < 1:
-        raise InvalidInputError("at least one worker is needed", found=workers)
+    if type(count) is not int or count < 1:
+        raise InvalidInputError("the number of workers is a whole number above 0", found=repr(workers))
     with ThreadPoolExecutor(count, "holdfast-snapshot") as pool:
         running: deque[Future[VerifiedChunk]] = deque()
         try:

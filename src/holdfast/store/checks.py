@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from ..config import Settings
 from ..errors import InvalidBlock, InvalidInputError, LimitExceeded
 from ..limits import (
     BODY_BYTES_MAX,
@@ -15,8 +16,18 @@ from ..limits import (
     WORK_MAX,
 )
 from ..types import ZERO_HASH, Block
+from .chain import Chain, ChainSpec
 
-__all__ = ["block_size", "check_block", "check_blocks", "check_forced", "check_hash", "check_height"]
+__all__ = [
+    "block_size",
+    "check_block",
+    "check_blocks",
+    "check_chain",
+    "check_forced",
+    "check_hash",
+    "check_height",
+    "check_settings",
+]
 
 _U64_MAX = 2**64 - 1
 
@@ -42,6 +53,29 @@ def check_blocks(blocks: Sequence[Block]) -> None:
     for block in blocks:
         if not isinstance(block, Block):
             raise InvalidInputError("what is added must be a 'Block'", found=type(block).__name__)
+
+
+def check_settings(settings: Settings | None) -> Settings:
+    """``settings``, or the standard ones. Raises ``InvalidInputError`` if this is something else."""
+    if settings is None:
+        return Settings()
+    if not isinstance(settings, Settings):
+        raise InvalidInputError(
+            "settings are a 'Settings' object",
+            found=type(settings).__name__,
+            remedy="give holdfast.Settings(...), or what holdfast.load_settings returns as 'settings'",
+        )
+    return settings
+
+
+def check_chain(chain: Chain | None) -> None:
+    """Nothing happens if this is a chain or ``None``. Raises ``InvalidInputError``."""
+    if chain is not None and not isinstance(getattr(chain, "spec", None), ChainSpec):
+        raise InvalidInputError(
+            "a chain is an object with a 'spec'",
+            found=type(chain).__name__,
+            remedy="give an object of a class of holdfast.chains, or one of your own",
+        )
 
 
 def check_forced(forced: Mapping[int, bytes]) -> dict[int, bytes]:

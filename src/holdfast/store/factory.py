@@ -20,7 +20,7 @@ from ..limits import INDEXES_MAX
 from ..views.views import Views
 from .backend import WriterBackend
 from .chain import Chain, ChainSpec, CustomChain
-from .checks import check_forced
+from .checks import check_chain, check_forced, check_settings
 from .follower import Follower
 from .guard import DiskGuard
 from .indexes import IndexSpec, check_specs
@@ -67,7 +67,8 @@ def open_store(
     """The store at ``url``, recovered. See ``holdfast.open``."""
     place = parse_url(url)
     specs = check_specs(indexes, INDEXES_MAX)
-    settings = settings if settings is not None else Settings()
+    settings = check_settings(settings)
+    check_chain(chain)
     forced = check_forced(forced_blocks or {})
     if place.path is None:
         if read_only:

@@ -45,7 +45,7 @@ from ..types import Block
 from .backend import Backend
 from .base import BASE_NAME, base_of, base_parts, chain_of, spec_of
 from .chain import Chain, CustomChain, ExecutingChain, check_same_chain
-from .checks import check_height
+from .checks import check_chain, check_height, check_settings
 from .opening import directory_state, make_directories, opened_plainly, read_identity
 from .url import parse_url
 
@@ -209,6 +209,8 @@ def take_in(
     fs: FileSystem,
 ) -> SnapshotInfo:
     """A new store at ``root`` stands on the snapshot of ``reader``, which is trusted; see ``import_snapshot``."""
+    settings = check_settings(settings)
+    check_chain(chain)
     if chain is not None:
         _check_chain(reader, chain)
     base: tuple[Part, list[Part]] | None = base_parts(reader.manifest, reader.digest)
@@ -221,7 +223,7 @@ def take_in(
             _Copy(fs, root / BASE_NAME, reader, progress).run(workers)
         base = None
     hit("store.import.before_create")
-    _create(fs, root, engine, settings or Settings(), reader, base, progress)
+    _create(fs, root, engine, settings, reader, base, progress)
     if base is not None:
         _tell_imported(str(root), reader.info)
     return reader.info

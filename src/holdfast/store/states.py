@@ -29,7 +29,7 @@ from ..merkle.multiproof import prove_many
 from ..merkle.prove import prove
 from ..state.draft import BlockState
 from ..state.proof import MultiProof, Proof, RowLookup
-from ..state.reader import Rowlike, StateReader, check_key
+from ..state.reader import Rowlike, StateReader, check_key, check_keys
 from ..state.rows import full_value, state_key
 from ..types import BlockInfo
 from ..views.api import RowReader
@@ -387,8 +387,7 @@ class StoreState(StateReader):
 
     def prove_many(self, keys: Sequence[bytes], *, height: int | None = None) -> MultiProof:
         """One compact proof for all of ``keys`` (docs/FORMAT.md, section 8.3), present and absent ones."""
-        for key in keys:
-            check_key(key)
+        check_keys(keys)
         with self._held(height) as (info, held):
             reader = StateReader(held.rows)
             data = prove_many(held.tree, keys, RowLookup(reader), scheme=self._source.scheme)
