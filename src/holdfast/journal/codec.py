@@ -34,6 +34,7 @@ __all__ = [
     "encode_parts",
     "head_length",
     "parse_head",
+    "peek_parts",
 ]
 
 FRAME_MAGIC = b"HFRM"
@@ -175,14 +176,22 @@ def parse_head(head: bytes | memoryview, *, salt: bytes, segment: int, offset: i
     digest = sha256(salt + head[:table_end]).digest()
     if digest != head[table_end:size]:
         raise CorruptionError("a frame has a wrong digest", segment=segment, offset=offset)
-    _magic, version, count, length, seq, durable_seq, time_us, previous = FRAME_HEAD.unpack_from(head)
+    _magic, version, _count, length, seq, durable_seq, time_us, previous = FRAME_HEAD.unpack_from(head)
     if version != _VERSION:
         raise UnsupportedFormat(
             "a frame has a version that is not known", segment=segment, offset=offset, version=version
         )
+    parts = _table(head, size, segment, offset)
+    return Frame(seq, durable_seq, time_us, previous, digest, segment, offset, length, parts)
+
+
+def _table(head: bytes | memoryview, size: int, segment: int, offset: int) -> tuple[PartInfo, ...]:
+    """The parts that the ``size`` bytes of ``head`` name, which fill the frame."""
+    _magic, _version, count, length, seq, *_ = FRAME_HEAD.unpack_from(head)
     parts: list[PartInfo] = []
     position = size
-    for kind, codec, flags, stored, raw, reserved, part_hash in _ROW.iter_unpack(head[FRAME_HEAD_BYTES:table_end]):
+    rows = head[FRAME_HEAD_BYTES : size - DIGEST_BYTES]
+    for kind, codec, flags, stored, raw, reserved, part_hash in _ROW.iter_unpack(rows):
         if flags & ~_CRITICAL or reserved:
             raise UnsupportedFormat("a part has flags that are not known", segment=segment, offset=offset, seq=seq)
         if stored > PART_BYTES_MAX or raw > PART_BYTES_MAX or (codec == CODEC_RAW and raw != stored):
@@ -197,7 +206,18 @@ def parse_head(head: bytes | memoryview, *, salt: bytes, segment: int, offset: i
         )
     if len(parts) != count:
         raise CorruptionError("a frame has a wrong number of parts", segment=segment, offset=offset, found=len(parts))
-    return Frame(seq, durable_seq, time_us, previous, digest, segment, offset, length, tuple(parts))
+    return tuple(parts)
+
+
+def peek_parts(head: bytes | memoryview, *, segment: int, offset: int) -> tuple[PartInfo, ...]:
+    """What a frame says of its parts, believed by nobody: where the salt is not known, its digest cannot be checked.
+
+    ``head``, ``segment`` and ``offset`` as for ``parse_head``. Raises ``CorruptionError``, ``UnsupportedFormat``.
+    """
+    size = head_length(head)
+    if len(head) < size:
+        raise CorruptionError("a frame header is cut off", segment=segment, offset=offset)
+    return _table(head, size, segment, offset)
 
 
 def decode_part(stored: bytes, part: PartInfo, *, segment: int, seq: int) -> bytes:
