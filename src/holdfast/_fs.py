@@ -242,12 +242,31 @@ class _RealLock:
             os.close(fd)
 
 
+def _locking_process(fd: int) -> str:
+    """Number of the process that has the file locked, as the kernel knows it; empty where it does not say."""
+    status = os.fstat(fd)
+    file = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
+    with contextlib.suppress(OSError), open("/proc/locks", encoding="ascii") as locks:  # no /proc: the file must do
+        for line in locks:
+            fields = line.split()
+            if len(fields) > 5 and fields[1] == "FLOCK" and fields[5] == file:
+                return fields[4]
+    return ""
+
+
 def _holder(fd: int) -> str:
-    """Who holds the lock. A holder writes its name just after it got the lock, so an old name is given 0.1 s to go."""
+    """Who holds the lock: the name in the file if it is of the process that the kernel names.
+
+    A holder writes its name just after it got the lock, so until then the file names an earlier one, which may live.
+    Where the kernel does not say (another container, a network), an old name is given 0.1 s to go.
+    """
     name = ""
     for _ in range(20):
         name = os.pread(fd, 256, 0).decode("utf-8", "replace").strip()
         pid, _, host = name.partition(" ")
+        known = _locking_process(fd)
+        if known:
+            return name if pid == known else f"{known} {socket.gethostname()}"
         if pid.isdigit() and (host != socket.gethostname() or os.path.exists(f"/proc/{pid}")):
             break
         time.sleep(0.005)
@@ -502,6 +521,11 @@ class NewFile:
         self._published = False
         fs.remove(self._temporary)
         self._file = fs.open(self._temporary, create=True)
+
+    @property
+    def temporary(self) -> Path:
+        """Where the file lies until it is published."""
+        return self._temporary
 
     def write(self, data: Buffer) -> None:
         """``data`` stands behind what was written before (not yet durable)."""

@@ -133,8 +133,19 @@ def rot(child: Child, *, url: str, **_rest: Any) -> None:
     child.say("x")
 
 
-def race(child: Child, *, url: str, start: float, marks: str, **_rest: Any) -> None:
-    """Open at the moment ``start``; a winner holds the store until ``marks/stop`` and dies; a loser says who has it."""
+def race(child: Child, *, url: str, start: float, marks: str, slow: float, **_rest: Any) -> None:
+    """Open at the moment ``start``; a winner holds the store until ``marks/stop`` and dies; a loser says who has it.
+
+    The winner needs ``slow`` seconds until it has written its name, as on a machine that is busy.
+    """
+    truncate = os.ftruncate
+
+    def truncate_later(fd: int, length: int) -> None:
+        os.ftruncate = truncate
+        time.sleep(slow)
+        truncate(fd, length)
+
+    os.ftruncate = truncate_later
     time.sleep(max(0.0, start - time.time()))
     try:
         open_store(url)

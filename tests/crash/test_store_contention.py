@@ -49,7 +49,8 @@ def test_one_of_many_wins(agents: list[Agent], engine: str, tmp_path: Path, cras
         marks = tmp_path / f"marks {number}"
         marks.mkdir()
         outcomes: list[str] = []
-        arguments: dict[str, object] = {"url": url, "start": time.time() + 0.1, "marks": str(marks)}
+        slow = 0.2 if number % 5 == 1 else 0.0
+        arguments: dict[str, object] = {"url": url, "start": time.time() + 0.1, "marks": str(marks), "slow": slow}
 
         def race(agent: Agent, arguments: dict[str, object] = arguments, outcomes: list[str] = outcomes) -> None:
             outcome = agent.run("race", arguments)

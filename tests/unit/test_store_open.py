@@ -183,10 +183,15 @@ def test_a_second_opener_is_told_who_has_it(tmp_path: Path) -> None:
 def test_a_holder_is_named_before_it_has_written_its_name(tmp_path: Path) -> None:
     """The file still named an earlier holder that lives: this process."""
     open_quick(tmp_path).close()
-    script = "import fcntl, sys; file = open(sys.argv[1]); fcntl.flock(file, fcntl.LOCK_EX); print(flush=True); sys.stdin.read()"
-    with subprocess.Popen(
-        [sys.executable, "-c", script, str(tmp_path / "LOCK")], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    ) as other:
+    script = """
+import fcntl, sys
+file = open(sys.argv[1])
+fcntl.flock(file, fcntl.LOCK_EX)
+print(flush=True)
+sys.stdin.read()
+"""
+    command = [sys.executable, "-c", script, str(tmp_path / "LOCK")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         assert other.stdout is not None
         other.stdout.readline()
         with pytest.raises(StoreLocked) as caught:
