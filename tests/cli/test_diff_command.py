@@ -91,3 +91,43 @@ def test_the_commands_of_the_document_run(parted: tuple[Path, Path], monkeypatch
     assert len(commands) >= 4
     for command in commands:
         done(*shlex.split(command))
+
+
+# -- backups --------------------------------------------------------------------------------------------------------
+
+
+def test_a_store_and_a_backup_and_two_backups(parted: tuple[Path, Path], tmp_path: Path) -> None:
+    repository, work = tmp_path / "r", tmp_path / "work"
+    work.mkdir()
+    names = [str(done("backup", "create", "-d", place, "-r", repository, "--json").record["name"]) for place in parted]
+    of_a, newest = f"backup:{repository}#{names[0]}", f"backup:{repository}"
+    assert done("diff", parted[0], of_a, "--json").record["same"] is True
+    wanted = done("diff", *parted, "--state", "--json").record
+    for pair in ((parted[0], newest), (of_a, parted[1]), (of_a, newest)):
+        told = done("diff", *pair, "--state", "--work-dir", work, "--json")
+        assert (told.record["relation"], told.record["first"]) == ("diverged", wanted["first"])
+        assert told.record["state"] == wanted["state"]
+        assert list(work.iterdir()) == []
+    assert f"restored to {work}" in done("diff", of_a, newest, "--state", "--work-dir", work).err
+    assert "restored" not in done("diff", parted[0], of_a).err
+
+
+def test_a_backup_that_cannot_be_compared(
+    one_state_made: StateStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, key, other = tmp_path / "r", tmp_path / "key", tmp_path / "other"
+    key.write_text("ab" * 32)
+    other.write_text("cd" * 32)
+    done("backup", "create", "-d", one_state_made.path, "-r", place, "--key-file", key)
+    assert done("diff", one_state_made.path, f"backup:{place}", "--key-file", key, "--json").record["same"] is True
+    for given in ((), ("--key-file", other)):
+        refused = holdfast("diff", one_state_made.path, f"backup:{place}", *given, "--json")
+        assert (refused.error["code"], refused.out) == ("backup_key", "")
+    monkeypatch.setenv("HOLDFAST_BACKUP_PASSPHRASE", "a wrong phrase")
+    assert holdfast("diff", one_state_made.path, f"backup:{place}", "--json").error["code"] == "backup_key"
+    monkeypatch.delenv("HOLDFAST_BACKUP_PASSPHRASE")
+    for words in ("backup:", "backup:#x", f"backup:{place}#"):
+        assert holdfast("diff", one_state_made.path, words, "--json").error["code"] == "invalid_input"
+    for words in (f"backup:{tmp_path / 'nothing'}", f"backup:{place}#20260101T000000000000Z-00000000"):
+        missing = holdfast("diff", one_state_made.path, words, "--key-file", key, "--json")
+        assert missing.error["code"] == "backup_not_found"

@@ -1,5 +1,6 @@
 """Backups of a store: made, listed, verified, restored, thinned out and copied (docs/BACKUP.md)."""
 
+from .compared import BackupSource
 from .copy import CopyReport, copy_backup
 from .create import BackupReport, create_backup
 from .keys import BackupKey
@@ -17,6 +18,7 @@ __all__ = [
     "BackupKey",
     "BackupReport",
     "BackupRepository",
+    "BackupSource",
     "CopyReport",
     "DirectoryTarget",
     "KeepRules",

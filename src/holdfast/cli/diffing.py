@@ -1,4 +1,4 @@
-"""``holdfast diff``: where two stores part, and which keys of their states differ."""
+"""``holdfast diff``: where two stores, or a store and a backup, part, and which keys of their states differ."""
 
 from __future__ import annotations
 
@@ -8,18 +8,20 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..errors import HoldfastError
+from ..errors import HoldfastError, InvalidInputError
+from .backup_options import KeyFile, PassphraseFile, open_place
 from .keys import in_json, parse_bytes, shown, shown_short
 from .options import Config, Hex, Json
 from .output import Output
 
 if TYPE_CHECKING:
+    from ..recovery.diff import DiffSource
     from ..recovery.diff_report import BlockFacts, DiffReport, KeyDifference, SeenValue
-    from ..store.store import Store
 
 __all__ = ["register"]
 
 _LIMIT = 50
+_BACKUP = "backup:"
 
 
 def register(app: typer.Typer) -> None:
@@ -28,8 +30,11 @@ def register(app: typer.Typer) -> None:
 
 
 def diff(
-    first: Annotated[Path, typer.Argument(metavar="A", help="Directory of a store.")],
-    second: Annotated[Path, typer.Argument(metavar="B", help="Directory of the other one.")],
+    first: Annotated[
+        str,
+        typer.Argument(metavar="A", help="Directory of a store, or backup:REPOSITORY#NAME; the newest without #NAME."),
+    ],
+    second: Annotated[str, typer.Argument(metavar="B", help="The other one.")],
     state: Annotated[bool, typer.Option("--state", help="Compare the keys of the state too.")] = False,
     at_height: Annotated[
         int | None,
@@ -40,32 +45,65 @@ def diff(
         str | None, typer.Option("--from-key", metavar="KEY", help="Go on where an earlier listing ended.")
     ] = None,
     as_hex: Hex = False,
+    key_file: KeyFile = None,
+    passphrase_file: PassphraseFile = None,
+    work_dir: Annotated[
+        Path | None,
+        typer.Option("--work-dir", metavar="DIR", help="Where the state of a backup is restored for the time."),
+    ] = None,
     config: Config = None,
     as_json: Json = False,
 ) -> None:
     """Show where two stores part: first block that differs, and keys of the state. Exit code 0 also if they differ.
 
-    Time is in proportion to the difference. Changes nothing; either may be open in another process.
+    Time is in proportion to the difference. Changes nothing; either may be open in another process. Of a backup the
+    journal is read once; for keys of its state it is restored to a new directory, which is removed afterwards.
     """
     from ..recovery.diff import diff as compare
 
     start = None if from_key is None else parse_bytes(from_key, what="--from-key", as_hex=as_hex)
-    with contextlib.ExitStack() as stack:
-        stores = [_opened(place, config, stack) for place in (first, second)]
-        report = compare(*stores, state=state, at_height=at_height, limit=limit, from_key=start)
-        name = stores[0].spec.name
     out = Output(as_json=as_json)
+
+    def backup(place: str) -> DiffSource:
+        from ..backup import BackupSource
+
+        repository, backup_name = _names(place)
+        found = open_place(repository, key_file, passphrase_file)
+        return BackupSource(found, backup_name, directory=work_dir, on_restore=lambda path: out.note(_restoring(path)))
+
+    with contextlib.ExitStack() as stack:
+        sides = [
+            backup(place) if place.startswith(_BACKUP) else _opened(Path(place), config, stack)
+            for place in (first, second)
+        ]
+        report = compare(*sides, state=state, at_height=at_height, limit=limit, from_key=start)
+        name = sides[0].spec.name
     if as_json:
         out.record(_as_json(report, name))
     else:
         _print(report, name, out)
 
 
-def _opened(place: Path, config: Path | None, stack: contextlib.ExitStack) -> Store:
+def _names(place: str) -> tuple[str, str | None]:
+    """Repository and backup of ``backup:REPOSITORY#NAME``; no name is the newest."""
+    repository, mark, name = place.removeprefix(_BACKUP).partition("#")
+    if not repository or (mark and not name):
+        raise InvalidInputError(
+            "this does not name a backup", found=place, remedy="write backup:REPOSITORY or backup:REPOSITORY#NAME"
+        )
+    return repository, name or None
+
+
+def _restoring(place: Path) -> str:
+    return f"the backup is restored to {place}, so that its state can be walked; that directory is removed afterwards"
+
+
+def _opened(place: Path, config: Path | None, stack: contextlib.ExitStack) -> DiffSource:
+    from ..recovery.diff import StoreSource
     from .session import open_to_read
 
     try:
-        return stack.enter_context(open_to_read(place, config))
+        return StoreSource(stack.enter_context(open_to_read(place, config)))
     except HoldfastError as error:
         error.context.setdefault("store", str(place))
         raise
