@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import holdfast
-from holdfast.errors import DeviceError, MissingFile, PoisonedError
+from holdfast.errors import CorruptionError, DeviceError, MissingFile, PoisonedError
 from holdfast.recovery import verify_store
 from holdfast.testing.crashfs import Fault
 from holdfast.testing.machine import new_machine
@@ -44,6 +44,33 @@ def test_a_store_with_indexes_verifies(engine: str, tmp_path: Path) -> None:
     with holdfast.open(url, settings=settings(), indexes=[BY_PRODUCER]) as store:
         store.add(make_block(1, 1, 0, None, work=1), root_allowed=True)
     assert verify_store(url.partition(":")[2], level="views").ok
+
+
+def test_damage_of_the_frame_that_the_views_end_with_is_no_damage_of_the_views(tmp_path: Path) -> None:
+    """The views were moved to quarantine, and could not be made anew from a journal that was damaged."""
+    root = tmp_path / "store"
+    with holdfast.open(f"sqlite:{root}", settings=settings()) as store:
+        for number in range(3):
+            draft = store.draft()
+            draft.state[b"key"] = b"%d" % number
+            store.commit(draft, hash=bytes((number + 1,)) * 32, header=b"header")
+        tip = store.tip
+    segment = root / "journal" / "0000000001.seg"
+    data = bytearray(segment.read_bytes())
+    data[data.rindex(b"HFRM") + 40] ^= 1  # the head of the last frame
+    segment.write_bytes(bytes(data))
+    before = {
+        path: path.read_bytes() for path in (root / "views").rglob("*") if path.is_file() and path.suffix != ".db-shm"
+    }
+    with pytest.raises(CorruptionError, match="frame"):
+        holdfast.open(f"sqlite:{root}")
+    assert {path: path.read_bytes() for path in before} == before
+    assert not (root / "quarantine").exists()
+    data[data.rindex(b"HFRM") + 40] ^= 1
+    segment.write_bytes(bytes(data))
+    with holdfast.open(f"sqlite:{root}") as store:
+        assert not store.recovery.views_rebuilt
+        assert store.tip == tip
 
 
 def test_a_creation_that_died_after_it_prepared_a_segment_is_begun_again(tmp_path: Path) -> None:

@@ -533,16 +533,24 @@ def _try_views(
         engine = open_engine(name, path, create=False, cache_bytes=plan.settings.cache_bytes)
         try:
             views = make_views(plan, journal, engine)
-            _check_applied(views, journal, recovery)
         except BaseException:
             engine.close()
             raise
-        return engine, views
     except CommitLoss:
         raise
     except (CorruptionError, RecoveryTimeout) as error:
         notes.append(_set_aside(generations, number, error))
         return None
+    try:
+        strange = _strange(views, journal, recovery)  # damage of the journal says nothing about the views
+    except BaseException:
+        engine.close()
+        raise
+    if strange is None:
+        return engine, views
+    engine.close()
+    notes.append(_set_aside(generations, number, strange))
+    return None
 
 
 def _set_aside(generations: Generations, number: int, error: CorruptionError | RecoveryTimeout) -> str:
@@ -553,16 +561,18 @@ def _set_aside(generations: Generations, number: int, error: CorruptionError | R
     return f"views rebuilt from the journal: {error}; the old ones are in {moved.name}"
 
 
-def _check_applied(views: Views, journal: Journal, recovery: JournalRecovery) -> None:
+def _strange(views: Views, journal: Journal, recovery: JournalRecovery) -> CorruptionError | None:
+    """What is wrong if the views were made of another journal. Raises ``CommitLoss``, and what the journal raises."""
     applied = views.applied
     if applied is None:
-        return
+        return None
     newest = max(applied.seq, applied.flushing or 0)
     if newest > recovery.last_seq:
         raise CommitLoss(
             "the views hold commits that the journal has lost", applied_seq=newest, journal_seq=recovery.last_seq
         )
-    if applied.seq >= journal.first_seq and journal.frame(applied.seq).digest != applied.digest:
-        raise CorruptionError(
-            "the views belong to another history of the journal", seq=applied.seq, recovery=Recovery.REBUILD
-        )
+    if applied.seq < journal.first_seq or journal.frame(applied.seq).digest == applied.digest:
+        return None
+    return CorruptionError(
+        "the views belong to another history of the journal", seq=applied.seq, recovery=Recovery.REBUILD
+    )
