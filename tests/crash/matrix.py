@@ -74,6 +74,12 @@ _row(
     "test_journal_crash.py::test_crash_in_recovery",
 )
 _row(
+    6,
+    "a device that lies about syncs, then power loss",
+    "`commit_loss` or another refusal; never torn content, and older content only where the watermark is lost, too",
+    "test_faults_device.py::test_syncs_that_did_nothing_are_detected",
+)
+_row(
     7,
     "a bit flipped in any kind of file",
     "the same content, or a typed error; a refused open changes nothing",
@@ -88,9 +94,22 @@ _row(
     "test_journal_rot.py::test_damage_at_every_byte",
 )
 _row(
+    9,
+    "a file that is gone, and pairs of files",
+    "refused or made anew from the journal; never a fresh, empty store",
+    "test_store_rot.py::test_a_file_that_is_gone_makes_no_fresh_store",
+)
+_row(
+    10,
+    "pages zeroed or swapped, a file of an older copy",
+    "as 7",
+    "test_store_rot.py::test_damage_is_found_or_harmless",
+    "test_store_rot.py::test_older_files_and_swapped_pages_are_found_or_harmless",
+)
+_row(
     11,
     "no space (ENOSPC, EFBIG, a full disk)",
-    "`out-of-space`; the store is intact, and goes on once there is room",
+    "`out_of_space`; the store is intact, and goes on once there is room",
     "test_store_power.py::test_error_at_every_operation",
     "test_journal_crash.py::test_error_at_every_operation",
     "test_pruning_crash.py::test_error_at_every_operation",
@@ -107,6 +126,18 @@ _row(
     "test_pruning_crash.py::test_error_at_every_operation",
     "test_documents_crash.py::test_error_at_every_operation",
     "test_checkpoint_crash.py::test_an_error_at_every_operation_is_typed_and_costs_one_checkpoint",
+)
+_row(
+    13,
+    "a sync fails (file, directory, batch of an engine)",
+    "poisoned, nothing more is written; power loss right after it keeps what was acknowledged",
+    "test_faults_device.py::test_a_failed_sync_is_never_forgotten",
+)
+_row(
+    15,
+    "the clock jumps: back, ahead, 1970, 2000, 2038, 2100",
+    "no effect on order, reorgs, pruning and recovery",
+    "test_faults_device.py::test_a_clock_that_jumps_changes_nothing",
 )
 _row(
     16,
