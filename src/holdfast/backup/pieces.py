@@ -8,13 +8,15 @@ Invariants:
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from .._fs import Buffer, File
@@ -41,12 +43,14 @@ __all__ = [
     "pool_of",
     "raw_bytes_of",
     "scan_segment",
+    "side_by_side",
     "workers_of",
 ]
 
 _KEPT = 4
 _AHEAD_PER_WORKER = 2
 _WORKERS_MAX = 16
+_FILES_AT_ONCE = 2
 _T = TypeVar("_T")
 
 Progress = Callable[[int, int], None]
@@ -162,6 +166,58 @@ class Ahead(Generic[_T]):
         """The results that are left."""
         while self._waiting:
             yield self._waiting.popleft().result()
+
+
+class _Ended(Exception):
+    """Nobody wants the rest of the work any more."""
+
+
+def side_by_side(
+    items: Sequence[_T],
+    work: Callable[[_T, Callable[[int], None]], None],
+    step: Callable[[int], None],
+    *,
+    threads: bool,
+) -> None:
+    """``work`` was done for every item, two at once if ``threads`` allows it.
+
+    What ``work`` counts is given to ``step`` in the caller's thread; what either raises ends all of it.
+    """
+    if not threads or len(items) < 2:
+        for item in items:
+            work(item, step)
+        return
+    told: SimpleQueue[int | BaseException | None] = SimpleQueue()
+    ended = threading.Event()
+
+    def count(found: int) -> None:
+        if ended.is_set():
+            raise _Ended
+        told.put(found)
+
+    def one(item: _T) -> None:
+        try:
+            work(item, count)
+            told.put(None)
+        except BaseException as error:  # noqa: BLE001  # it is raised again where the caller waits
+            told.put(error)
+
+    pool = ThreadPoolExecutor(_FILES_AT_ONCE, thread_name_prefix="holdfast-backup-file")
+    try:
+        left = len(items)
+        for item in items:
+            pool.submit(one, item)
+        while left:
+            found = told.get()
+            if isinstance(found, BaseException):
+                raise found
+            if found is None:
+                left -= 1
+            else:
+                step(found)
+    finally:
+        ended.set()
+        pool.shutdown(wait=True, cancel_futures=True)
 
 
 def workers_of(workers: int | None) -> int:

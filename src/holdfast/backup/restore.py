@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import logging
 import os
-import secrets
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -35,7 +34,7 @@ from ..errors import (
     OutOfSpace,
     StoreExists,
 )
-from ..journal.api import DurableMark, Kind, Part, TipMark
+from ..journal.api import DurableMark, TipMark
 from ..journal.reader import JournalReader
 from ..journal.recovery import JOURNAL_DIRECTORY
 from ..journal.segment import segment_name
@@ -43,12 +42,23 @@ from ..journal.watermark import WATERMARK_NAME, Watermark
 from ..limits import HEIGHT_MAX
 from ..store.factory import open_store
 from ..store.identity import IDENTITY_NAME, Identity
-from ..store.opening import make_directories, opened_plainly
+from ..store.opening import make_directories
 from ..store.url import StoreUrl, parse_url
 from .cut import Cut, cut_at_height, cut_at_time
 from .envelope import CHUNK_BYTES
 from .manifest import BaseFile, Manifest, SegmentFile, decode_store
-from .pieces import PieceFile, Progress, Whole, chunks_of, exhaust, file_name, pool_of, scan_segment, workers_of
+from .pieces import (
+    PieceFile,
+    Progress,
+    Whole,
+    chunks_of,
+    exhaust,
+    file_name,
+    pool_of,
+    scan_segment,
+    side_by_side,
+    workers_of,
+)
 from .repository import BackupRepository
 from .verify import check_base
 
@@ -274,16 +284,16 @@ class _Staging:
         self._check_room(sum(file.length for file in missing))
         total = self._form.totals.raw_bytes
         self._kept = done = total - sum(file.length for file in missing)
-        for file in missing:
 
-            def sink(piece: bytes) -> None:
-                nonlocal done
-                done += len(piece)
-                hit("backup.restore.piece")
-                if progress is not None:
-                    progress(done, total)
+        def step(count: int) -> None:
+            nonlocal done
+            done += count
+            if progress is not None:
+                progress(done, total)
 
-            self._fetch(file, pool, workers, sink)
+        for below in {(self._store / file_name(file)).parent for file in missing}:
+            make_directories(self._fs, below)
+        side_by_side(missing, lambda file, sink: self._fetch(file, pool, workers, sink), step, threads=pool is not None)
         self._write_mark(self._last_mark())
         self._fs.write_atomic(self._store / IDENTITY_NAME, self._form.identity_bytes)
         if choose is None:
@@ -336,11 +346,15 @@ class _Staging:
         file: SegmentFile | BaseFile,
         pool: ThreadPoolExecutor | None,
         workers: int,
-        sink: Callable[[bytes], None],
+        step: Callable[[int], None],
     ) -> None:
         path = self._store / file_name(file)
-        make_directories(self._fs, path.parent)
         self._fs.remove(path)
+
+        def sink(piece: bytes) -> None:
+            hit("backup.restore.piece")
+            step(len(piece))
+
         with NewFile(self._fs, path) as new:
             whole = Whole(new.write, sink)
             pieces = PieceFile(path, file.length, chunks_of(self._repository, file, pool, workers), whole)
@@ -411,9 +425,9 @@ class _Staging:
         started: float,
     ) -> RestoreReport:
         """The store was opened: it is fenced, has its views, and its tip and root are those of the backup."""
-        self._fence(engine, settings, progress)
         url = str(self._store) if engine is None else f"{engine}:{self._store}"
         with open_store(url, create=False, settings=settings, progress=progress, fs=self._fs) as store:
+            store.safety.fence()
             if cut.seq == self._form.last_seq:
                 self._check_tip(store.tip.height if store.tip else None, store.tip.hash if store.tip else None)
             if cut.block is not None:
@@ -443,15 +457,6 @@ class _Staging:
             kept_bytes=self._kept,
             seconds=time.monotonic() - started,
         )
-
-    def _fence(self, engine: str | None, settings: Settings, progress: Progress | None) -> None:
-        """The views are made, and a last frame says that this is another copy of the store.
-
-        The fingerprint of the place is not enough: a disk may give the files of a deleted store's numbers again.
-        """
-        with opened_plainly(self._fs, self._store, engine, settings, progress=progress) as opened:
-            opened.journal.append([Part(Kind.INCARNATION, secrets.token_bytes(32), True)])
-            opened.journal.sync()
 
     def _check_tip(self, height: int | None, block: bytes | None) -> None:
         told = self._form.tip

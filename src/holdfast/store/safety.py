@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable
 
 from ..consensus.records import SafetyRecord, check_identity, check_position
 from ..consensus.safety import SafetyBook
 from ..errors import ReadOnlyError
+from ..limits import HASH_BYTES
 from .writer import Writer
 
 __all__ = ["Safety"]
@@ -54,6 +56,14 @@ class Safety:
             return False
         writer.sync(seq)
         return True
+
+    def fence(self) -> None:
+        """This copy of the store signs nothing until a fence lifts it; durable. For whoever made it of another one.
+
+        That the place is another one is found by itself, but a disk may give the numbers of deleted files again.
+        """
+        writer = self._need_writer()
+        writer.sync(writer.save_incarnation(secrets.token_bytes(HASH_BYTES)))
 
     def lift_fence(self, identity: bytes, floor: tuple[int, ...]) -> None:
         """``identity`` may sign again, above ``floor``; durable. Only after making sure that no other copy signs."""
