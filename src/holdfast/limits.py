@@ -20,6 +20,10 @@ REASON_BYTES_MAX: Final = 1024
 
 SEGMENT_BYTES_FIRST: Final = 1024 * 1024
 SEGMENT_BYTES_MAX: Final = 64 * 1024 * 1024
+COMPACTED_BYTES_MAX: Final = 1024 * 1024 * 1024
+"""Of the segment that a compacted file stands for."""
+COMPACTED_EXTENT_BYTES: Final = 256 * 1024
+COMPACTED_EXTENT_BYTES_MAX: Final = 1024 * 1024
 
 HEIGHT_MAX: Final = 2**63 - 1
 WORK_MAX: Final = 2**256 - 1
@@ -55,3 +59,7 @@ DOCUMENT_PART_BYTES_MAX: Final = 64 * 1024 * 1024
 """A longer batch becomes several parts of one frame."""
 
 BACKUP_TARGET_CHARACTERS_MAX: Final = 900
+OBJECT_TIMEOUT_SECONDS_MAX: Final = 60.0
+"""Longest request to an object store; the lock of a repository there reckons with it."""
+OBJECTS_LISTED_MAX: Final = 20_000_000
+"""Objects of a repository in an object store that a listing gives."""

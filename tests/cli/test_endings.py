@@ -42,7 +42,7 @@ def unpacked(path: Path, into: Path) -> bytearray:
 READING = ["tip", "tips", "orphans", "blocks", "stats", "indexes", "show 0", "epoch 0", "journal inspect", "export"]
 READING += ["state root", "state scan", "state history k", "state diff 0 tip", "state growth", "prove k"]
 WRITING = ["mine", "reorg --to 0", "orphan 0 --reason x", "finalize 0", "verify", "rebuild", "convert --to sqlite"]
-WRITING += ["prune", "prune --dry-run", "migrate", "migrate --dry-run"]
+WRITING += ["prune", "prune --dry-run", "migrate", "migrate --dry-run", "compact", "compact --dry-run"]
 
 
 @pytest.mark.parametrize("command", READING + WRITING)

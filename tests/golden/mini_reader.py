@@ -11,7 +11,7 @@ import hashlib
 import struct
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +22,9 @@ ROW = struct.Struct(">H B B I I I 32s")
 SEGMENT_HEADER = struct.Struct(">8s I I 16s Q Q 32s 16s")
 SEAL = struct.Struct(">8s Q Q Q 32s")
 SLOT = struct.Struct(">8s Q Q 32s Q Q B 7s Q 32s 32s")
+COMPACTED_HEAD = struct.Struct(">8s I I 16s Q Q I 12s")
+EXTENT = struct.Struct(">I B 3s 32s")
+COMPACTED_END = struct.Struct(">8s Q Q Q Q 32s")
 MIB = 1 << 20
 
 
@@ -34,6 +37,7 @@ class MiniPart:
     kind: int
     critical: bool
     data: bytes
+    pruned: bool = False
 
 
 @dataclass(frozen=True)
@@ -105,7 +109,42 @@ def decode(codec: int, stored: bytes, length: int) -> bytes:
     return raw
 
 
-def read_frame(raw: bytes, at: int, salt: bytes, seq: int, previous: bytes) -> tuple[MiniFrame, int]:
+def read_compacted(data: bytes, number: int, store_id: bytes, salt: bytes) -> tuple[bytes, set[int]]:
+    """The raw bytes, zeros in holes, and which eighths of them (offset // 8) are absent (section 4.1)."""
+    head, end = data[:64], data[-104:]
+    magic, form, generation, owner, found, length, extent, zero = COMPACTED_HEAD.unpack(head)
+    need(form == 1 and generation > 0 and owner == store_id and found == number, "compacted: head")
+    need(zero == bytes(12) and extent % 8 == 0 and 4096 <= extent <= MIB and length <= 1024 * MIB, "compacted: lengths")
+    magic, extents, holes, table, floor, digest = COMPACTED_END.unpack(end[:72])
+    need(magic == b"HFCOMP_E" and table + 40 * extents + 8 * holes + 104 == len(data), "compacted: end")
+    need(sha(salt, head, data[table:-32]) == end[72:], "compacted: digest")
+    need((floor == 0) == (holes == 0), "compacted: floor")
+    at, kept = 64, b""
+    for index in range(extents):
+        size, codec, zero, stored_hash = EXTENT.unpack_from(data, table + 40 * index)
+        stored = data[at : at + size]
+        need(zero == bytes(3) and hashlib.sha256(stored).digest() == stored_hash, f"extent {index}: hash")
+        piece = zstandard.ZstdDecompressor().decompressobj().decompress(stored) if codec else stored
+        need(len(piece) == extent or (index == extents - 1 and 0 < len(piece) < extent), f"extent {index}: length")
+        kept += piece
+        at += size
+    need(at == table, "compacted: extents")
+    raw = b""
+    absent: set[int] = set()
+    for index in range(holes):
+        before, gone = struct.unpack_from(">II", data, table + 40 * extents + 8 * index)
+        need(before > 0 and gone > 0, f"hole {index}")
+        raw, kept = raw + kept[: 8 * before], kept[8 * before :]
+        absent.update(range(len(raw) // 8, len(raw) // 8 + gone))
+        raw += bytes(8 * gone)
+    raw += kept
+    need(len(raw) == length and (bool(absent) or sha(raw) == digest), "compacted: raw bytes")
+    return raw, absent
+
+
+def read_frame(
+    raw: bytes, at: int, salt: bytes, seq: int, previous: bytes, absent: Container[int] = ()
+) -> tuple[MiniFrame, int]:
     """The frame at ``at`` and the offset behind it (section 5)."""
     need(at % 8 == 0 and at + FRAME_HEADER.size <= len(raw), "frame: place")
     magic, version, count, length, found, durable_seq, time_us, before = FRAME_HEADER.unpack_from(raw, at)
@@ -121,9 +160,15 @@ def read_frame(raw: bytes, at: int, salt: bytes, seq: int, previous: bytes) -> t
     for index in range(count):
         kind, codec, flags, stored, length_raw, zero, part_hash = ROW.unpack_from(raw, at + 72 + 48 * index)
         need(zero == 0 and flags < 2 and stored <= 256 * MIB and length_raw <= 256 * MIB, f"frame {seq}: row {index}")
+        padding = -stored % 8
+        gone = stored > 0 and all(eighth in absent for eighth in range(place // 8, (place + stored + padding) // 8))
+        if gone:
+            need(kind in (0x12, 0x13), f"frame {seq}: part {index} must not be pruned")
+            parts.append(MiniPart(kind, bool(flags & 1), b"", pruned=True))
+            place += stored + padding
+            continue
         body = raw[place : place + stored]
         need(hashlib.sha256(body).digest() == part_hash, f"frame {seq}: part {index}")
-        padding = -stored % 8
         need(raw[place + stored : place + stored + padding] == bytes(padding), f"frame {seq}: padding")
         parts.append(MiniPart(kind, bool(flags & 1), decode(codec, body, length_raw)))
         place += stored + padding
@@ -150,7 +195,10 @@ def frames(data: Path, store_id: bytes | None = None, salt: bytes | None = None)
     mark = read_watermark(data, salt)
     seq, digest = 0, bytes(32)
     for number in range(1, mark.segment + 1):
-        raw = (data / "journal" / f"{number:010d}.seg").read_bytes()
+        raw, absent = (data / "journal" / f"{number:010d}.seg").read_bytes(), set[int]()
+        if raw[:8] == b"HFCOMPT1":
+            need(number < mark.segment, f"segment {number}: compacted, and the newest")
+            raw, absent = read_compacted(raw, number, store_id, salt)
         magic, form, _generation, owner, found, first, previous, zero = SEGMENT_HEADER.unpack_from(raw)
         need(magic == b"HFSEGMT1" and form == 1 and owner == store_id, f"segment {number}: header")
         need(found == number and first == seq + 1 and previous == digest, f"segment {number}: chain")
@@ -158,7 +206,7 @@ def frames(data: Path, store_id: bytes | None = None, salt: bytes | None = None)
         at = 128
         offsets = []
         while raw[at : at + 4] == b"HFRM" and (number < mark.segment or seq < mark.seq):
-            frame, end = read_frame(raw, at, salt, seq + 1, digest)
+            frame, end = read_frame(raw, at, salt, seq + 1, digest, absent)
             offsets.append(at)
             at, seq, digest = end, frame.seq, frame.digest
             yield frame
@@ -201,7 +249,7 @@ def main() -> int:
     data = Path(sys.argv[1])
     try:
         for frame in frames(data):
-            kinds = " ".join(f"{part.kind:#06x}:{len(part.data)}" for part in frame.parts)
+            kinds = " ".join(f"{part.kind:#06x}:{'pruned' if part.pruned else len(part.data)}" for part in frame.parts)
             print(frame.seq, frame.digest.hex()[:16], kinds)
     except (Damaged, OSError, struct.error) as error:
         print(f"damaged: {error}", file=sys.stderr)

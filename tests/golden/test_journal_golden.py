@@ -9,8 +9,10 @@ import zlib
 from pathlib import Path
 
 import pytest
+import zstandard
 
 from holdfast._fs import RealFileSystem
+from holdfast.errors import PrunedError
 from holdfast.journal import DurableMark, Journal, JournalOptions, JournalReader, Kind, Part, TipMark
 from holdfast.journal.codec import encode_frame, encode_parts, parse_head
 from holdfast.journal.segment import SegmentHeader, decode_header, encode_header
@@ -54,6 +56,39 @@ def test_a_directory_of_format_1_opens(tmp_path: Path, name: str, clean: bool, e
     for info in journal.segments():
         journal.verify_segment(info.number)
     journal.close()
+
+
+def test_a_journal_with_compacted_segments_opens(tmp_path: Path) -> None:
+    """Segment 2 is whole, in segment 3 bodies and extras of blocks below height 50 are absent."""
+    data = unpack("compacted", tmp_path)
+    by_mini = list(mini_reader.frames(data))
+    assert sum(part.pruned for frame in by_mini for part in frame.parts) == 12
+    reader = JournalReader.open(RealFileSystem(), data, store_id=STORE_ID, salt=SALT)
+    infos = reader.segments()
+    assert [(info.generation, info.retained_from) for info in infos] == [(0, 0), (1, 0), (1, 50), (0, 0)]
+    assert sum(reader.verify_segment(info.number) for info in infos) == len(by_mini) == 31
+    for frame, mini in zip(reader.frames(1), by_mini, strict=True):
+        assert (frame.seq, frame.digest) == (mini.seq, mini.digest)
+        for index, part in enumerate(mini.parts):
+            if part.pruned:
+                assert frame.parts[index].kind in (Kind.BODY, Kind.EXTRA)
+                with pytest.raises(PrunedError, match="pruned"):
+                    reader.part(frame, index)
+            else:
+                assert reader.part(frame, index) == part.data
+    reader.close()
+    journal, recovery = Journal.open(RealFileSystem(), data, store_id=STORE_ID, salt=SALT)
+    assert recovery.clean
+    assert journal.compact(2).generation == 2
+    journal.close()
+    for name in ("0000000002.seg", "0000000003.seg"):
+        path = data / "journal" / name
+        good = path.read_bytes()
+        for offset in range(0, len(good), 61):
+            path.write_bytes(good[:offset] + bytes([good[offset] ^ 4]) + good[offset + 1 :])
+            with pytest.raises((mini_reader.Damaged, IndexError, zstandard.ZstdError)):
+                list(mini_reader.frames(data))
+        path.write_bytes(good)
 
 
 def test_a_frame_has_these_bytes() -> None:

@@ -29,6 +29,7 @@ from .._fs import File, FileSystem, RealFileSystem
 from ..blocks.entries import decode_canonical
 from ..errors import CorruptionError, HoldfastError, InvalidInputError, MissingFile, SnapshotInvalid
 from ..journal.api import Frame, Kind
+from ..journal.compacted import open_segment
 from ..journal.reader import JournalReader
 from ..journal.segment import Segment
 from ..limits import HASH_BYTES
@@ -280,7 +281,7 @@ class _Run:
         def scan(pieces: PieceFile) -> None:
             exhaust(scan_segment(pieces, entry, identity, previous))
 
-        digest, chunks = self._copy(path, entry.length, scan)
+        digest, chunks = self._copy(path, entry.length, scan, identity.salt)
         return msgspec.structs.replace(entry, sha256=digest, chunks=chunks)
 
     def _base_lengths(self, reader: JournalReader) -> list[tuple[str, int, bytes]]:
@@ -331,8 +332,10 @@ class _Run:
         found, chunks = self._copy(place, length, scan)
         return BaseFile(path, length, found, chunks)
 
-    def _copy(self, path: Path, length: int, scan: Callable[[PieceFile], None]) -> tuple[str, tuple[ChunkRef, ...]]:
-        """SHA-256 and chunks of the first ``length`` bytes of a file, which ``scan`` found right."""
+    def _copy(
+        self, path: Path, length: int, scan: Callable[[PieceFile], None], salt: bytes | None = None
+    ) -> tuple[str, tuple[ChunkRef, ...]]:
+        """SHA-256 and chunks of the first ``length`` bytes of a file that ``scan`` found right; ``salt``: segment."""
         chunks: list[ChunkRef] = []
         ahead: Ahead[StoredChunk] = Ahead(self._pool, self._workers)
 
@@ -346,7 +349,7 @@ class _Run:
             take(ahead.add(partial(self._repository.put_chunk, piece, check=self._check)))
 
         whole = Whole(store)
-        file = self._fs.open(path, read_only=True)
+        file = self._fs.open(path, read_only=True) if salt is None else open_segment(self._fs, path, salt=salt)
         try:
             pieces = PieceFile(path, length, partial(self._load, file, length), whole)
             scan(pieces)

@@ -67,6 +67,7 @@ def _show_segments(reader: JournalReader, out: Output) -> None:
             "frames_end": info.frames_end,
             "file_bytes": info.file_bytes,
             "sealed": info.sealed,
+            "generation": info.generation,
         }
         for info in reader.segments()
     ]
@@ -82,7 +83,7 @@ def _show_segments(reader: JournalReader, out: Output) -> None:
         return
     out.record({"watermark": values})
     out.text("\n")
-    out.rows(["segment", "file", "first_seq", "frames", "frames_end", "file_bytes", "sealed"], rows)
+    out.rows(["segment", "file", "first_seq", "frames", "frames_end", "file_bytes", "sealed", "generation"], rows)
 
 
 def _kind_names() -> dict[int, str]:

@@ -24,6 +24,8 @@ from ..errors import ClosedError, ForeignStore, HoldfastError, InvalidInputError
 from ..limits import SEGMENT_BYTES_FIRST, SEGMENT_BYTES_MAX
 from .api import DurableMark, JournalRecovery, Part, TipMark
 from .codec import FRAME_HEAD, FRAME_HEAD_BYTES, FRAME_MAGIC, PartsEncoding, encode_frame, encode_parts
+from .compacted import Hole
+from .compaction import Compacted, Step, compact_segment, compacted_bytes, no_step
 from .prepare import Housekeeper, SegmentMaker
 from .reads import FrameReads
 from .recovery import JOURNAL_DIRECTORY, Findings, finish_tail, inspect_journal
@@ -400,6 +402,51 @@ class Journal(FrameReads):
             watermark.sync()
         except BaseException as error:
             raise self._poison_with(error, self._directory / WATERMARK_NAME) from error
+
+    # -- compaction ---------------------------------------------------------------------------------------------
+
+    def compact(
+        self,
+        number: int,
+        *,
+        holes: Sequence[Hole] = (),
+        floor: int = 0,
+        original: File | None = None,
+        step: Step = no_step,
+    ) -> Compacted:
+        """Segment ``number`` is a compacted file; see ``compact_segment``. Appends and reads go on meanwhile.
+
+        Two calls for the same segment must not overlap.
+
+        Raises:
+            InvalidInputError: the segment is not sealed, or holds the last durable frame; nothing was changed.
+            CorruptionError: it is damaged; nothing was changed.
+        """
+        if self._closed:
+            raise ClosedError("the journal is closed", path=self._directory)
+        if not 0 < number < self._durable.segment:
+            raise InvalidInputError(
+                "only segments before the newest are compacted", segment=number, newest=self._durable.segment
+            )
+        segment = self._segments[number - 1]
+        try:
+            return compact_segment(
+                self._fs,
+                segment,
+                store_id=self._store_id,
+                salt=self._salt,
+                holes=holes,
+                floor=floor,
+                original=original,
+                step=step,
+            )
+        finally:
+            self._reopen(number)
+
+    def compacted_bytes(self, number: int) -> int:
+        """About how long the compacted file of segment ``number`` would be."""
+        handle = self._handle(self._segments[number - 1])
+        return compacted_bytes(handle.file)
 
     # -- poison -------------------------------------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ from typing import Final
 from .._fs import File, FileSystem
 from ..errors import CommitLoss, CorruptionError
 from .api import DurableMark
+from .compacted import open_segment
 from .reads import FrameReads
 from .recovery import JOURNAL_DIRECTORY
 from .scan import Window, read_frame_at
@@ -115,7 +116,7 @@ class JournalReader(FrameReads):
 
     def _read_segment(self, number: int) -> Segment:
         path = self._journal_directory / segment_name(number)
-        file = self._fs.open(path, read_only=True)
+        file = open_segment(self._fs, path, salt=self._salt)
         try:
             data = file.pread(SEGMENT_HEADER_BYTES, 0)
         finally:
@@ -131,7 +132,8 @@ class JournalReader(FrameReads):
 
     def _refresh(self, segment: Segment, mark: DurableMark) -> None:
         """Frames of ``segment`` up to ``mark`` are known: from its seal if it has one, else by walking on."""
-        file = self._handle(segment).file
+        handle = self._handle(segment)
+        file = handle.file
         size = file.size()
         seal = decode_seal(file.pread(SEAL_BYTES, max(0, size - SEAL_BYTES)), header=segment.header, file_bytes=size)
         if seal is not None:

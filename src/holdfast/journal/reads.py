@@ -20,6 +20,7 @@ from ..errors import ClosedError, CorruptionError, InvalidInputError, NotFoundEr
 from ..events import corruption_found
 from .api import Frame
 from .codec import decode_part
+from .compacted import CompactedFile, open_segment
 from .scan import Window, read_frame_at, scan_frames, verify_sealed_content
 from .segment import SEGMENT_HEADER_BYTES, Segment, SegmentInfo
 
@@ -114,7 +115,8 @@ class FrameReads:
             UnsupportedFormat: the part is encrypted or has a codec that is not known.
         """
         part = frame.parts[index]
-        stored = self._handle(self._segment_of(frame.seq)).file.pread(part.stored_bytes, part.offset)
+        handle = self._handle(self._segment_of(frame.seq))  # held until the bytes are read: others may forget the file
+        stored = handle.file.pread(part.stored_bytes, part.offset)
         try:
             return decode_part(stored, part, segment=frame.segment, seq=frame.seq)
         except CorruptionError as error:
@@ -157,18 +159,23 @@ class FrameReads:
         """What is known about every segment that has a header, in order."""
         infos: list[SegmentInfo] = []
         for segment in list(self._segments):
-            size = self._handle(segment).file.size()
-            header = segment.header
+            handle = self._handle(segment)
+            file, header = handle.file, segment.header
+            size = file.size()
+            compacted = file if isinstance(file, CompactedFile) else None
             infos.append(
                 SegmentInfo(
                     header.number,
                     segment.path,
-                    header.generation,
+                    compacted.generation if compacted is not None else 0,
                     header.first_seq,
                     segment.count,
                     segment.frames_end,
-                    size,
+                    compacted.stored_bytes if compacted is not None else size,
                     segment.sealed,
+                    size,
+                    compacted.pruned_bytes if compacted is not None else 0,
+                    compacted.floor if compacted is not None else 0,
                 )
             )
         return infos
@@ -226,10 +233,16 @@ class FrameReads:
                 return handle
             if self._closed:
                 raise ClosedError("the journal is closed", path=self._journal_directory)
-            handle = self._files[number] = _Handle(self._fs.open(segment.path, read_only=True))
+            handle = self._files[number] = _Handle(open_segment(self._fs, segment.path, salt=self._salt))
             evicted = self._files.popitem(last=False)[1] if len(self._files) > _OPEN_FILES_MAX else None
         del evicted
         return handle
+
+    def _reopen(self, number: int) -> None:
+        """The next read of segment ``number`` opens its file again; readers that have the old one go on with it."""
+        with self._cache_lock:
+            gone = self._files.pop(number, None)
+        del gone
 
     def _add_segment(self, segment: Segment) -> None:
         self._segments.append(segment)

@@ -21,6 +21,7 @@ from ..errors import CommitLoss, CorruptionError, MissingFile
 from ..types import DiscardedFrames
 from .api import DurableMark, Frame
 from .codec import FRAME_HEAD, FRAME_HEAD_BYTES, FRAME_MAGIC, head_length, parse_head
+from .compacted import CompactedFile, open_segment
 from .scan import Window, read_frame_at, scan_frames, verify_seal_table
 from .segment import (
     SEAL_BYTES,
@@ -33,7 +34,7 @@ from .segment import (
     segment_number,
 )
 
-__all__ = ["JOURNAL_DIRECTORY", "Findings", "finish_tail", "inspect_journal"]
+__all__ = ["JOURNAL_DIRECTORY", "Findings", "finish_tail", "frames_alone", "inspect_journal"]
 
 JOURNAL_DIRECTORY: Final = "journal"
 QUARANTINE_DIRECTORY: Final = "quarantine"
@@ -127,9 +128,10 @@ def _read_headers(
     """Segments with valid headers, linked and (all but the last) sealed; and the files behind them."""
     segments: list[Segment] = []
     rest: list[tuple[Path, int]] = []
+    newest: File | None = None
     for number in numbers:
         path = place / segment_name(number)
-        file = fs.open(path, read_only=True)
+        file = open_segment(fs, path, salt=salt)
         try:
             header = decode_header(file.pread(SEGMENT_HEADER_BYTES, 0), store_id=store_id, salt=salt, path=path)
             if header is None:
@@ -146,13 +148,17 @@ def _read_headers(
             if header.first_seq != last_seq + 1 or header.previous != digest:
                 raise CorruptionError("a segment does not follow from the one before it", path=path)
             segment = Segment(path, header)
+            segment.generation = file.generation if isinstance(file, CompactedFile) else 0
             size = file.size()
             seal = decode_seal(file.pread(SEAL_BYTES, max(0, size - SEAL_BYTES)), header=header, file_bytes=size)
             if seal is not None:
                 segment.set_sealed(seal)
             segments.append(segment)
+            newest = file
         finally:
             file.close()
+    if isinstance(newest, CompactedFile):
+        raise CommitLoss("the newest segment is compacted, so a segment behind it is gone", path=newest.path)
     return segments, rest
 
 
@@ -185,7 +191,7 @@ def _check_clean(segments: list[Segment], mark: DurableMark) -> None:
 
 
 def _check_table(fs: FileSystem, segment: Segment, salt: bytes) -> None:
-    file = fs.open(segment.path, read_only=True)
+    file = open_segment(fs, segment.path, salt=salt)
     try:
         verify_seal_table(file, segment, salt=salt)
     finally:
@@ -245,15 +251,18 @@ def _judge(fs: FileSystem, file: File, found: Findings, *, salt: bytes, mark: Du
 
 
 def _refuse_later_proof(file: File, start: int, missing: int, salt: bytes, place: _Place) -> None:
-    for frame in _frames_valid_alone(file, start, missing, salt):
+    for frame in frames_alone(file, start, salt, durable_min=missing):
         if frame.durable_seq >= missing:
             raise place.error(
                 CorruptionError, f"an acknowledged frame is damaged: the frame at {frame.offset} says it was durable"
             )
 
 
-def _frames_valid_alone(file: File, start: int, missing: int, salt: bytes) -> Iterator[Frame]:
-    """Frames whose digest verifies, on multiples of 8 from ``start`` on, that name ``missing`` or later as durable."""
+def frames_alone(file: File, start: int, salt: bytes, *, durable_min: int = 0) -> Iterator[Frame]:
+    """Frames whose digest verifies, on multiples of 8 from ``start`` on, that name ``durable_min`` or later as durable.
+
+    Whatever lies between them is passed over, so these need not follow from one another.
+    """
     size = file.size()
     position = start
     while position < size:
@@ -261,7 +270,7 @@ def _frames_valid_alone(file: File, start: int, missing: int, salt: bytes) -> It
         at = data.find(FRAME_MAGIC)
         while 0 <= at < _STEP_BYTES:
             if (position + at) % 8 == 0:
-                frame = _frame_alone(file, position + at, missing, size, salt)
+                frame = _frame_alone(file, position + at, durable_min, size, salt)
                 if frame is not None:
                     yield frame
             at = data.find(FRAME_MAGIC, at + 4)
@@ -287,7 +296,7 @@ def _check_mark(fs: FileSystem, found: Findings, *, salt: bytes, mark: DurableMa
     index = mark.seq - segment.first_seq
     if not 0 <= index < segment.count:
         raise CorruptionError("the watermark names the wrong segment", path=segment.path, seq=mark.seq)
-    file = fs.open(segment.path, read_only=True)
+    file = open_segment(fs, segment.path, salt=salt)
     try:
         if segment.offsets is not None:
             offset = segment.offsets[index]

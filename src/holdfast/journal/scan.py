@@ -3,6 +3,7 @@
 Invariants:
     * Memory is bounded: one buffer of fixed size, whatever the bytes claim.
     * A frame that is handed out has a right digest; ``scan_frames`` also checked order, chain, part hashes and padding.
+    * Only bodies and extras may be absent, each as a whole, and only from a compacted segment.
 """
 
 from __future__ import annotations
@@ -13,39 +14,60 @@ from typing import Final
 
 from .._fs import File
 from ..errors import CorruptionError
-from .api import Frame
+from .api import Frame, Kind, PartInfo
 from .codec import FRAME_HEAD_BYTES, head_length, parse_head
+from .compacted import CompactedFile
 from .segment import SEAL_BYTES, SEGMENT_HEADER_BYTES, Segment
 
-__all__ = ["Window", "check_parts", "read_frame_at", "scan_frames", "verify_seal_table", "verify_sealed_content"]
+__all__ = [
+    "DROPPABLE",
+    "Window",
+    "check_parts",
+    "read_frame_at",
+    "scan_frames",
+    "verify_seal_table",
+    "verify_sealed_content",
+]
 
 _HEAD_READ_BYTES: Final = 1024
 _WINDOW_BYTES: Final = 1 << 18
 _HASH_STEP_BYTES: Final = 1 << 20
 
+DROPPABLE: Final = frozenset((Kind.BODY, Kind.EXTRA))
+"""Kinds of parts that retention may drop: nothing else is read to rebuild the views."""
+
 
 class Window:
     """Sequential reads of one file below ``stop`` through a buffer of bounded size."""
 
-    __slots__ = ("_buffer", "_file", "_start", "_stop")
+    __slots__ = ("_buffer", "_compacted", "_file", "_start", "_stop")
 
     def __init__(self, file: File, stop: int) -> None:
         self._file = file
+        self._compacted = file if isinstance(file, CompactedFile) and file.floor else None
         self._stop = stop
         self._start = 0
         self._buffer = b""
 
     def read(self, offset: int, length: int) -> bytes:
-        """``length`` bytes at ``offset``; fewer only at ``stop`` or at the end of the file."""
+        """``length`` bytes at ``offset``; fewer only at ``stop``, at the end of the file or before pruned bytes."""
         position = offset - self._start
         if position >= 0 and position + length <= len(self._buffer):
             return self._buffer[position : position + length]
-        length = max(0, min(length, self._stop - offset))
+        most = self._stop - offset
+        if self._compacted is not None:
+            most = min(most, self._compacted.kept_from(offset))
+        length = max(0, min(length, most))
         if length > _WINDOW_BYTES:
             return self._file.pread(length, offset)
-        self._buffer = self._file.pread(min(_WINDOW_BYTES, self._stop - offset), offset) if length else b""
+        self._buffer = self._file.pread(min(_WINDOW_BYTES, most), offset) if length else b""
         self._start = offset
         return self._buffer[:length]
+
+    def absent(self, part: PartInfo) -> bool:
+        """True if the stored bytes of ``part`` were pruned, with their padding."""
+        compacted = self._compacted
+        return compacted is not None and compacted.absent(part.offset, part.stored_bytes + (-part.stored_bytes & 7))
 
 
 def read_frame_at(window: Window, offset: int, *, salt: bytes, segment: int, stop: int) -> Frame:
@@ -65,7 +87,7 @@ def read_frame_at(window: Window, offset: int, *, salt: bytes, segment: int, sto
 
 
 def check_parts(window: Window, frame: Frame) -> None:
-    """The hash of every part and the zeros between them are right. Memory is bounded.
+    """The hash of every part that was not pruned, and the zeros between them, are right. Memory is bounded.
 
     Raises:
         CorruptionError: one is not.
@@ -73,6 +95,8 @@ def check_parts(window: Window, frame: Frame) -> None:
     for part in frame.parts:
         padding = -part.stored_bytes & 7
         data = b""
+        if part.kind in DROPPABLE and part.stored_bytes and window.absent(part):
+            continue
         if part.stored_bytes + padding <= _HASH_STEP_BYTES:
             data = window.read(part.offset, part.stored_bytes + padding)
             found = sha256(data[: part.stored_bytes]).digest()

@@ -67,7 +67,11 @@ class Seal:
 
 @dataclass(frozen=True, slots=True)
 class SegmentInfo:
-    """What ``journal inspect`` shows about a segment. ``frames_end`` is the offset behind its last frame."""
+    """What ``journal inspect`` shows about a segment. ``frames_end`` is the offset behind its last frame.
+
+    ``generation`` is 0 for a file as it was written, else that of the compacted one, in which ``pruned_bytes`` of the
+    ``raw_bytes`` are absent: blocks below the height ``retained_from`` may miss them. ``file_bytes``: what is on disk.
+    """
 
     number: int
     path: Path
@@ -77,18 +81,24 @@ class SegmentInfo:
     frames_end: int
     file_bytes: int
     sealed: bool
+    raw_bytes: int
+    pruned_bytes: int
+    retained_from: int
 
 
 class Segment:
-    """One segment that has a header. ``offsets`` is kept in memory only while it is not sealed."""
+    """One segment that has a header. ``offsets`` is kept in memory only while it is not sealed.
 
-    __slots__ = ("digest", "frames_end", "header", "offsets", "path", "sealed_count")
+    ``generation`` is that of the compacted file that was found when the journal was opened, else 0.
+    """
+
+    __slots__ = ("digest", "frames_end", "generation", "header", "offsets", "path", "sealed_count")
 
     def __init__(self, path: Path, header: SegmentHeader) -> None:
         self.path = path
         self.header = header
         self.offsets: array[int] | None = array("Q")
-        self.sealed_count = 0
+        self.sealed_count = self.generation = 0
         self.frames_end = SEGMENT_HEADER_BYTES
         self.digest = header.previous
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from .._fs import FileSystem
 from ..errors import CorruptionError
 from ..journal.api import DurableMark
+from ..journal.compacted import open_segment
 from ..journal.reads import FrameReads
 from ..journal.recovery import JOURNAL_DIRECTORY, Findings, inspect_journal
 from ..journal.scan import scan_frames, verify_sealed_content
@@ -80,7 +81,7 @@ def verify_loose_segment(fs: FileSystem, path: Path, identity: Identity, *, newe
     Raises:
         CorruptionError: at its first bad byte. An unsealed newest segment is checked up to its first zeros.
     """
-    file = fs.open(path, read_only=True)
+    file = open_segment(fs, path, salt=identity.salt)
     try:
         size = file.size()
         header = decode_header(

@@ -4,7 +4,7 @@ The file is JSON, replaced as a whole, and belongs to one store. It holds, by nu
 were all right, with its last digest; and how far the links of blocks were followed.
 
 Sound to leave out, because it never changes once it is written:
-    * sealed segments (check ``segments``), while their seal still names the same digest;
+    * sealed segments (check ``segments``), while their seal names the same digest and no other file replaced them;
     * links of blocks up to a frame (check ``blocks``), while that frame still has the same digest and the views can
       find older blocks. A block that is stored a second time far behind the first one is then found by ``views``.
 Everything else is of the present (rows, tables, tree, history) or needs what came before (roots), and is checked anew.
@@ -49,8 +49,12 @@ class _Content(msgspec.Struct):
     format: int
     store_id: str
     segments: dict[str, str]
-    """Number of a sealed segment, and the digest of its last frame in hex."""
+    """Number of a sealed segment, and the digest of its last frame in hex; ``/`` and the generation if compacted."""
     blocks: LinksSeen | None = None
+
+
+def _state_of(segment: Segment) -> str:
+    return segment.digest.hex() + (f"/{segment.generation}" if segment.generation else "")
 
 
 class ResumeFile:
@@ -90,12 +94,12 @@ class ResumeFile:
 
     def knows(self, segment: Segment) -> bool:
         """True if this segment, sealed as it is now, was found sound."""
-        return segment.sealed and self._content.segments.get(str(segment.number)) == segment.digest.hex()
+        return segment.sealed and self._content.segments.get(str(segment.number)) == _state_of(segment)
 
     def sound(self, segment: Segment) -> None:
         """Every byte of this segment was checked; remembered if it can grow no more."""
         if segment.sealed:
-            self._content.segments[str(segment.number)] = segment.digest.hex()
+            self._content.segments[str(segment.number)] = _state_of(segment)
             self._changed()
 
     @property

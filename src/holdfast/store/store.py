@@ -38,6 +38,7 @@ from .backend import Backend, WriterBackend
 from .chain import Chain, ChainSpec
 from .checkpoints import Checkpoints
 from .checks import check_block, check_blocks, check_forced, check_hash, check_height
+from .compacting import CompactReport
 from .documents import Documents, list_spaces
 from .draft import Draft
 from .indexes import IndexReader, IndexStatus
@@ -337,17 +338,45 @@ class Store:
         Raises:
             FinalityError: ``below`` is above the last final block. StateError: there is no history.
         """
-        self._need_writer()
-        self._refuse_inside()
-        if self._upkeep is None:
-            raise InternalError("an open store has nobody who looks after it")
+        upkeep = self._looked_after()
         settings = self._settings
         policy = PrunePolicy(
             settings.history_blocks if blocks is None else blocks,
             (settings.history_every or None) if every is None else every,
             below,
         )
-        return self._upkeep.pruner.run(policy, dry_run=dry_run, progress=progress, keep_going=keep_going)
+        return upkeep.pruner.run(policy, dry_run=dry_run, progress=progress, keep_going=keep_going)
+
+    def compact(
+        self,
+        *,
+        dry_run: bool = False,
+        bytes_per_second: int | None = None,
+        progress: Callable[[int, int], None] | None = None,
+        keep_going: Callable[[], bool] | None = None,
+    ) -> CompactReport:
+        """Sealed segments of the journal below finality need less room on disk; all that can be read stays the same.
+
+        Online, and durable segment by segment: interrupted, the next run goes on with the rest.
+
+        Args:
+            dry_run: only say what would happen; the saving is estimated from samples.
+            bytes_per_second: most that is read in a second.
+            progress: called with (bytes done, bytes in all).
+            keep_going: asked now and then; once it says no, the run ends, to be continued.
+        Raises:
+            CorruptionError: a segment is damaged; it was left as it is. OutOfSpace: there is no room to write one.
+        """
+        return self._looked_after().compactions.run(
+            dry_run=dry_run, bytes_per_second=bytes_per_second, progress=progress, keep_going=keep_going
+        )
+
+    def _looked_after(self) -> Upkeep:
+        self._need_writer()
+        self._refuse_inside()
+        if self._upkeep is None:
+            raise InternalError("an open store has nobody who looks after it")
+        return self._upkeep
 
     # -- building -------------------------------------------------------------------------------------------------
 

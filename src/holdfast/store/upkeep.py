@@ -21,6 +21,7 @@ from ..events import emit
 from ..state.image import save_image
 from .backend import WriterBackend
 from .checkpoints import Checkpoints
+from .compacting import Compactions
 from .pruning import PrunePolicy, Pruner
 
 __all__ = ["Upkeep"]
@@ -44,6 +45,7 @@ class Upkeep:
         self._image_keys = 0
         self._imaged = time.monotonic()
         self.pruner = Pruner(backend)
+        self.compactions = Compactions(backend)
         self.checkpoints: Checkpoints | None = None
         """Those of the store, once there is one to ask: made and removed in the background, too."""
         self._one = threading.Lock()
