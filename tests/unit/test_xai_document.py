@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from holdfast.chains.xai.codec import dump_indented
 from holdfast.chains.xai.document import ChainChecksum, inner_chunks, package_chunks, read_document, rest_of
-from holdfast.errors import CorruptionError, InvalidInputError, LimitExceeded
+from holdfast.errors import CorruptionError, InvalidBlock, InvalidInputError, LimitExceeded
 from tests import xai_makers as make
 
 INNER = make.chain(5)
@@ -52,6 +53,36 @@ def test_what_is_written_is_what_the_original_writes(blocks: list[dict[str, Any]
     for block in blocks:
         running.add(block)
     assert running.value(rest) == make.checksum(inner)
+
+
+class _Text(str):
+    pass
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"b": [1.5, -0.0, 1e300, 10**40, True, False, None], "a": ((), [], {}, [[]], ({},))},
+        {"\u00e9\ud800": '\n"\\', "": _Text("x")},
+        {1: "one", 2: [{"z": 1, "a": {}}]},
+        [_Text("t"), {_Text("k"): {"v": 2.5}}],
+        5,
+        "text",
+    ],
+)
+@pytest.mark.parametrize("margin", ["", "    "])
+def test_indented_text_is_that_of_json(value: object, margin: str) -> None:
+    wanted = json.dumps(value, sort_keys=True, allow_nan=False, indent=2).replace("\n", "\n" + margin)
+    assert dump_indented(value, margin) == wanted
+
+
+def test_what_json_does_not_have_is_refused_with_an_indent_too() -> None:
+    deep: list[object] = []
+    for _ in range(100_000):
+        deep = [deep]
+    for value in (float("nan"), {"a": [float("-inf")]}, {"a": {1, 2}}, [b"bytes"], {("a",): 1}, {1: 1, "a": 2}, deep):
+        with pytest.raises(InvalidBlock, match="cannot be written as JSON"):
+            dump_indented(value)
 
 
 def test_a_checkpoint_passes_the_originals_check(tmp_path: Path) -> None:

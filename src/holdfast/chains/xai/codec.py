@@ -111,6 +111,8 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not a number")
 
 
+_quoted: Final = json.encoder.encode_basestring_ascii
+
 DECODER: Final = json.JSONDecoder(parse_constant=_refuse_constant)
 """Reads JSON and refuses NaN and Infinity."""
 
@@ -124,12 +126,45 @@ def parse_json(data: bytes, what: str) -> Any:
         raise InvalidBlock(f"{what} is not JSON: {error}") from error
 
 
-def dump(value: object, what: str = "the document", *, indent: int | None = None) -> str:
+def dump(value: object, what: str = "the document") -> str:
     """JSON as the original writes it: sorted keys, ASCII. Raises ``InvalidBlock`` for what JSON does not have."""
     try:
-        return json.dumps(value, sort_keys=True, allow_nan=False, indent=indent)
+        return json.dumps(value, sort_keys=True, allow_nan=False)
     except (ValueError, TypeError, RecursionError) as error:
         raise InvalidBlock(f"{what} cannot be written as JSON: {error}") from error
+
+
+def dump_indented(value: object, margin: str = "", what: str = "the document") -> str:
+    """As ``dump``, with an indent of two; every line but the first begins with ``margin``."""
+    try:
+        return _indented(value, "\n" + margin)
+    except (ValueError, TypeError, RecursionError) as error:
+        raise InvalidBlock(f"{what} cannot be written as JSON: {error}") from error
+
+
+def _indented(value: object, line: str) -> str:
+    """What ``json.dumps(value, sort_keys=True, allow_nan=False, indent=2)`` gives, which is written in Python there."""
+    kind = type(value)
+    if kind is str:
+        return _quoted(value)  # type: ignore[arg-type]
+    if kind is int or (kind is float and math.isfinite(value)):  # type: ignore[arg-type]
+        return repr(value)
+    if value is None or kind is bool:
+        return "null" if value is None else "true" if value else "false"
+    if kind is dict and not value:
+        return "{}"
+    if kind is list and not value:
+        return "[]"
+    inner = line + "  "
+    if kind is dict and value:
+        assert isinstance(value, dict)
+        if all(type(key) is str for key in value):
+            rows = [f"{inner}{_quoted(key)}: {_indented(value[key], inner)}" for key in sorted(value)]
+            return f"{{{','.join(rows)}{line}}}"
+    elif (kind is list or kind is tuple) and value:
+        assert isinstance(value, list | tuple)
+        return f"[{','.join([inner + _indented(item, inner) for item in value])}{line}]"
+    return json.dumps(value, sort_keys=True, allow_nan=False, indent=2).replace("\n", line)
 
 
 def _check_keys(value: object, what: str) -> None:

@@ -23,7 +23,7 @@ from typing import Any, Final, Literal
 
 from ..._json import check_depth
 from ...errors import CorruptionError, InvalidInputError, LimitExceeded, Recovery
-from .codec import DECODER, dump
+from .codec import DECODER, dump, dump_indented
 
 __all__ = [
     "FILE_BYTES_MAX",
@@ -58,6 +58,8 @@ class ChainDocument:
     """What stands beside the inner object: metadata, or the fields of a checkpoint."""
     checksum: str | None = None
     """The checksum that the file names and that was found right; ``None`` where it names none."""
+    running: ChainChecksum | None = field(default=None, repr=False)
+    """The same over all of its blocks, for a chain that goes on."""
 
     @property
     def verified(self) -> bool:
@@ -210,24 +212,25 @@ def _verify(document: ChainDocument, name: object) -> None:
     claimed = outer.get("checksum")
     if claimed is None:
         return
-    digest = sha256()
+    running = ChainChecksum(document.rest)
     try:
-        for chunk in inner_chunks(document.blocks(), document.rest):
-            digest.update(chunk.encode("ascii"))
+        for block in document.blocks():
+            running.add(block)
     except ValueError as error:  # a number that is none
         raise CorruptionError(
             f"the file is not a chain of the original: {error}", path=name, remedy=_REMEDY, recovery=Recovery.REFETCH
         ) from error
-    if type(claimed) is not str or _HASH.fullmatch(claimed) is None or digest.hexdigest() != claimed:
+    found = running.value(document.rest)
+    if type(claimed) is not str or _HASH.fullmatch(claimed) is None or found != claimed:
         raise CorruptionError(
             "the checksum of the file is not that of its contents",
             path=name,
-            found=digest.hexdigest(),
+            found=found,
             expected=str(claimed)[:80],
             remedy=_REMEDY,
             recovery=Recovery.REFETCH,
         )
-    document.checksum = claimed
+    document.checksum, document.running = claimed, running
 
 
 # -- writing ---------------------------------------------------------------------------------------------------------
@@ -242,7 +245,7 @@ def rest_of(data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _member(key: str, value: object) -> str:
-    return f"  {dump(key)}: " + dump(value, indent=2).replace("\n", "\n  ")
+    return f"  {dump(key)}: {dump_indented(value, '  ')}"
 
 
 def _head(rest: Mapping[str, Any]) -> str:
@@ -257,7 +260,7 @@ def _tail(rest: Mapping[str, Any], *, empty: bool) -> str:
 
 
 def _block_text(document: Mapping[str, Any], *, first: bool) -> str:
-    return ("\n    " if first else ",\n    ") + dump(document, indent=2).replace("\n", "\n    ")
+    return ("\n    " if first else ",\n    ") + dump_indented(document, "    ")
 
 
 def inner_chunks(blocks: Iterable[Mapping[str, Any]], rest: Mapping[str, Any]) -> Iterator[str]:

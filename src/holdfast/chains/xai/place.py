@@ -90,13 +90,17 @@ class XaiPlace:
         return self._open(self.store, chain, create=True)
 
     def build(self, chain: XaiChain) -> tuple[Store, Path]:
-        """An empty store beside the place, for ``take``; one that was left over from before is gone."""
+        """An empty store beside the place, for ``take``; one that was left over from before is gone.
+
+        It is durable once it is closed, and makes no checkpoints: until ``take`` nobody but its builder has it.
+        """
         for name in self._fs.names(self.data_dir):
             if name.startswith("incoming-"):
                 self._fs.remove_tree(self.data_dir / name)
         number = 1 + sum(1 for _ in self._fs.names(self.quarantine))
         path = self.data_dir / f"incoming-{number}"
-        return self._open(path, chain, create=True), path
+        quick = self._settings.model_copy(update={"durability": "buffered", "checkpoint_interval": 0})
+        return self._open(path, chain, create=True, settings=quick), path
 
     def take(self, built: Path) -> None:
         """The closed store at ``built`` is the store; the one before it is in ``quarantine/``."""
@@ -129,8 +133,7 @@ class XaiPlace:
         self._fs.remove(self._marker)
         self._fs.sync_directory(self.data_dir)
 
-    def _open(self, path: Path, chain: XaiChain, *, create: bool) -> Store:
+    def _open(self, path: Path, chain: XaiChain, *, create: bool, settings: Settings | None = None) -> Store:
         url = str(path) if self._engine is None else f"{self._engine}:{path}"
-        return open_store(
-            url, chain=chain, create=create, settings=self._settings, indexes=[ADDRESS_INDEX], fs=self._fs
-        )
+        chosen = self._settings if settings is None else settings
+        return open_store(url, chain=chain, create=create, settings=chosen, indexes=[ADDRESS_INDEX], fs=self._fs)

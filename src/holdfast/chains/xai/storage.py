@@ -211,10 +211,11 @@ class BlockchainStorage:
         built, path = self._place.build(chain)
         try:
             import_document(built, document)
+            self._checksum = _running_of(built, document)
             self._write_rest(built, document.rest)
         finally:
+            running, self._checksum = self._checksum, None
             built.close()
-        self._checksum = None
         old, self._store = self._store, None
         if old is not None:
             old.close()
@@ -222,6 +223,7 @@ class BlockchainStorage:
         store = self._place.open()
         if store is None:
             raise CorruptionError("a restored store is not there", path=self._place.store)
+        self._checksum = running
         self._unsaved = 0
         return store
 
@@ -527,6 +529,15 @@ class BlockchainStorage:
 def _count(store: Store) -> int:
     tip = store.tip
     return 0 if tip is None else tip.height + 1
+
+
+def _running_of(store: Store, document: ChainDocument) -> tuple[bytes, ChainChecksum] | None:
+    """The checksum of the file, for a chain that goes on; ``None`` if it names none or does not end with the tip."""
+    tip = store.tip
+    if document.running is None or tip is None or document.running.blocks != tip.height + 1:
+        return None
+    same = read_block(document.body(len(document) - 1)).hash == tip.hash
+    return (tip.hash, document.running) if same else None
 
 
 def _hash_of(document: object, number: int) -> bytes:
