@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import resource
 import select
 import signal
 import sys
@@ -26,6 +27,7 @@ from holdfast.engine import lmdb as lmdb_engine  # noqa: F401 - loaded once, bef
 from holdfast.engine import rocksdb as rocksdb_engine  # noqa: F401 - loaded once, before the forks
 from holdfast.engine import sqlite as sqlite_engine  # noqa: F401 - loaded once, before the forks
 from holdfast.errors import HoldfastError, StoreLocked
+from holdfast.merkle.backend import backend
 from holdfast.recovery import verify_store
 from holdfast.store.store import Store
 from tests.crash import steps
@@ -37,6 +39,7 @@ from tests.crash.support import (
     open_store,
     payload_of,
     perform,
+    picture_of,
     second_position,
 )
 
@@ -159,6 +162,55 @@ def race(child: Child, *, url: str, start: float, marks: str, slow: float, **_re
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def limited(child: Child, *, url: str, limits: dict[str, int], operations: int, **_rest: Any) -> None:
+    """Work under limits of the system (``fsize`` in bytes, ``nofile``, ``as`` in bytes above what is in use)."""
+    model = child.model
+    backend()  # what is imported on first use is there
+    for name, value in limits.items():
+        if name == "nofile":
+            value += len(os.listdir("/proc/self/fd"))
+        elif name == "as":
+            value += int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(getattr(resource, f"RLIMIT_{name.upper()}"), (value, value))
+    store = None
+    try:
+        store = open_store(url)
+        for _ in range(operations):
+            op = model.next_op()
+            perform(store, op)
+            model.apply(op)
+            child.say(f"a {model.number}")
+        store.close()
+    except HoldfastError as error:
+        child.say(f"e {error.code}")
+        if store is not None:
+            try:
+                assert picture_of(store) == model.picture(), "a refused operation has changed something"
+            except HoldfastError as later:
+                child.say(f"l {later.code}")
+    except MemoryError:
+        child.say("e MemoryError")
+    child.say("x")
+    os._exit(0)  # what a full disk or a missing descriptor makes of the close is not asked
+
+
+def denied(child: Child, *, url: str, user: int, read_only: bool, **_rest: Any) -> None:
+    """Open as another user (or as this one, 0) where nothing may be written."""
+    if user:
+        os.setgroups([])
+        os.setgid(user)
+        os.setuid(user)
+    try:
+        store = open_store(url, read_only=read_only)
+    except HoldfastError as error:
+        child.say(f"e {error.code}")
+        return
+    assert read_only, "it was opened for writing"
+    assert picture_of(store) == child.model.picture()
+    store.close()
+    child.say("x")
+
+
 def verify(child: Child, *, url: str, level: str, **_rest: Any) -> None:
     """The store at rest has no problem."""
     result = verify_store(url.partition(":")[2], level=level)  # type: ignore[arg-type]
@@ -239,6 +291,8 @@ TASKS: dict[str, Callable[..., None]] = {
     "check": check,
     "verify": verify,
     "race": race,
+    "limited": limited,
+    "denied": denied,
     "rot": rot,
     "template": template,
     "step": step,

@@ -116,6 +116,7 @@ _row(
     "test_documents_crash.py::test_error_at_every_operation",
     "test_checkpoint_crash.py::test_an_error_at_every_operation_is_typed_and_costs_one_checkpoint",
     "test_store_contention.py::test_a_full_disk_loses_nothing",
+    "test_faults_system.py::test_files_may_not_grow",
 )
 _row(
     12,
@@ -134,6 +135,12 @@ _row(
     "test_faults_device.py::test_a_failed_sync_is_never_forgotten",
 )
 _row(
+    14,
+    "a read-only file system, immutable files, files of another user",
+    "`read_only`; reading works without writing, or is refused; nothing is changed",
+    "test_faults_system.py::test_what_may_not_be_written_is_not",
+)
+_row(
     15,
     "the clock jumps: back, ahead, 1970, 2000, 2038, 2100",
     "no effect on order, reorgs, pruning and recovery",
@@ -145,6 +152,20 @@ _row(
     "one has it, the others name it at once; the child of a fork is refused",
     "test_store_contention.py::test_one_of_many_wins",
     "test_store_contention.py::test_the_child_of_a_fork_is_refused_and_harms_nothing",
+)
+_row(
+    17,
+    "no descriptors, no memory (`ulimit -n`, `ulimit -v`)",
+    "`resources` or another typed error, or a library's abort, which is a kill; intact afterwards",
+    "test_faults_system.py::test_descriptors_and_memory_run_out",
+)
+_row(
+    18,
+    "a disk that hangs, a holder that is frozen, an engine that never opens",
+    "reads show what is durable; others are refused at once; the engine is set aside after its deadline",
+    "test_faults_system.py::test_a_disk_that_hangs_holds_up_what_must_be_durable_and_nothing_else",
+    "test_faults_system.py::test_a_frozen_holder_holds_up_nobody",
+    "test_faults_system.py::test_an_engine_that_hangs_at_open_is_set_aside",
 )
 LATER: dict[int, str] = {20: "partition, loss and heal between replicas: comes with consensus"}
 """Rows that no code of this version can meet."""

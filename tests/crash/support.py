@@ -339,10 +339,13 @@ def settings(**fields: object) -> Settings:
     return Settings(**(given | fields))  # type: ignore[arg-type]
 
 
-def open_store(url: str, *, late: bool = False, fs: FileSystem | None = None, **fields: object) -> Store:
+def open_store(
+    url: str, *, late: bool = False, fs: FileSystem | None = None, read_only: bool = False, **fields: object
+) -> Store:
     """The store of a crash test."""
     specs = [BY_PRODUCER, BY_PREFIX] if late else [BY_PRODUCER]
-    return holdfast.open(url, chain=StateChain(), settings=settings(**fields), indexes=specs, fs=fs)
+    given = settings(**fields)
+    return holdfast.open(url, chain=StateChain(), settings=given, indexes=specs, fs=fs, read_only=read_only)
 
 
 # -- checks ---------------------------------------------------------------------------------------------------------

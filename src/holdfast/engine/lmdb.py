@@ -70,6 +70,7 @@ _KINDS: tuple[tuple[type[Exception], type[HoldfastError]], ...] = (
 _TEXTS: tuple[tuple[str, type[HoldfastError]], ...] = (
     ("no space left", OutOfSpace),
     ("disk quota exceeded", OutOfSpace),
+    ("file too large", OutOfSpace),
     ("already open in this process", StoreLocked),
     ("closed/deleted/dropped", ClosedError),
     ("permission denied", ReadOnlyError),

@@ -17,6 +17,7 @@ from typing import Final
 
 from .. import _failpoints
 from .._fs import File, FileSystem
+from .._threads import start_thread
 from ..errors import ClosedError, HoldfastError, OutOfSpace
 from .segment import segment_name
 
@@ -143,8 +144,7 @@ class Housekeeper:
         self._work = work
         self._wake = threading.Event()
         self._stopping = False
-        self._thread = threading.Thread(target=self._run, name="holdfast-journal", daemon=True)
-        self._thread.start()
+        self._thread = start_thread(self._run, "holdfast-journal")
 
     def wake(self) -> None:
         """``work`` runs soon."""

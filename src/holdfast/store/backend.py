@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from .._failpoints import hit
+from .._threads import start_thread
 from ..blocks.lookup import load_block
 from ..blocks.reader import BlockReader
 from ..blocks.state import ChainState
@@ -150,10 +151,7 @@ class WriterBackend:
         self._stop = threading.Event()
         self._syncer: threading.Thread | None = None
         if sync_seconds is not None:
-            self._syncer = threading.Thread(
-                target=self._sync_loop, args=(sync_seconds,), name="holdfast-sync", daemon=True
-            )
-            self._syncer.start()
+            self._syncer = start_thread(self._sync_loop, "holdfast-sync", sync_seconds)
         self.views.start()
 
     def _visible_rows(self) -> RowReader:

@@ -10,6 +10,7 @@ import hashlib
 import os
 from pathlib import Path
 
+from .._fs import translate_os_error
 from ..errors import HoldfastError
 
 __all__ = ["NOWHERE", "fingerprint"]
@@ -30,6 +31,9 @@ def fingerprint(root: Path | None, store_id: bytes) -> bytes:
     except OSError as error:
         raise HoldfastError(f"the store's directory cannot be examined: {error}", path=root) from error
     machine = Path("/etc/machine-id")
-    if machine.exists():
-        digest.update(machine.read_bytes()[:64])
+    try:
+        if machine.exists():
+            digest.update(machine.read_bytes()[:64])
+    except OSError as error:  # without it this would be another place
+        raise translate_os_error(error, machine) from error
     return digest.digest()

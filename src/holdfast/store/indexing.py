@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from .._failpoints import hit
+from .._threads import start_thread
 from ..blocks.content import FrameContent
 from ..blocks.entries import BlockEntry, entry_info
 from ..blocks.reader import BlockReader
@@ -178,10 +179,7 @@ class IndexManager:
             for name in missing:
                 self._build(writer, blocks, name)
             return
-        self._thread = threading.Thread(
-            target=self._run, args=(writer, blocks, missing), name="holdfast-index", daemon=True
-        )
-        self._thread.start()
+        self._thread = start_thread(self._run, "holdfast-index", writer, blocks, missing)
 
     def stop(self) -> None:
         """The builder has stopped; what it has built stays and is gone on with at the next open."""

@@ -34,9 +34,13 @@ class Safety:
         return sorted(self._book.records)
 
     def load(self, identity: bytes) -> SafetyRecord:
-        """The newest record. Raises ``SafetyStateMissing``; absence never means 'a new node'."""
+        """The newest record, durable when it is returned, also one that another thread is still saving.
+
+        Raises ``SafetyStateMissing``; absence never means 'a new node'.
+        """
         self._check()
-        return self._book.load(check_identity(identity))
+        check_identity(identity)
+        return self._book.load(identity) if self._writer is None else self._writer.load_safety(identity)
 
     def save(self, identity: bytes, position: tuple[int, ...], payload: bytes) -> bool:
         """The payload is durable at ``position``. True if it was written, False if exactly it was there already.

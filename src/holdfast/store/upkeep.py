@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
+from .._threads import start_thread
 from ..errors import EngineError, HoldfastError
 from ..events import emit
 from ..state.image import save_image
@@ -55,8 +56,7 @@ class Upkeep:
 
     def start(self) -> None:
         """The thread looks after the store from now on."""
-        self._thread = threading.Thread(target=self._run, name="holdfast-upkeep", daemon=True)
-        self._thread.start()
+        self._thread = start_thread(self._run, "holdfast-upkeep")
 
     def stop(self) -> None:
         """The thread has ended."""

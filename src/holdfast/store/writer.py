@@ -327,6 +327,15 @@ class Writer:
 
     # -- safety -----------------------------------------------------------------------------------------------
 
+    def load_safety(self, identity: bytes) -> SafetyRecord:
+        """The newest record, durable. Raises ``SafetyStateMissing``."""
+        record = self.book.load(identity)
+        if self.journal.poisoned is None:
+            self.sync()  # the record may have been appended only: nobody may act on it before it is durable
+            return record
+        self._drop_invisible()
+        return self.book.load(identity)
+
     def save_safety(self, record: SafetyRecord) -> int | None:
         """``record`` is appended; ``None`` if exactly it was stored before. Takes the lock."""
         data = encode_safety(record)

@@ -32,6 +32,7 @@ from collections.abc import Callable, Iterator
 from itertools import islice
 
 from .._failpoints import hit
+from .._threads import start_thread
 from ..engine.api import Batch, Engine, Reader
 from ..errors import EngineError, HoldfastError, StateError
 from ..limits import HASH_BYTES
@@ -358,8 +359,7 @@ class Flusher:
     def start(self) -> None:
         """A thread flushes in the background; a second call does nothing."""
         if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="holdfast-flush", daemon=True)
-            self._thread.start()
+            self._thread = start_thread(self._run, "holdfast-flush")
 
     def stop(self) -> None:
         """The thread has ended, after the flush it was in."""
