@@ -20,6 +20,7 @@ from itertools import islice
 from types import TracebackType
 from typing import ParamSpec, TypeVar
 
+from ._keys import StoreKey
 from .config import Settings
 from .errors import ClosedError
 from .state.api import MutableState
@@ -427,6 +428,7 @@ async def open_async(
     settings: Settings | None = None,
     forced_blocks: Mapping[int, bytes] | None = None,
     indexes: Sequence[IndexSpec] = (),
+    key: bytes | StoreKey | None = None,
 ) -> AsyncStore:
     """The store at ``url`` for asyncio; see ``holdfast.open``. Recovery runs off the loop."""
     threads = _Threads()
@@ -440,6 +442,7 @@ async def open_async(
             settings=settings,
             forced_blocks=forced_blocks,
             indexes=indexes,
+            key=key,
         )
     )
     try:

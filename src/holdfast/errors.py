@@ -42,6 +42,8 @@ __all__ = [
     "InternalError",
     "InvalidBlock",
     "InvalidInputError",
+    "KeyRejected",
+    "KeyRequired",
     "LimitExceeded",
     "MiningCancelled",
     "MiningError",
@@ -357,6 +359,20 @@ class BackupKeyError(InvalidInputError):
 
     code = "backup_key"
     default_remedy = "give the key file or the passphrase that the repository was made with"
+
+
+class KeyRequired(InvalidInputError):
+    """The store is encrypted, and no key was given; nothing was changed."""
+
+    code = "key_required"
+    default_remedy = "give its key: open(url, key=...), or 'holdfast --store-key-file FILE COMMAND'"
+
+
+class KeyRejected(InvalidInputError):
+    """The key is not the one that the store was made with, or the store is not encrypted; nothing was changed."""
+
+    code = "key_rejected"
+    default_remedy = "give the key file or the passphrase that the store was made with"
 
 
 class InvalidBlock(HoldfastError, ValueError):

@@ -3,9 +3,11 @@
 from pathlib import Path
 from typing import ClassVar
 
+from holdfast._seal import RowCipher
 from holdfast.engine.api import Engine
 from holdfast.engine.memory import MemoryEngine
 from holdfast.engine.open import open_engine
+from holdfast.engine.sealed import SealedEngine
 from holdfast.testing.engine_contract import EngineContract
 
 
@@ -33,3 +35,10 @@ class TestSqlite(EngineContract):
 
     def make_engine(self, path: Path) -> Engine:
         return open_engine("sqlite", path, create=True)
+
+
+class TestSealed(EngineContract):
+    """Values are encrypted; all else is as the engine below has it."""
+
+    def make_engine(self, path: Path) -> Engine:
+        return SealedEngine(open_engine("sqlite", path, create=True), RowCipher(bytes(32)))

@@ -7,6 +7,7 @@ from hashlib import sha256
 
 import pytest
 
+from holdfast._seal import StoreCipher
 from holdfast.journal.api import Kind
 from holdfast.merkle.api import SCHEMES
 from holdfast.merkle.backend import backend
@@ -51,6 +52,16 @@ def test_documents_and_their_rows() -> None:
     batch = decode_documents(data)
     row, value = shown(r"with the value `cc` is the row `([0-9a-f ]+)` with the value `([0-9a-f ]+)`")
     assert rows_of(batch.space, batch.puts, ())[row] == value
+
+
+def test_an_encrypted_part_and_an_encrypted_row() -> None:
+    ciphers = StoreCipher(bytes(range(32)), bytes([7]) * 16)
+    (part,) = shown(r"is stored as `(202122[0-9a-f ]+)`")
+    assert ciphers.parts.open(part, 1, (2, 1, Kind.BODY, 0x80, 0, 3)) == b"abc"
+    (row,) = shown(r"is stored as `(05050505[0-9a-f ]+)`")
+    key = bytes.fromhex("80010000000000000001")
+    opened = ciphers.rows.open(key, row)
+    assert opened == encode_row(key, b"\xaa")
 
 
 def test_a_row() -> None:

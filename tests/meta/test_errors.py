@@ -39,6 +39,8 @@ HoldfastError holdfast 1 manual
     FencedError fenced 11 manual
   InvalidInputError invalid_input 2 fail
     BackupKeyError backup_key 2 fail
+    KeyRequired key_required 2 fail
+    KeyRejected key_rejected 2 fail
   InvalidBlock invalid_block 10 refetch
   LimitExceeded limit_exceeded 10 fail
   ProofInvalid proof_invalid 10 refetch

@@ -19,6 +19,8 @@ FLOORS = {
     "_threads": 1,
     "_zstd": 1,
     "_fs": 2,
+    "_keys": 3,
+    "_seal": 4,
     "events": 2,
     "notify": 3,
     "config": 3,

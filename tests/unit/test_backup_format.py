@@ -363,7 +363,7 @@ def test_without_the_package_encryption_says_how_to_get_it(monkeypatch: pytest.M
     monkeypatch.setitem(sys.modules, "cryptography.hazmat.primitives.ciphers.aead", None)
     with pytest.raises(InvalidInputError, match="cryptography") as caught:
         open_repository(tmp_path / "r", create=True, key=BackupKey("key-file", b"x" * 32))
-    assert "backup-encryption" in caught.value.remedy
+    assert "holdfast[encryption]" in caught.value.remedy
 
 
 def test_names_of_chunks() -> None:

@@ -140,7 +140,7 @@ def test_a_zstd_part_is_decoded_only_to_its_raw_length() -> None:
         decode_part(b"not zstd at all", _info(b"not zstd at all", 4), segment=1, seq=1)
 
 
-@pytest.mark.parametrize("codec", [2, 0x80, 0x81])
+@pytest.mark.parametrize("codec", [2, 0x7F])
 def test_a_codec_that_is_not_known_is_refused_when_the_part_is_read(codec: int) -> None:
     with pytest.raises(UnsupportedFormat):
         decode_part(b"x", _info(b"x", 1, codec), segment=1, seq=1)

@@ -173,12 +173,6 @@ def _root_of(store: Store | str | os.PathLike[str]) -> Path:
 class _Source(JournalReader):
     """The durable frames of a store, and how they lie in segments."""
 
-    @classmethod
-    def open(cls, fs: FileSystem, directory: Path, *, store_id: bytes, salt: bytes) -> _Source:
-        reader = super().open(fs, directory, store_id=store_id, salt=salt)
-        assert isinstance(reader, _Source)
-        return reader
-
     def layout(self) -> list[Segment]:
         """Every segment up to the one that holds the last durable frame."""
         return self._segments[: self.mark.segment]

@@ -12,6 +12,7 @@ from ..types import DiscardedFrames
 
 __all__ = [
     "KNOWN_KINDS",
+    "PLAIN_KINDS",
     "DurableMark",
     "Frame",
     "FrameSource",
@@ -45,6 +46,9 @@ class Kind:
 
 KNOWN_KINDS = frozenset(kind for kind in vars(Kind).values() if isinstance(kind, int))
 """A critical part of any other kind is refused."""
+
+PLAIN_KINDS = frozenset({Kind.BASE, Kind.IDENTITY, Kind.INCARNATION})
+"""Parts that are not encrypted in an encrypted store; every other part is."""
 
 
 class Part(msgspec.Struct, gc=False):

@@ -16,13 +16,15 @@ from hashlib import sha256
 
 import zstandard
 
+from .._seal import PART_OVERHEAD_BYTES, PartCipher
 from .._zstd import read_bounded
-from ..errors import CorruptionError, InvalidInputError, LimitExceeded, UnsupportedFormat
+from ..errors import CorruptionError, InvalidInputError, KeyRequired, LimitExceeded, UnsupportedFormat
 from ..limits import FRAME_BYTES_MAX, FRAME_PARTS_MAX, PART_BYTES_MAX
-from .api import Frame, Part, PartInfo
+from .api import PLAIN_KINDS, Frame, Part, PartInfo
 
 __all__ = [
     "CODEC_RAW",
+    "CODEC_SEALED",
     "CODEC_ZSTD",
     "FRAME_FIXED_BYTES",
     "FRAME_HEAD_BYTES",
@@ -51,6 +53,7 @@ HEAD_BYTES_MAX = FRAME_FIXED_BYTES + ROW_BYTES * FRAME_PARTS_MAX
 
 CODEC_RAW = 0
 CODEC_ZSTD = 1
+CODEC_SEALED = 0x80
 _VERSION = 1
 _CRITICAL = 1
 _KIND_MAX = 0xFFFF
@@ -74,19 +77,30 @@ _zstd = _Zstd()
 
 
 class PartsEncoding:
-    """The part table and the stored bytes of a frame that has no seq yet; ``length`` is that of the whole frame."""
+    """The part table and the stored bytes of a frame that has no seq yet; ``length`` is that of the whole frame.
 
-    __slots__ = ("count", "length", "pieces", "table")
+    ``unsealed`` are the parts that ``encode_frame`` has to encrypt, when it knows where they stand: number of the part,
+    and of its piece.
+    """
 
-    def __init__(self, count: int, table: bytes, pieces: list[bytes], length: int) -> None:
+    __slots__ = ("count", "length", "pieces", "table", "unsealed")
+
+    def __init__(
+        self, count: int, table: bytes, pieces: list[bytes], length: int, unsealed: list[tuple[int, int]]
+    ) -> None:
         self.count = count
         self.table = table
         self.pieces = pieces
         self.length = length
+        self.unsealed = unsealed
 
 
-def encode_parts(parts: Sequence[Part], *, compress: bool = False, compression_bytes_min: int = 256) -> PartsEncoding:
+def encode_parts(
+    parts: Sequence[Part], *, compress: bool = False, compression_bytes_min: int = 256, seal: bool = False
+) -> PartsEncoding:
     """The parts hashed and, where asked for and worth it (5 % saved), compressed. Needs no lock.
+
+    With ``seal`` there is room for their encryption, and their hashes are not known yet.
 
     Raises:
         LimitExceeded: too many parts, a part or the frame is too long; nothing was changed.
@@ -99,6 +113,7 @@ def encode_parts(parts: Sequence[Part], *, compress: bool = False, compression_b
         raise InvalidInputError("a frame needs at least one part")
     rows: list[bytes] = []
     pieces: list[bytes] = []
+    unsealed: list[tuple[int, int]] = []
     length = FRAME_FIXED_BYTES + ROW_BYTES * count
     for part in parts:
         data = part.data
@@ -112,9 +127,18 @@ def encode_parts(parts: Sequence[Part], *, compress: bool = False, compression_b
                 data = packed
                 codec = CODEC_ZSTD
                 size = len(data)
+        digest = b""
+        if seal and part.kind not in PLAIN_KINDS:
+            unsealed.append((len(rows), len(pieces)))
+            codec |= CODEC_SEALED
+            size += PART_OVERHEAD_BYTES
+            if size > PART_BYTES_MAX:
+                raise LimitExceeded("a part is too long", kind=part.kind, bytes=size, limit=PART_BYTES_MAX)
+        else:
+            digest = sha256(data).digest()
         try:
             flags = 1 if part.critical else 0
-            rows.append(_pack_row(part.kind, codec, flags, size, raw_length, 0, sha256(data).digest()))
+            rows.append(_pack_row(part.kind, codec, flags, size, raw_length, 0, digest))
         except struct.error as error:
             raise InvalidInputError("the kind of a part is not a u16", kind=part.kind) from error
         pieces.append(data)
@@ -124,17 +148,41 @@ def encode_parts(parts: Sequence[Part], *, compress: bool = False, compression_b
             length += -size & 7
     if length > FRAME_BYTES_MAX:
         raise LimitExceeded("a frame is too long", bytes=length, limit=FRAME_BYTES_MAX)
-    return PartsEncoding(count, b"".join(rows), pieces, length)
+    return PartsEncoding(count, b"".join(rows), pieces, length, unsealed)
+
+
+def _sealed(parts: PartsEncoding, cipher: PartCipher, segment: int, seq: int) -> tuple[bytes, list[bytes]]:
+    """Part table and pieces with every part encrypted that has to be."""
+    table, pieces = bytearray(parts.table), list(parts.pieces)
+    for index, at in parts.unsealed:
+        start = ROW_BYTES * index
+        kind, codec, flags, stored, raw, _, _ = _ROW.unpack_from(table, start)
+        data = cipher.seal(pieces[at], segment, (seq, index, kind, codec, flags, raw))
+        pieces[at] = data
+        _ROW.pack_into(table, start, kind, codec, flags, stored, raw, 0, sha256(data).digest())
+    return bytes(table), pieces
 
 
 def encode_frame(
-    parts: PartsEncoding, *, salt: bytes, seq: int, durable_seq: int, time_us: int, previous: bytes
+    parts: PartsEncoding,
+    *,
+    salt: bytes,
+    seq: int,
+    durable_seq: int,
+    time_us: int,
+    previous: bytes,
+    cipher: PartCipher | None = None,
+    segment: int = 0,
 ) -> tuple[bytes, bytes]:
-    """All bytes of the frame, and its digest."""
+    """All bytes of the frame, and its digest. What was encoded with ``seal`` needs ``cipher`` and ``segment``."""
+    table, pieces = parts.table, parts.pieces
+    if parts.unsealed:
+        assert cipher is not None
+        table, pieces = _sealed(parts, cipher, segment, seq)
     fixed = _pack_head(FRAME_MAGIC, _VERSION, parts.count, parts.length, seq, durable_seq, time_us, previous)
-    head = fixed + parts.table
+    head = fixed + table
     digest = sha256(salt + head).digest()
-    return b"".join((head, digest, *parts.pieces)), digest
+    return b"".join((head, digest, *pieces)), digest
 
 
 def head_length(fixed: bytes | memoryview) -> int:
@@ -194,7 +242,13 @@ def _table(head: bytes | memoryview, size: int, segment: int, offset: int) -> tu
     for kind, codec, flags, stored, raw, reserved, part_hash in _ROW.iter_unpack(rows):
         if flags & ~_CRITICAL or reserved:
             raise UnsupportedFormat("a part has flags that are not known", segment=segment, offset=offset, seq=seq)
-        if stored > PART_BYTES_MAX or raw > PART_BYTES_MAX or (codec == CODEC_RAW and raw != stored):
+        inside = stored - PART_OVERHEAD_BYTES if codec & CODEC_SEALED else stored
+        if (
+            stored > PART_BYTES_MAX
+            or raw > PART_BYTES_MAX
+            or inside < 0
+            or (codec & ~CODEC_SEALED == CODEC_RAW and raw != inside)
+        ):
             raise CorruptionError(
                 "a part has an impossible length", segment=segment, offset=offset, stored=stored, raw=raw
             )
@@ -220,18 +274,26 @@ def peek_parts(head: bytes | memoryview, *, segment: int, offset: int) -> tuple[
     return _table(head, size, segment, offset)
 
 
-def decode_part(stored: bytes, part: PartInfo, *, segment: int, seq: int) -> bytes:
+def decode_part(
+    stored: bytes, part: PartInfo, *, segment: int, seq: int, index: int = 0, cipher: PartCipher | None = None
+) -> bytes:
     """The raw bytes of a part whose hash and raw length were right.
 
+    ``index`` is its number in the frame, ``cipher`` that of an encrypted store.
+
     Raises:
-        CorruptionError: a wrong hash, or it does not decode to exactly its raw length.
-        UnsupportedFormat: the codec is not known, or the part is encrypted.
+        CorruptionError: a wrong hash, not its raw length once decoded, or not sealed for this place.
+        KeyRequired: the part is encrypted, and there is no cipher.
+        UnsupportedFormat: the codec is not known.
     """
     if len(stored) != part.stored_bytes or sha256(stored).digest() != part.sha256:
         raise CorruptionError("a part has a wrong hash", segment=segment, seq=seq, offset=part.offset, kind=part.kind)
-    if part.codec == CODEC_RAW:
+    codec = part.codec & ~CODEC_SEALED
+    if part.codec & CODEC_SEALED or (cipher is not None and part.kind not in PLAIN_KINDS):
+        stored = _opened(stored, part, segment, seq, index, cipher)
+    if codec == CODEC_RAW:
         return stored
-    if part.codec != CODEC_ZSTD:
+    if codec != CODEC_ZSTD:
         raise UnsupportedFormat("a part has a codec that is not known", segment=segment, seq=seq, codec=part.codec)
     try:
         raw = read_bounded(_zstd.decompressor, stored, part.raw_bytes)
@@ -240,3 +302,19 @@ def decode_part(stored: bytes, part: PartInfo, *, segment: int, seq: int) -> byt
     if len(raw) != part.raw_bytes:
         raise CorruptionError("a part has a wrong raw length", segment=segment, seq=seq, expected=part.raw_bytes)
     return raw
+
+
+def _opened(stored: bytes, part: PartInfo, segment: int, seq: int, index: int, cipher: PartCipher | None) -> bytes:
+    """The bytes of the codec that were sealed as this part."""
+    if cipher is None:
+        raise KeyRequired("the journal is encrypted", segment=segment, seq=seq, kind=part.kind)
+    opened = None
+    if part.codec & CODEC_SEALED:
+        place = (seq, index, part.kind, part.codec, 1 if part.critical else 0, part.raw_bytes)
+        opened = cipher.open(stored, segment, place)
+    if opened is None:
+        raise CorruptionError(
+            "a part of an encrypted journal was not sealed for its place",
+            segment=segment, seq=seq, offset=part.offset, kind=part.kind,
+        )  # fmt: skip
+    return opened

@@ -20,6 +20,7 @@ from typing import Final
 
 from .. import _failpoints
 from .._fs import File, FileSystem, translate_os_error
+from .._seal import PartCipher
 from ..errors import ClosedError, ForeignStore, HoldfastError, InvalidInputError, PoisonedError, Recovery
 from ..limits import SEGMENT_BYTES_FIRST, SEGMENT_BYTES_MAX
 from .api import DurableMark, JournalRecovery, Part, TipMark
@@ -92,9 +93,17 @@ class Journal(FrameReads):
     """The journal of the one process that writes. Every method may be called from any thread."""
 
     def __init__(
-        self, fs: FileSystem, directory: Path, *, store_id: bytes, salt: bytes, options: JournalOptions, head: _Head
+        self,
+        fs: FileSystem,
+        directory: Path,
+        *,
+        store_id: bytes,
+        salt: bytes,
+        options: JournalOptions,
+        head: _Head,
+        cipher: PartCipher | None = None,
     ) -> None:
-        super().__init__(fs, directory / JOURNAL_DIRECTORY, salt=salt)
+        super().__init__(fs, directory / JOURNAL_DIRECTORY, salt=salt, cipher=cipher)
         self._directory = directory
         self._store_id = store_id
         self._options = options
@@ -124,6 +133,7 @@ class Journal(FrameReads):
         salt: bytes,
         first_parts: Sequence[Part],
         options: JournalOptions | None = None,
+        cipher: PartCipher | None = None,
     ) -> Journal:
         """A journal in ``directory`` whose first frame holds ``first_parts`` and is durable, and its watermark.
 
@@ -135,11 +145,11 @@ class Journal(FrameReads):
         if len(store_id) != 16 or len(salt) != 32:
             raise InvalidInputError("a store id has 16 bytes and a salt 32", store_id=store_id, salt=salt)
         options = options or JournalOptions()
-        parts = encode_parts(first_parts, compress=options.compression == "zstd")
+        parts = encode_parts(first_parts, compress=options.compression == "zstd", seal=cipher is not None)
         fs.make_directory(directory / JOURNAL_DIRECTORY)
         _clear_unfinished(fs, directory)
         head = _Head(0, _ZERO_HASH, 0, 0, None, None)
-        journal = cls(fs, directory, store_id=store_id, salt=salt, options=options, head=head)
+        journal = cls(fs, directory, store_id=store_id, salt=salt, options=options, head=head, cipher=cipher)
         try:
             with journal._append_lock:
                 journal._append_locked(parts, None, None)
@@ -158,7 +168,14 @@ class Journal(FrameReads):
 
     @classmethod
     def open(
-        cls, fs: FileSystem, directory: Path, *, store_id: bytes, salt: bytes, options: JournalOptions | None = None
+        cls,
+        fs: FileSystem,
+        directory: Path,
+        *,
+        store_id: bytes,
+        salt: bytes,
+        options: JournalOptions | None = None,
+        cipher: PartCipher | None = None,
     ) -> tuple[Journal, JournalRecovery]:
         """The journal as the last process left it, after the tail rule. After a clean close nothing is written.
 
@@ -179,7 +196,7 @@ class Journal(FrameReads):
                 watermark.write(tail.last_seq, tail.digest, last.number, last.frames_end, None)
                 watermark.sync()
             head = _Head(tail.last_seq, tail.digest, last.number, last.frames_end, tip, None)
-            journal = cls(fs, directory, store_id=store_id, salt=salt, options=options, head=head)
+            journal = cls(fs, directory, store_id=store_id, salt=salt, options=options, head=head, cipher=cipher)
         except BaseException:
             watermark.close()
             raise
@@ -237,15 +254,21 @@ class Journal(FrameReads):
             raise InvalidInputError("the time of a frame is not a u64", time_us=time_us)
         if tip is not None and not (len(tip.hash) == len(tip.root) == 32 and 0 <= tip.height < 1 << 64):
             raise InvalidInputError("a tip needs a u64 height and hashes of 32 bytes", height=tip.height)
-        encoding = encode_parts(
-            parts, compress=self._compress, compression_bytes_min=self._options.compression_bytes_min
-        )
+        encoding = self._encoded(parts)
         with self._append_lock:
             if self._poison is not None:
                 raise self._poisoned_error() from self._poison
             if self._closed:
                 raise ClosedError("the journal is closed", path=self._directory)
             return self._append_locked(encoding, tip, time_us)
+
+    def _encoded(self, parts: Sequence[Part]) -> PartsEncoding:
+        return encode_parts(
+            parts,
+            compress=self._compress,
+            compression_bytes_min=self._options.compression_bytes_min,
+            seal=self._cipher is not None,
+        )
 
     def _append_locked(self, parts: PartsEncoding, tip: TipMark | None, time_us: int | None) -> int:
         segment = self._segment
@@ -268,6 +291,8 @@ class Journal(FrameReads):
             durable_seq=self._durable.seq,
             time_us=time.time_ns() // 1000 if time_us is None else time_us,
             previous=head.digest,
+            cipher=self._cipher,
+            segment=segment.header.number,
         )
         end = offset + parts.length
         new_head = _Head(seq, digest, segment.header.number, end, tip if tip is not None else head.tip, file)
@@ -288,9 +313,7 @@ class Journal(FrameReads):
         if self._options.carry is not None and before.seq > 0:
             carried_parts = self._options.carry()
             if carried_parts:
-                carried = encode_parts(
-                    carried_parts, compress=self._compress, compression_bytes_min=self._options.compression_bytes_min
-                )
+                carried = self._encoded(carried_parts)
         size_min = SEGMENT_HEADER_BYTES + parts.length + 16 + SEAL_BYTES + (carried.length if carried else 0)
         number = (self._segments[-1].number if self._segments else 0) + 1
         file, size = self._take(number, size_min)

@@ -10,9 +10,10 @@ from __future__ import annotations
 import threading
 import time
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 
 from .._fs import File, FileSystem
+from .._seal import PartCipher
 from ..errors import CommitLoss, CorruptionError
 from .api import DurableMark
 from .compacted import open_segment
@@ -31,23 +32,34 @@ _TRY_AGAIN_SECONDS: Final = 0.001
 class JournalReader(FrameReads):
     """The durable frames of a journal, as of the last ``poll``. Every method may be called from any thread."""
 
-    def __init__(self, fs: FileSystem, directory: Path, *, store_id: bytes, salt: bytes, watermark: File) -> None:
-        super().__init__(fs, directory / JOURNAL_DIRECTORY, salt=salt)
+    def __init__(
+        self,
+        fs: FileSystem,
+        directory: Path,
+        *,
+        store_id: bytes,
+        salt: bytes,
+        watermark: File,
+        cipher: PartCipher | None = None,
+    ) -> None:
+        super().__init__(fs, directory / JOURNAL_DIRECTORY, salt=salt, cipher=cipher)
         self._store_id = store_id
         self._watermark = watermark
         self._poll_lock = threading.Lock()
         self._mark: DurableMark | None = None
 
     @classmethod
-    def open(cls, fs: FileSystem, directory: Path, *, store_id: bytes, salt: bytes) -> JournalReader:
-        """A reader that stands at the present watermark.
+    def open(
+        cls, fs: FileSystem, directory: Path, *, store_id: bytes, salt: bytes, cipher: PartCipher | None = None
+    ) -> Self:
+        """A reader that stands at the present watermark. Without its ``cipher`` an encrypted one gives no parts.
 
         Raises:
             MissingFile: there is no journal.
             CorruptionError: the watermark or a segment is damaged.
         """
         watermark = fs.open(directory / WATERMARK_NAME, read_only=True)
-        reader = cls(fs, directory, store_id=store_id, salt=salt, watermark=watermark)
+        reader = cls(fs, directory, store_id=store_id, salt=salt, watermark=watermark, cipher=cipher)
         try:
             reader.poll()
         except BaseException:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from .._fs import File, FileSystem
+from .._seal import PartCipher
 from ..errors import ClosedError, CorruptionError, InvalidInputError, NotFoundError
 from ..events import corruption_found
 from .api import Frame
@@ -45,10 +46,11 @@ class _Handle:
 class FrameReads:
     """Frames by number out of a list of segments. Subclasses say how far one may read."""
 
-    def __init__(self, fs: FileSystem, directory: Path, *, salt: bytes) -> None:
+    def __init__(self, fs: FileSystem, directory: Path, *, salt: bytes, cipher: PartCipher | None = None) -> None:
         self._fs = fs
         self._journal_directory = directory
         self._salt = salt
+        self._cipher = cipher
         self._segments: list[Segment] = []
         self._firsts: list[int] = []
         self._files: OrderedDict[int, _Handle] = OrderedDict()
@@ -112,13 +114,14 @@ class FrameReads:
 
         Raises:
             CorruptionError: the stored bytes are not that part.
-            UnsupportedFormat: the part is encrypted or has a codec that is not known.
+            KeyRequired: the part is encrypted, and the journal was opened without its cipher.
+            UnsupportedFormat: the part has a codec that is not known.
         """
         part = frame.parts[index]
         handle = self._handle(self._segment_of(frame.seq))  # held until the bytes are read: others may forget the file
         stored = handle.file.pread(part.stored_bytes, part.offset)
         try:
-            return decode_part(stored, part, segment=frame.segment, seq=frame.seq)
+            return decode_part(stored, part, segment=frame.segment, seq=frame.seq, index=index, cipher=self._cipher)
         except CorruptionError as error:
             corruption_found(error)
             raise

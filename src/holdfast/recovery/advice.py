@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar, assert_never
 
+from .._keys import StoreKey, using_key
 from ..config import Settings
 from ..errors import ClosedError, CorruptionError, HoldfastError, InvalidInputError, Recovery
 from ..store.chain import Chain
@@ -113,6 +114,7 @@ def recover(
     indexes: Sequence[IndexSpec] = (),
     forced_blocks: Mapping[int, bytes] | None = None,
     progress: Callable[[int, int], None] | None = None,
+    key: bytes | StoreKey | None = None,
 ) -> Outcome:
     """``error.recovery`` is executed once: afterwards the failed call may be made again, on what ``Outcome`` holds.
 
@@ -129,11 +131,18 @@ def recover(
         chain: as for ``open``; that of ``store`` if left out. So are ``settings``.
         indexes: as for ``open``. So is ``forced_blocks``.
         progress: called with (frames done, frames in all) by replay and rebuild.
+        key: that of an encrypted store, as for ``open``.
     Raises:
         HoldfastError: ``error`` itself, if it is ``manual`` or ``fail``; any other is what recovery ran into.
         InvalidInputError: the strategy needs ``refetch``, or a store on disk, and was not given it.
     """
     place = _Place(error, url, store, chain, settings, indexes, forced_blocks, progress)
+    with using_key(key):
+        return _recovered(place, refetch)
+
+
+def _recovered(place: _Place, refetch: Callable[[], object] | None) -> Outcome:
+    error = place.error
     match error.recovery:
         case Recovery.RETRY:
             return Outcome(Recovery.RETRY)

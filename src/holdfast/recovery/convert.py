@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable
 
 from .._fs import RealFileSystem
+from .._keys import StoreKey
 from ..errors import EngineMismatch, InvalidInputError
 from ..store.generations import Generations
 from ..store.opening import read_identity
@@ -20,7 +21,11 @@ __all__ = ["convert_store"]
 
 
 def convert_store(
-    url: str | os.PathLike[str], *, to: str, progress: Callable[[int, int], None] | None = None
+    url: str | os.PathLike[str],
+    *,
+    to: str,
+    progress: Callable[[int, int], None] | None = None,
+    key: bytes | StoreKey | None = None,
 ) -> RebuildReport:
     """The store at ``url`` has its views in the engine ``to``: ``rocksdb``, ``lmdb`` or ``sqlite``.
 
@@ -28,6 +33,7 @@ def convert_store(
         url: as for ``open``; an engine named in it must be the one the store has now.
         to: name of the new engine.
         progress: called with (frames done, frames in all); what it raises ends it, the old views stay live.
+        key: that of an encrypted store, as for ``open``.
     Raises:
         InvalidInputError: unknown engine, or the store has it already.
         EngineMismatch: the URL names another engine than the store has.
@@ -44,4 +50,4 @@ def convert_store(
             raise EngineMismatch(
                 "the store was made with another engine", found=now, asked=place.engine, path=place.path
             )
-    return rebuild(place, to, progress)
+    return rebuild(place, to, progress, StoreKey.of(key))

@@ -24,6 +24,8 @@ from dataclasses import fields, replace
 from hashlib import sha256
 from typing import NamedTuple, Protocol, runtime_checkable
 
+from .._fs import RealFileSystem
+from .._keys import StoreKey, without_key
 from ..blocks.reader import BlockReader
 from ..blocks.state import has_root, root_after
 from ..errors import (
@@ -43,8 +45,11 @@ from ..state.proof import RowLookup
 from ..state.reader import StateReader, check_key
 from ..store.chain import ChainSpec
 from ..store.factory import open_store
+from ..store.opening import read_identity
 from ..store.states import held_state, last_change
 from ..store.store import Store
+from ..store.unlocking import key_for
+from ..store.url import parse_url
 from ..types import BlockInfo
 from .descent import Descent, LeafDifference
 from .diff_report import BlockDifference, BlockFacts, DiffReport, KeyDifference, Relation, SeenValue, StateDifference
@@ -195,6 +200,7 @@ def diff(
     at_height: int | None = None,
     limit: int = 1000,
     from_key: bytes | None = None,
+    key: bytes | StoreKey | None = None,
 ) -> DiffReport:
     """Where two stores differ. Urls are opened read-only, also beside a process that writes; nothing is changed.
 
@@ -207,6 +213,7 @@ def diff(
         at_height: compare the states after the canonical blocks at this height instead.
         limit: keys that are listed at most, 1 to ``KEYS_MAX``.
         from_key: where to go on: the ``next_key`` of an earlier answer.
+        key: that of the stores that are encrypted, as for ``open``. If they have two, give open stores.
     Raises:
         StoreNotFound, CorruptionError, FormatTooNew: a store cannot be read; the error names it.
         ForeignStore: the states are of different schemes. StateError: a store holds no state.
@@ -219,7 +226,8 @@ def diff(
     if from_key is not None:
         check_key(from_key)
     with contextlib.ExitStack() as stack:
-        pair = _Pair(_source(a, stack), _source(b, stack))
+        secret = key_for(StoreKey.of(key))
+        pair = _Pair(_source(a, stack, secret), _source(b, stack, secret))
         if state or at_height is not None:
             _check_states(pair)
         with pair.a.moment() as one, pair.b.moment() as two:
@@ -232,12 +240,15 @@ def diff(
         return replace(report, state=found, notes=report.notes + note)
 
 
-def _source(place: Place, stack: contextlib.ExitStack) -> DiffSource:
+def _source(place: Place, stack: contextlib.ExitStack, key: StoreKey | None) -> DiffSource:
     if isinstance(place, Store):
         return StoreSource(place)
     if isinstance(place, str | os.PathLike):
-        with _named(str(place)):
-            return StoreSource(stack.enter_context(open_store(place, create=False, read_only=True)))
+        with _named(str(place)), without_key():
+            root = parse_url(place).path
+            plain = root is not None and read_identity(RealFileSystem(), root).encryption is None
+            store = open_store(place, create=False, read_only=True, key=None if plain else key)
+            return StoreSource(stack.enter_context(store))
     if not isinstance(place, DiffSource):
         raise InvalidInputError("a store is named by a path or a URL", found=repr(place))
     return place

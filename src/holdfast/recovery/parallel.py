@@ -26,12 +26,15 @@ from pathlib import Path
 from typing import Generic, NamedTuple, TypeVar
 
 from .._fs import RealFileSystem
+from .._keys import StoreKey
 from ..blocks.state import decode_state
 from ..engine.api import Engine
 from ..engine.open import open_engine
+from ..engine.sealed import sealed_engine
 from ..errors import CorruptionError, HoldfastError
 from ..store.generations import Generations
 from ..store.opening import read_identity
+from ..store.unlocking import unlock
 from .links import check_block_links, check_canonical
 from .resting import RestingJournal, read_marks
 from .resume import LinksSeen
@@ -85,11 +88,14 @@ def links_task(journal: RestingJournal, engine: Engine | None, seen: LinksSeen |
 class _Worker:
     """The store, as one process of the pool has it open."""
 
-    def __init__(self, root: Path, stop: Event) -> None:
+    def __init__(self, root: Path, stop: Event, key: StoreKey | None, keyless: bool) -> None:
         fs = RealFileSystem()
         self._stop = stop
         identity = read_identity(fs, root)
-        self.journal = RestingJournal.open(fs, root, identity, read_marks(fs, root, identity.salt)[0])
+        cipher = None if keyless else unlock(identity, key, root)
+        self._row_cipher = cipher.rows if cipher is not None else None
+        mark = read_marks(fs, root, identity.salt)[0]
+        self.journal = RestingJournal.open(fs, root, identity, mark, cipher.parts if cipher is not None else None)
         self._generations = Generations(fs, root)
 
     def tick(self, name: str, done: int, total: int) -> None:
@@ -103,7 +109,8 @@ class _Worker:
         number = self._generations.current()
         assert number is not None
         name = self._generations.engine_name(number)
-        engine = open_engine(name, self._generations.data_path(number), create=False, read_only=True)
+        plain = open_engine(name, self._generations.data_path(number), create=False, read_only=True)
+        engine = sealed_engine(plain, self._row_cipher)
         try:
             yield engine
         finally:
@@ -113,7 +120,7 @@ class _Worker:
 _worker: Callable[[], _Worker]
 
 
-def _begin(root: Path, stop: Event) -> None:
+def _begin(root: Path, stop: Event, key: StoreKey | None, keyless: bool) -> None:
     """This process is ready to work; it ends with its parent, and leaves signals from the terminal to it."""
     global _worker
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -123,7 +130,7 @@ def _begin(root: Path, stop: Event) -> None:
 
     def worker() -> _Worker:
         if not kept:
-            kept.append(_Worker(root, stop))
+            kept.append(_Worker(root, stop, key, keyless))
         return kept[0]
 
     _worker = worker
@@ -172,12 +179,17 @@ def _start_method() -> str:
 
 
 class Pool:
-    """``jobs`` processes that check the store at ``root``; leaving it asks what still runs to stop."""
+    """``jobs`` processes that check the store at ``root``; leaving it asks what still runs to stop.
 
-    def __init__(self, root: Path, jobs: int) -> None:
+    ``keyless``: only segments are checked, of an encrypted store whose key nobody gave.
+    """
+
+    def __init__(self, root: Path, jobs: int, key: StoreKey | None = None, *, keyless: bool = False) -> None:
         context: BaseContext = multiprocessing.get_context(_start_method())
         self._stop = context.Event()
-        self._executor = ProcessPoolExecutor(jobs, mp_context=context, initializer=_begin, initargs=(root, self._stop))
+        self._executor = ProcessPoolExecutor(
+            jobs, mp_context=context, initializer=_begin, initargs=(root, self._stop, key, keyless)
+        )
 
     def __enter__(self) -> Pool:
         return self

@@ -18,6 +18,8 @@ from pathlib import Path
 
 from .._failpoints import hit
 from .._fs import RealFileSystem
+from .._keys import StoreKey
+from .._seal import StoreCipher
 from ..config import Settings
 from ..consensus.safety import SafetyBook
 from ..engine.open import engine_names
@@ -26,6 +28,7 @@ from ..journal.journal import Journal, JournalOptions
 from ..store.generations import Generations
 from ..store.opening import read_identity, view_options
 from ..store.renewal import build_generation
+from ..store.unlocking import unlock
 from ..store.url import StoreUrl, parse_url
 from .report import RebuildReport
 
@@ -39,6 +42,7 @@ def rebuild_views(
     *,
     progress: Callable[[int, int], None] | None = None,
     engine: str | None = None,
+    key: bytes | StoreKey | None = None,
 ) -> RebuildReport:
     """The store at ``url`` has new views, made from its journal alone. The store is not open anywhere.
 
@@ -46,15 +50,21 @@ def rebuild_views(
         url: as for ``open``.
         progress: called with (frames done, frames in all); what it raises ends the rebuild, the old views stay live.
         engine: build with this engine instead of the one the store has; as ``convert_store``.
+        key: that of an encrypted store, as for ``open``.
     Raises:
         StoreNotFound, ForeignStore, StoreLocked: there is nothing to rebuild.
         CorruptionError: the journal is damaged; the views were not touched.
     """
     place = parse_url(url)
-    return rebuild(place, engine, progress)
+    return rebuild(place, engine, progress, StoreKey.of(key))
 
 
-def rebuild(place: StoreUrl, engine: str | None, progress: Callable[[int, int], None] | None) -> RebuildReport:
+def rebuild(
+    place: StoreUrl,
+    engine: str | None,
+    progress: Callable[[int, int], None] | None,
+    key: StoreKey | None = None,
+) -> RebuildReport:
     """``rebuild_views`` and ``convert_store``; ``engine`` is ``None`` to keep the one the store has."""
     root = place.path
     if root is None:
@@ -63,14 +73,21 @@ def rebuild(place: StoreUrl, engine: str | None, progress: Callable[[int, int], 
         raise InvalidInputError("views on disk cannot be made with this engine", found=engine)
     started = time.monotonic()
     notes: list[str] = []
-    with _journal_at_rest(root, notes) as journal:
+    with _journal_at_rest(root, notes, key) as (journal, cipher):
         fs = RealFileSystem()
         generations = Generations(fs, root)
         number, name = live_generation(generations, notes)
         chosen = engine or name or place.engine or ENGINE_DEFAULT
         removed = generations.remove_others(number) if number is not None else []
         built = build_generation(
-            journal, journal.durable_seq, fs, generations, chosen, progress=progress, options=view_options(Settings())
+            journal,
+            journal.durable_seq,
+            fs,
+            generations,
+            chosen,
+            progress=progress,
+            options=view_options(Settings()),
+            cipher=cipher.rows if cipher is not None else None,
         )
         hit("recovery.rebuild.before_switch")
         generations.switch(built.number)
@@ -101,10 +118,13 @@ def live_generation(generations: Generations, notes: list[str]) -> tuple[int | N
 
 
 @contextlib.contextmanager
-def _journal_at_rest(root: Path, notes: list[str]) -> Iterator[Journal]:
-    """The recovered journal of a store that is locked meanwhile."""
+def _journal_at_rest(
+    root: Path, notes: list[str], key: StoreKey | None
+) -> Iterator[tuple[Journal, StoreCipher | None]]:
+    """The recovered journal of a store that is locked meanwhile, and the ciphers of an encrypted one."""
     fs = RealFileSystem()
     identity = read_identity(fs, root)
+    cipher = unlock(identity, key, root)
     lock = fs.lock(root / "LOCK", f"{os.getpid()} {socket.gethostname()}")
     try:
         book = SafetyBook()
@@ -114,11 +134,12 @@ def _journal_at_rest(root: Path, notes: list[str]) -> Iterator[Journal]:
             store_id=identity.store_id,
             salt=identity.salt,
             options=JournalOptions(carry=book.parts, background=False),
+            cipher=cipher.parts if cipher is not None else None,
         )
         for cut in recovery.discarded:
             notes.append(f"{cut.length} bytes that were never acknowledged are now in {cut.quarantined_as}")
         try:
-            yield journal
+            yield journal, cipher
         except BaseException:
             with contextlib.suppress(HoldfastError):
                 journal.close()  # the first error is the one to tell

@@ -10,6 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from .._fs import FileSystem
+from .._seal import PartCipher
 from ..errors import CorruptionError
 from ..journal.api import DurableMark
 from ..journal.compacted import open_segment
@@ -46,18 +47,25 @@ def read_marks(fs: FileSystem, root: Path, salt: bytes) -> tuple[DurableMark, in
 class RestingJournal(FrameReads):
     """Frames of a store that no process has open, judged by the tail rule and left as they are."""
 
-    def __init__(self, fs: FileSystem, root: Path, identity: Identity, found: Findings) -> None:
-        super().__init__(fs, root / JOURNAL_DIRECTORY, salt=identity.salt)
+    def __init__(
+        self, fs: FileSystem, root: Path, identity: Identity, found: Findings, cipher: PartCipher | None = None
+    ) -> None:
+        super().__init__(fs, root / JOURNAL_DIRECTORY, salt=identity.salt, cipher=cipher)
         self.found = found
         self._last = found.segments[-1].last_seq
         for segment in found.segments:
             self._add_segment(segment)
 
     @classmethod
-    def open(cls, fs: FileSystem, root: Path, identity: Identity, mark: DurableMark) -> RestingJournal:
-        """The journal under ``root``. Raises ``CorruptionError`` where an open for writing would."""
+    def open(
+        cls, fs: FileSystem, root: Path, identity: Identity, mark: DurableMark, cipher: PartCipher | None = None
+    ) -> RestingJournal:
+        """The journal under ``root``. Raises ``CorruptionError`` where an open for writing would.
+
+        Without its ``cipher`` an encrypted one gives no parts; all else can be checked.
+        """
         found = inspect_journal(fs, root, store_id=identity.store_id, salt=identity.salt, mark=mark)
-        return cls(fs, root, identity, found)
+        return cls(fs, root, identity, found, cipher)
 
     @property
     def durable_seq(self) -> int:

@@ -10,16 +10,20 @@ Invariants:
 from __future__ import annotations
 
 import contextlib
+import secrets
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from .._fs import FileSystem
+from .._keys import KEY_BYTES
+from .._seal import RowCipher
 from ..blocks.state import EMPTY, decode_state, tip_height_of
 from ..consensus.safety import SafetyBook
 from ..engine.api import Engine
 from ..engine.memory import MemoryEngine
 from ..engine.open import open_engine
+from ..engine.sealed import SealedEngine, sealed_engine
 from ..errors import CorruptionError
 from ..state.history import StateHistory
 from ..store.base import load_base
@@ -42,7 +46,10 @@ _INDEX_RECORDS = (META.prefix + b"index/", META.prefix + b"index-next")
 
 @contextlib.contextmanager
 def _fresh_engine(like: Engine, name: str, blocks: int) -> Iterator[Engine]:
-    """An empty engine: in memory for a small store, else of the same kind in a temporary directory."""
+    """An empty engine: in memory for a small store, else of the same kind in a temporary directory.
+
+    Beside an encrypted one, what is written there is encrypted under a key that is drawn now and kept nowhere.
+    """
     if blocks <= _MEMORY_BLOCKS_MAX and like.stats().size_bytes <= _MEMORY_BYTES_MAX:
         engine: Engine = MemoryEngine()
         try:
@@ -51,7 +58,10 @@ def _fresh_engine(like: Engine, name: str, blocks: int) -> Iterator[Engine]:
             engine.close()
         return
     with tempfile.TemporaryDirectory(prefix="holdfast-verify-") as directory:
-        engine = open_engine(name, Path(directory) / "data", create=True)
+        plain = open_engine(name, Path(directory) / "data", create=True)
+        engine = sealed_engine(
+            plain, RowCipher(secrets.token_bytes(KEY_BYTES)) if isinstance(like, SealedEngine) else None
+        )
         try:
             yield engine
         finally:

@@ -27,13 +27,17 @@ from pathlib import Path
 from typing import get_args
 
 from .._fs import FileLock, FileSystem, RealFileSystem
+from .._keys import StoreKey
+from .._seal import StoreCipher
 from ..blocks.state import ChainState, decode_state
 from ..engine.api import Engine
 from ..engine.open import open_engine, probe_engine
+from ..engine.sealed import sealed_engine
 from ..errors import (
     CommitLoss,
     CorruptionError,
     InvalidInputError,
+    KeyRequired,
     ReadOnlyError,
     Recovery,
 )
@@ -46,6 +50,7 @@ from ..store.generations import Generations
 from ..store.identity import IDENTITY_BYTES_MAX, IDENTITY_NAME, Identity, decode_identity
 from ..store.opening import read_identity
 from ..store.tree import scheme_of
+from ..store.unlocking import key_for, unlock
 from ..store.url import parse_url
 from ..views.api import Applied
 from ..views.flush import load_applied
@@ -82,6 +87,7 @@ def verify_store(
     stop: Callable[[], bool] | None = None,
     jobs: int = 1,
     resume: str | os.PathLike[str] | None = None,
+    key: bytes | StoreKey | None = None,
     fs: FileSystem | None = None,
 ) -> VerifyReport:
     """What is wrong with the store at ``url``, if anything. The store is not open anywhere, and is not changed.
@@ -96,9 +102,11 @@ def verify_store(
             A program that asks for more than one must be importable (``if __name__ == "__main__"``).
         resume: a file, not in the store, that tells the next run what this one found sound (see ``resume``): sealed
             segments and links of blocks are not read again. Missing: it is made.
+        key: that of an encrypted store. Without it ``quick`` and ``links`` check the journal's bytes and digests alone.
         fs: the file system of journal and identity; the machine's if ``None``.
     Raises:
         StoreNotFound, ForeignStore, StoreLocked, FormatTooNew: there is nothing that can be verified.
+        KeyRequired, KeyRejected: the level needs the key; or it is another one.
         InvalidInputError: an argument; or ``resume`` is a file of another store, or not such a file.
     """
     if type(jobs) is not int or not 1 <= jobs <= JOBS_MAX:
@@ -114,7 +122,7 @@ def verify_store(
     stopped = False
     with _held(fs, root, run):
         try:
-            _verify(fs, root, level, run, jobs, Path(resume) if resume is not None else None)
+            _verify(fs, root, level, run, jobs, Path(resume) if resume is not None else None, key)
         except Stopped:
             stopped = True
     complete = not stopped and all(check.complete for check in run.checks)
@@ -173,7 +181,30 @@ def _held(fs: FileSystem, root: Path, run: Verification) -> Iterator[None]:
             lock.release()
 
 
-def _verify(fs: FileSystem, root: Path, level: Level, run: Verification, jobs: int, resume: Path | None) -> None:
+def _unlocked(
+    identity: Identity, key: StoreKey | None, root: Path, level: Level, run: Verification
+) -> StoreCipher | None:
+    """The ciphers of an encrypted store; ``None`` where there are none, or where the level can do without."""
+    try:
+        return unlock(identity, key, root)
+    except KeyRequired:
+        if _reaches(level, "state"):
+            raise
+    run.facts["unchecked"] = "blocks, canonical, views"
+    run.notes.append("the store is encrypted and no key was given: links of blocks and views were not checked")
+    return None
+
+
+def _verify(
+    fs: FileSystem,
+    root: Path,
+    level: Level,
+    run: Verification,
+    jobs: int,
+    resume: Path | None,
+    key: bytes | StoreKey | None,
+) -> None:
+    secret = key_for(StoreKey.of(key))
     identity: Identity | None = None
     with run.check("identity") as tally:
         data = fs.read_bytes(root / IDENTITY_NAME, limit=IDENTITY_BYTES_MAX)
@@ -182,6 +213,8 @@ def _verify(fs: FileSystem, root: Path, level: Level, run: Verification, jobs: i
     if identity is None:
         return
     run.facts["chain"] = identity.spec.name
+    cipher = _unlocked(identity, secret, root, level, run)
+    keyless = identity.encryption is not None and cipher is None
     _verify_checkpoints(fs, root, run)
     mark: DurableMark | None = None
     with run.check("watermark") as tally:
@@ -200,7 +233,7 @@ def _verify(fs: FileSystem, root: Path, level: Level, run: Verification, jobs: i
     journal = None
     with contextlib.ExitStack() as stack:
         if mark is not None:
-            journal = _open_journal(fs, root, identity, mark, data, run)
+            journal = _open_journal(fs, root, identity, mark, data, run, cipher)
         if journal is None:
             if level != "quick":
                 _verify_loose(fs, root, identity, run)
@@ -208,24 +241,36 @@ def _verify(fs: FileSystem, root: Path, level: Level, run: Verification, jobs: i
         stack.callback(journal.close)
         if seen is not None:
             stack.callback(seen.save)
-        work = Work(run, journal, _pool(fs, root, level, journal, jobs, stack), seen)
+        pool = _pool(fs, root, level, journal, jobs, stack, secret, keyless=keyless)
+        work = Work(run, journal, pool, seen)
         if level != "quick":
             work.segments()
             _verify_base(fs, root, journal, run)
-        flushed = _verify_views(fs, root, level, journal, identity, run, work, stack)
+        if keyless:
+            work.end()
+            return
+        flushed = _verify_views(fs, root, level, journal, identity, run, work, stack, cipher)
         if _reaches(level, "full"):
             _verify_roots(fs, root, journal, identity, flushed, run)
         work.end()
 
 
 def _pool(
-    fs: FileSystem, root: Path, level: Level, journal: RestingJournal, jobs: int, stack: contextlib.ExitStack
+    fs: FileSystem,
+    root: Path,
+    level: Level,
+    journal: RestingJournal,
+    jobs: int,
+    stack: contextlib.ExitStack,
+    key: StoreKey | None,
+    *,
+    keyless: bool,
 ) -> Pool | None:
     """The processes that help; ``None`` where one does it all."""
     journal_bytes = sum(segment.frames_end for segment in journal.found.segments)
     if jobs == 1 or level == "quick" or type(fs) is not RealFileSystem or journal_bytes < JOURNAL_BYTES_MIN:
         return None
-    return stack.enter_context(Pool(root, jobs - 1))  # this process works too
+    return stack.enter_context(Pool(root, jobs - 1, key, keyless=keyless))  # this process works too
 
 
 def _verify_checkpoints(fs: FileSystem, root: Path, run: Verification) -> None:
@@ -242,11 +287,17 @@ def _verify_checkpoints(fs: FileSystem, root: Path, run: Verification) -> None:
 
 
 def _open_journal(
-    fs: FileSystem, root: Path, identity: Identity, mark: DurableMark, data: bytes, run: Verification
+    fs: FileSystem,
+    root: Path,
+    identity: Identity,
+    mark: DurableMark,
+    data: bytes,
+    run: Verification,
+    cipher: StoreCipher | None,
 ) -> RestingJournal | None:
     journal = None
     with run.check("journal") as tally:
-        journal = RestingJournal.open(fs, root, identity, mark)
+        journal = RestingJournal.open(fs, root, identity, mark, cipher.parts if cipher is not None else None)
         tally.step(len(journal.found.segments))
         found = journal.found
         run.facts |= {"last_seq": found.last_seq, "durable_seq": mark.seq, "clean": found.clean}
@@ -302,6 +353,7 @@ def _verify_views(
     run: Verification,
     work: Work,
     stack: contextlib.ExitStack,
+    cipher: StoreCipher | None,
 ) -> tuple[int, bytes] | None:
     """Frame and root of the last flush, if the views say them and are of one version."""
     engine: Engine | None = None
@@ -309,7 +361,7 @@ def _verify_views(
     state: ChainState | None = None
     usable = False
     with run.check("views") as tally:
-        engine = _open_views(Generations(fs, root), journal, stack, run)
+        engine = _open_views(Generations(fs, root), journal, stack, run, cipher)
         if engine is not None:
             applied = load_applied(engine)
             if journal.found.clean and (applied is None or applied.seq < journal.found.last_seq):
@@ -345,7 +397,11 @@ def _verify_views(
 
 
 def _open_views(
-    generations: Generations, journal: RestingJournal, stack: contextlib.ExitStack, run: Verification
+    generations: Generations,
+    journal: RestingJournal,
+    stack: contextlib.ExitStack,
+    run: Verification,
+    cipher: StoreCipher | None,
 ) -> Engine | None:
     number = generations.current()
     if number is None:
@@ -357,7 +413,7 @@ def _open_views(
         _probe(generations)
     engine = open_engine(name, generations.data_path(number), create=False, read_only=True)
     stack.callback(engine.close)
-    return engine
+    return sealed_engine(engine, cipher.rows if cipher is not None else None)
 
 
 def _probe(generations: Generations) -> None:

@@ -17,7 +17,6 @@ from ..blocks.reader import BlockReader
 from ..blocks.state import ChainState
 from ..consensus.safety import SafetyBook
 from ..engine.api import Engine, Page, Reader
-from ..engine.open import open_engine
 from ..errors import ClosedError, CorruptionError, HoldfastError, InvalidInputError
 from ..journal.api import FrameSource
 from ..merkle.api import Scheme
@@ -32,7 +31,7 @@ from .fingerprint import fingerprint
 from .generations import Generations
 from .identity import Identity
 from .indexing import IndexManager
-from .opening import Opened, make_views, view_options
+from .opening import Opened, make_views, open_views_engine, view_options
 from .renewal import build_generation
 from .replay import Replayer
 from .states import StateSource
@@ -270,6 +269,7 @@ class WriterBackend:
                 options=view_options(plan.settings),
                 history=plan.settings.history == "on",
                 cache_bytes=plan.settings.cache_bytes,
+                cipher=plan.cipher.rows if plan.cipher is not None else None,
             )
             self._indexes.stop()
             with writer.lock:
@@ -282,9 +282,7 @@ class WriterBackend:
         opened, writer = self._opened, self.writer
         plan, journal = opened.plan, opened.journal
         writer.sync()
-        engine = open_engine(
-            opened.engine_name, generations.data_path(number), create=False, cache_bytes=plan.settings.cache_bytes
-        )
+        engine = open_views_engine(plan, opened.engine_name, generations.data_path(number), create=False)
         try:
             views = make_views(plan, journal, engine)
             book = SafetyBook()

@@ -106,6 +106,18 @@ class Checkpoints:
         self._made = 0
         self._failures = 0
         self._failure: HoldfastError | None = None
+        if self._encrypted and settings.checkpoint_interval and isinstance(backend, WriterBackend):
+            emit(
+                "checkpoints_off",
+                logging.INFO,
+                "the store is encrypted: no checkpoints are made",
+                place=str(self._directory.path),
+            )
+
+    @property
+    def _encrypted(self) -> bool:
+        """True where a checkpoint would hold in plain text what the store encrypts."""
+        return self._backend.identity.encryption is not None
 
     # -- looking --------------------------------------------------------------------------------------------------
 
@@ -153,8 +165,15 @@ class Checkpoints:
             PrunedError: the height lies below what can still be undone (``proof_window_blocks``).
             ViewExpired: commits made meanwhile changed more than ``pinned_bytes_max``; call it again.
             OutOfSpace: nothing is listed that is not whole, and the store goes on.
+            InvalidInputError: the store is encrypted, and a checkpoint would not be.
         """
         self._need_writer()
+        if self._encrypted:
+            raise InvalidInputError(
+                "an encrypted store makes no checkpoints: they would lie in plain text",
+                path=self._backend.path,
+                remedy="make backups of it: they hold what the store holds, encrypted",
+            )
         if height is not None:
             check_height(height)
         with self._turn:
@@ -312,7 +331,7 @@ class Checkpoints:
     def _target(self) -> int | None:
         """The highest multiple of the interval that no reorganisation can reach; ``None`` if there is none."""
         interval, state = self._settings.checkpoint_interval, self._backend.state
-        if not interval or self._backend.path is None or not state.has_tip:
+        if not interval or self._backend.path is None or not state.has_tip or self._encrypted:
             return None
         target = max(state.finalized, state.floor) // interval * interval
         return target if target > state.root_height and target else None

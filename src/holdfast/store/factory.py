@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from .._fs import FileSystem, MemoryFileSystem, RealFileSystem
+from .._keys import StoreKey
 from ..blocks.fork_choice import fork_choice_named
 from ..blocks.state import ChainState
 from ..config import Settings
@@ -62,9 +63,16 @@ def open_store(
     forced_blocks: Mapping[int, bytes] | None = None,
     indexes: Sequence[IndexSpec] = (),
     progress: Callable[[int, int], None] | None = None,
+    key: bytes | StoreKey | None = None,
     fs: FileSystem | None = None,
 ) -> Store:
-    """The store at ``url``, recovered. See ``holdfast.open``."""
+    """The store at ``url``, recovered. See ``holdfast.open``.
+
+    A store that is created with ``key`` is encrypted for ever: parts of the journal and values of rows (keys of rows
+    stay readable). It is opened with the same key; 32 bytes are those of a key file. ``KeyRequired`` and
+    ``KeyRejected`` come before anything is written.
+    """
+    secret = StoreKey.of(key)
     place = parse_url(url)
     specs = check_specs(indexes, INDEXES_MAX)
     settings = check_settings(settings)
@@ -80,10 +88,10 @@ def open_store(
         fs, root = fs or RealFileSystem(), path
     try:
         if read_only:
-            store = _open_follower(place.engine, fs, root, chain, settings, specs, str(url))
+            store = _open_follower(place.engine, fs, root, chain, settings, specs, str(url), secret)
         else:
             store = _open_writer(
-                place.engine, fs, root, path, chain, create, settings, forced, specs, progress, str(url)
+                place.engine, fs, root, path, chain, create, settings, forced, specs, progress, str(url), secret
             )
     except CorruptionError as error:
         corruption_found(error)
@@ -100,8 +108,9 @@ def _open_follower(
     settings: Settings,
     specs: Mapping[str, IndexSpec],
     url: str,
+    key: StoreKey | None,
 ) -> Store:
-    follower = Follower(fs, root, engine, settings, specs)
+    follower = Follower(fs, root, engine, settings, specs, key)
     try:
         if chain is not None:
             check_spec(follower.identity, chain.spec, root)
@@ -123,6 +132,7 @@ def _open_writer(
     specs: Mapping[str, IndexSpec],
     progress: Callable[[int, int], None] | None,
     url: str,
+    key: StoreKey | None,
 ) -> Store:
     late = _Late()
     spec: ChainSpec | None = chain.spec if chain is not None else None
@@ -132,7 +142,7 @@ def _open_writer(
         return late.indexes.before_replay(state, writable=True)
 
     plan = OpenPlan(
-        fs, root, engine, settings, spec, create, late.carry, late.on_durable, late.book, indexes_of, progress
+        fs, root, engine, settings, spec, create, late.carry, late.on_durable, late.book, indexes_of, progress, key=key
     )
     opened = open_for_writing(plan)
     try:

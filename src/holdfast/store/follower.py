@@ -18,12 +18,14 @@ from functools import partial
 from pathlib import Path
 
 from .._fs import FileSystem
+from .._keys import StoreKey
 from ..blocks.lookup import load_block, load_tip
 from ..blocks.state import ChainState, has_root
 from ..config import Settings
 from ..consensus.safety import SafetyBook
 from ..engine.api import Engine, Reader
 from ..engine.open import open_engine
+from ..engine.sealed import sealed_engine
 from ..errors import CorruptionError, EngineMismatch, MissingFile, Recovery
 from ..journal.api import FrameSource
 from ..journal.reader import JournalReader
@@ -45,6 +47,7 @@ from .indexing import IndexManager
 from .opening import read_identity, view_options
 from .replay import Replayer, execution_of
 from .tree import caught_up, open_tree, scheme_of
+from .unlocking import unlock
 
 __all__ = ["Follower"]
 
@@ -80,7 +83,13 @@ class Follower:
     """The read-only side of a store; the backend of ``holdfast.open(url, read_only=True)``."""
 
     def __init__(
-        self, fs: FileSystem, root: Path, engine: str | None, settings: Settings, specs: Mapping[str, IndexSpec]
+        self,
+        fs: FileSystem,
+        root: Path,
+        engine: str | None,
+        settings: Settings,
+        specs: Mapping[str, IndexSpec],
+        key: StoreKey | None = None,
     ) -> None:
         self._specs = specs
         self._fs = fs
@@ -96,7 +105,15 @@ class Follower:
         self._root = root
         started = time.monotonic()
         self.identity: Identity = read_identity(fs, root)
-        self._reader = JournalReader.open(fs, root, store_id=self.identity.store_id, salt=self.identity.salt)
+        cipher = unlock(self.identity, key, root)
+        self._row_cipher = cipher.rows if cipher is not None else None
+        self._reader = JournalReader.open(
+            fs,
+            root,
+            store_id=self.identity.store_id,
+            salt=self.identity.salt,
+            cipher=cipher.parts if cipher is not None else None,
+        )
         self.book = SafetyBook()
         self._old: list[_Session] = []
         self._tree: tuple[Tree, int] | None = None
@@ -152,13 +169,14 @@ class Follower:
         name = self._generations.engine_name(number)
         if self._wanted is not None and self._wanted != name:
             raise EngineMismatch("the store was made with another engine", found=name, asked=self._wanted)
-        engine = open_engine(
+        plain = open_engine(
             name,
             self._generations.data_path(number),
             create=False,
             read_only=True,
             cache_bytes=self._settings.cache_bytes,
         )
+        engine = sealed_engine(plain, self._row_cipher)
         try:
             session = self._session_over(engine, number, stamp)
         except BaseException:

@@ -11,6 +11,9 @@ import tomllib
 from dataclasses import dataclass
 from typing import cast
 
+import msgspec
+
+from .._keys import Encryption, allowed
 from ..errors import CorruptionError, FormatTooNew, FormatTooOld, InvalidInputError
 from ..limits import HEIGHT_MAX
 from ..merkle.api import SCHEMES
@@ -29,17 +32,20 @@ __all__ = [
 FORMAT = 1
 IDENTITY_NAME = "holdfast.toml"
 IDENTITY_BYTES_MAX = 64 * 1024
+_KEYS = {"format", "store_id", "salt", "created_us", "chain"}
 _FORK_CHOICES = ("heaviest", "longest", "manual")
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Store id (16 bytes), salt (32 bytes), time of creation (microseconds since 1970) and the chain."""
+    """Store id (16 bytes), salt (32 bytes), time of creation (microseconds since 1970), chain, and how the key of an
+    encrypted store is sealed."""
 
     store_id: bytes
     salt: bytes
     created_us: int
     spec: ChainSpec
+    encryption: Encryption | None = None
 
 
 def _quote(text: str) -> str:
@@ -82,6 +88,10 @@ def encode_identity(identity: Identity) -> bytes:
         "[chain.parameters]",
         *(f"{_quote(key)} = {_quote(value)}" for key, value in sorted(spec.parameters.items())),
     ]
+    form = identity.encryption
+    if form is not None:
+        lines += ["", "[encryption]", f'kdf = "{form.kdf}"', f"n = {form.n}", f"p = {form.p}", f"r = {form.r}"]
+        lines += [f'salt = "{form.salt}"', f'sealed_key = "{form.sealed_key}"']
     data = ("\n".join(lines) + "\n").encode("utf-8")
     if len(data) > IDENTITY_BYTES_MAX:
         raise InvalidInputError("the chain's parameters are too long", found=len(data), limit=IDENTITY_BYTES_MAX)
@@ -145,7 +155,7 @@ def decode_identity(data: bytes, *, path: object = None) -> Identity:
     if number != FORMAT:
         raise FormatTooOld("the store was written in an older format", found=number, expected=FORMAT, path=path)
     chain = table.get("chain")
-    if not isinstance(chain, dict) or set(table) != {"format", "store_id", "salt", "created_us", "chain"}:
+    if not isinstance(chain, dict) or set(table) - {"encryption"} != _KEYS:
         raise _bad("keys are missing or unknown", path)
     parameters = chain.get("parameters")
     known = {"name", "id", "fork_choice", "epoch_length", "epoch_origin", "parameters"}
@@ -167,5 +177,22 @@ def decode_identity(data: bytes, *, path: object = None) -> Identity:
         parameters={key: _text(parameters, key, path) for key in parameters},
     )
     return Identity(
-        _hex(table, "store_id", 16, path), _hex(table, "salt", 32, path), _integer(table, "created_us", path), spec
+        _hex(table, "store_id", 16, path),
+        _hex(table, "salt", 32, path),
+        _integer(table, "created_us", path),
+        spec,
+        _encryption(table, path),
     )
+
+
+def _encryption(table: dict[str, object], path: object) -> Encryption | None:
+    """How the key is sealed; its parameters are within the limits."""
+    if "encryption" not in table:
+        return None
+    try:
+        form = msgspec.convert(table["encryption"], Encryption)
+    except msgspec.ValidationError as error:
+        raise _bad(f"[encryption]: {error}", path) from error
+    if not allowed(form):
+        raise _bad("the parameters of the encryption are not allowed", path)
+    return form

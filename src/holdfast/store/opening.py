@@ -19,12 +19,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from .._fs import FileLock, FileSystem
+from .._keys import StoreKey, aes_gcm, seal_master
+from .._seal import StoreCipher
 from ..blocks.apply import ChainIndexes
 from ..blocks.state import ChainState, tip_height_of
 from ..config import CONFIG_FILE_NAMES, Settings
 from ..consensus.safety import SafetyBook
 from ..engine.api import Engine
 from ..engine.open import open_engine, probe_engine
+from ..engine.sealed import sealed_engine
 from ..errors import (
     CommitLoss,
     CorruptionError,
@@ -51,6 +54,7 @@ from .generations import Generations
 from .identity import IDENTITY_BYTES_MAX, IDENTITY_NAME, Identity, decode_identity, encode_identity
 from .replay import Replayer
 from .tree import OpenedTree, open_tree
+from .unlocking import key_for, unlock
 
 __all__ = [
     "MEMORY_ROOT",
@@ -62,8 +66,10 @@ __all__ = [
     "make_directories",
     "make_views",
     "open_for_writing",
+    "open_views_engine",
     "opened_plainly",
     "read_identity",
+    "refuse_base",
     "view_options",
 ]
 
@@ -93,6 +99,10 @@ class OpenPlan:
     """
     fenced: bool = False
     """A store that is created may not sign until a fence is lifted: another one may have, on the same chain."""
+    key: StoreKey | None = None
+    """That of an encrypted store; else the one that ``using_key`` gave."""
+    cipher: StoreCipher | None = None
+    """What the key opened."""
 
 
 @dataclass(slots=True)
@@ -227,10 +237,15 @@ def open_for_writing(plan: OpenPlan) -> Opened:
             path=root,
             remedy="run the same import again: it goes on where it stopped; or choose an empty directory",
         )
+    plan.key = key_for(plan.key) if fs.persistent else plan.key
+    if state == "store":
+        identity = read_identity(fs, root)
+        check_spec(identity, plan.spec, root)
+        unlock(identity, plan.key, root)
+    elif plan.key is not None:
+        _check_new(plan)
     if state == "absent":
         make_directories(fs, root)
-    elif state == "store":
-        check_spec(read_identity(fs, root), plan.spec, root)
     lock = fs.lock(root / "LOCK", f"{os.getpid()} {socket.gethostname()}")
     try:
         opened = _open_locked(plan, lock)
@@ -239,6 +254,25 @@ def open_for_writing(plan: OpenPlan) -> Opened:
         raise
     opened.stats = replace(opened.stats, seconds=time.monotonic() - started)
     return opened
+
+
+def refuse_base(root: Path, key: StoreKey | None = None) -> None:
+    """Raises if the store at ``root`` would be an encrypted one: it cannot stand on a snapshot. Nothing was changed."""
+    if key_for(key) is not None:
+        raise InvalidInputError(
+            "an encrypted store cannot stand on a snapshot: its base would lie in plain text",
+            path=root,
+            remedy="import the blocks instead, or make a store without a key on an encrypted file system",
+        )
+
+
+def _check_new(plan: OpenPlan) -> None:
+    """Nothing happens if an encrypted store can be made."""
+    aes_gcm(bytes(32))  # the library is there
+    if not plan.fs.persistent:
+        raise InvalidInputError("a store in memory is not encrypted", remedy="open it without a key")
+    if plan.base is not None:
+        refuse_base(plan.root, plan.key)
 
 
 @contextlib.contextmanager
@@ -253,6 +287,7 @@ def opened_plainly(
     progress: Callable[[int, int], None] | None = None,
     base: tuple[Part, list[Part]] | None = None,
     fenced: bool = False,
+    key: StoreKey | None = None,
 ) -> Iterator[Opened]:
     """The store without its facade, recovered; afterwards everything is in the engine and the journal is closed."""
     book = SafetyBook()
@@ -269,6 +304,7 @@ def opened_plainly(
         progress=progress,
         base=base,
         fenced=fenced,
+        key=key,
     )
     opened = open_for_writing(plan)
     with contextlib.ExitStack() as stack:
@@ -300,10 +336,16 @@ def _open_locked(plan: OpenPlan, lock: FileLock) -> Opened:
         data = fs.read_bytes(path, limit=IDENTITY_BYTES_MAX)
         identity = decode_identity(data, path=path)
         check_spec(identity, plan.spec, root)
+        plan.cipher = unlock(identity, plan.key, root)
         if not fs.exists(root / "views"):
             fs.sync_directory(root)  # creation may have died before it had synced the name of the identity
         journal, recovery = Journal.open(
-            fs, root, store_id=identity.store_id, salt=identity.salt, options=journal_options(plan)
+            fs,
+            root,
+            store_id=identity.store_id,
+            salt=identity.salt,
+            options=journal_options(plan),
+            cipher=plan.cipher.parts if plan.cipher is not None else None,
         )
     try:
         if not created:
@@ -321,6 +363,9 @@ def _create(plan: OpenPlan) -> tuple[Identity, Journal, JournalRecovery]:
     fs.remove(root / "watermark")
     spec = plan.spec if plan.spec is not None else ChainSpec(name="custom")
     identity = Identity(secrets.token_bytes(16), secrets.token_bytes(32), time.time_ns() // 1000, spec)
+    if plan.key is not None:
+        form, master = seal_master(plan.key, identity.store_id)
+        identity, plan.cipher = replace(identity, encryption=form), StoreCipher(master, identity.store_id)
     data = encode_identity(identity)
     fs.make_directory(root / "journal")
     place = NOWHERE if plan.fenced else fingerprint(root if fs.persistent else None, identity.store_id)
@@ -328,7 +373,13 @@ def _create(plan: OpenPlan) -> tuple[Identity, Journal, JournalRecovery]:
     parts = [base, Part(Kind.IDENTITY, data, True), Part(Kind.INCARNATION, place, True), *more]
     options = journal_options(plan)
     journal = Journal.create(
-        fs, root, store_id=identity.store_id, salt=identity.salt, first_parts=parts, options=options
+        fs,
+        root,
+        store_id=identity.store_id,
+        salt=identity.salt,
+        first_parts=parts,
+        options=options,
+        cipher=plan.cipher.parts if plan.cipher is not None else None,
     )
     try:
         fs.write_atomic(root / IDENTITY_NAME, data)
@@ -490,13 +541,19 @@ def _current(generations: Generations, asked: str | None, default: str, notes: l
 
 
 def _fresh_views(plan: OpenPlan, journal: Journal, name: str, path: Path) -> tuple[Engine, Views]:
-    engine = open_engine(name, path, create=True, cache_bytes=plan.settings.cache_bytes)
+    engine = open_views_engine(plan, name, path, create=True)
     try:
         load_base(engine, plan.fs, plan.root, journal, progress=plan.progress)
         return engine, make_views(plan, journal, engine)
     except BaseException:
         engine.close()
         raise
+
+
+def open_views_engine(plan: OpenPlan, name: str, path: Path, *, create: bool) -> Engine:
+    """The engine of a generation, its values sealed if the store is encrypted."""
+    engine = open_engine(name, path, create=create, cache_bytes=plan.settings.cache_bytes)
+    return sealed_engine(engine, plan.cipher.rows if plan.cipher is not None else None)
 
 
 def make_views(plan: OpenPlan, journal: Journal, engine: Engine) -> Views:
@@ -530,7 +587,7 @@ def _try_views(
     try:
         if not recovery.clean:
             probe_engine(name, path, deadline_seconds=_PROBE_SECONDS)
-        engine = open_engine(name, path, create=False, cache_bytes=plan.settings.cache_bytes)
+        engine = open_views_engine(plan, name, path, create=False)
         try:
             views = make_views(plan, journal, engine)
         except BaseException:

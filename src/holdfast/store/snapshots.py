@@ -46,7 +46,7 @@ from .backend import Backend
 from .base import BASE_NAME, base_of, base_parts, chain_of, spec_of
 from .chain import Chain, CustomChain, ExecutingChain, check_same_chain
 from .checks import check_chain, check_height, check_settings
-from .opening import directory_state, make_directories, opened_plainly, read_identity
+from .opening import directory_state, make_directories, opened_plainly, read_identity, refuse_base
 from .url import parse_url
 
 __all__ = ["export_state", "held_state", "import_snapshot", "new_place", "take_in"]
@@ -174,6 +174,7 @@ def import_snapshot(
         StoreExists, ForeignStore: the target holds something else; it was not touched.
         SnapshotInvalid: names the chunk that is not right; nothing of it was written.
         StoreLocked: another import is at work there.
+        InvalidInputError: a key is in use (``using_key``): an encrypted store cannot stand on a snapshot.
     """
     fs = fs or RealFileSystem()
     root, engine = new_place(url)
@@ -211,6 +212,7 @@ def take_in(
     """A new store at ``root`` stands on the snapshot of ``reader``, which is trusted; see ``import_snapshot``."""
     settings = check_settings(settings)
     check_chain(chain)
+    refuse_base(root)
     if chain is not None:
         _check_chain(reader, chain)
     base: tuple[Part, list[Part]] | None = base_parts(reader.manifest, reader.digest)
