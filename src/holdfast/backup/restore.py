@@ -348,24 +348,29 @@ class _Staging:
         workers: int,
         step: Callable[[int], None],
     ) -> None:
+        """The file is there, durably. Of a segment every byte was checked twice: in its chunk and in its frames."""
         path = self._store / file_name(file)
         self._fs.remove(path)
-
-        def sink(piece: bytes) -> None:
-            hit("backup.restore.piece")
-            step(len(piece))
-
         with NewFile(self._fs, path) as new:
-            whole = Whole(new.write, sink)
-            pieces = PieceFile(path, file.length, chunks_of(self._repository, file, pool, workers), whole)
+
+            def take(piece: bytes) -> None:
+                new.write(piece)
+                hit("backup.restore.piece")
+                step(len(piece))
+
+            load = chunks_of(self._repository, file, pool, workers)
             if isinstance(file, SegmentFile):
+                pieces = PieceFile(path, file.length, load, take)
                 index = file.number - self._form.segments[0].number
                 before = self._form.segments[index - 1].digest if index else None
                 exhaust(scan_segment(pieces, file, self._identity, before))
+                pieces.finish()
             else:
+                whole = Whole(take)
+                pieces = PieceFile(path, file.length, load, whole)
                 check_base(pieces, file)
-            pieces.finish()
-            whole.check(file, file_name(file))
+                pieces.finish()
+                whole.check(file, file_name(file))
             new.sync()
             new.publish()
 
