@@ -15,6 +15,7 @@ CRASH_ROUNDS ?= 1000
 CRASH_ROUNDS_QUICK ?= 50
 ANVIL_VERSION ?= 1.7.1
 ANVIL := .tools/anvil/node_modules/.bin/anvil
+MOTO := .tools/moto/bin/moto_server
 PROOFS := .tools/proofs
 RUST_VERIFIER := $(PROOFS)/rust/target/release/holdfast-proofs-rust
 GO_VERIFIER := $(PROOFS)/go/verifier
@@ -60,13 +61,18 @@ test-pure: $(STAMP) ## the tests of the state and the tree without the native ke
 test-slow: $(STAMP) ## only the tests marked slow
 	$(PY) -m pytest -n $(JOBS) --dist loadfile -m "slow and not crash and not live and not proofs" $(SLOWEST)
 
-test-live: $(STAMP) $(ANVIL) ## the tests against a real node; a skip is a failure
+test-live: $(STAMP) $(ANVIL) $(MOTO) ## the tests against a real node and an S3 server; a skip is a failure
 	$(PY) -m pytest -m live --fail-on-skip tests/live $(SLOWEST)
 
 $(ANVIL):
 	@command -v npm >/dev/null || { echo "test-live needs npm to fetch the node 'anvil' (@foundry-rs/anvil)" >&2; exit 1; }
 	npm install --no-audit --no-fund --loglevel=error --prefix .tools/anvil @foundry-rs/anvil@$(ANVIL_VERSION)
 	$@ --version
+
+$(MOTO): tests/live/moto.txt
+	$(PYTHON) -m venv .tools/moto
+	.tools/moto/bin/python -m pip install --quiet --disable-pip-version-check -r tests/live/moto.txt
+	touch $@
 
 test-proofs: $(STAMP) $(RUST_VERIFIER) $(GO_VERIFIER) ## the proofs against the verifiers of others; a skip is a failure
 	$(PY) -m pytest -m proofs --fail-on-skip tests/proofs $(SLOWEST)

@@ -77,6 +77,15 @@ def anvil_path() -> Path:
 
 
 @pytest.fixture(scope="session")
+def moto_path() -> Path:
+    """The S3 server of the live tier, as 'make test-live' installs it."""
+    path = ROOT / ".tools" / "moto" / "bin" / "moto_server"
+    if not path.exists():
+        pytest.skip("the server 'moto' is absent; 'make test-live' installs it")
+    return path
+
+
+@pytest.fixture(scope="session")
 def crash_rounds() -> int:
     """How often a random crash test repeats: ``HOLDFAST_CRASH_ROUNDS``, else 50."""
     return int(os.environ.get("HOLDFAST_CRASH_ROUNDS", CRASH_ROUNDS_DEFAULT))

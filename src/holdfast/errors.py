@@ -71,6 +71,8 @@ __all__ = [
     "StoreExists",
     "StoreLocked",
     "StoreNotFound",
+    "TargetDenied",
+    "TargetUnavailable",
     "UnsupportedFormat",
     "ViewExpired",
     "all_errors",
@@ -428,6 +430,16 @@ class AnswerTooLarge(RemoteError):
     default_remedy = "ask for fewer blocks at once; the command does so by itself where it can"
 
 
+class TargetUnavailable(RemoteError):
+    """An object store did not answer, timed out, cut the connection or failed, as often as it was asked."""
+
+    code = "backup_target_unavailable"
+    default_remedy = (
+        "check the network, the endpoint and the state of the store, then run the same command again: "
+        "what was stored is kept"
+    )
+
+
 # -- format and corruption ---------------------------------------------------------------------------------------
 
 
@@ -574,6 +586,13 @@ class ReadOnlyError(StateError):
     exit_code = 8
     recovery = Recovery.MANUAL
     default_remedy = "open it for writing, or give the process permission to write to the directory"
+
+
+class TargetDenied(ReadOnlyError):
+    """An object store refuses what was asked: the credentials are wrong or missing, or may not do it."""
+
+    code = "backup_target_denied"
+    default_remedy = "check the credentials in the environment, and that they may list, read, write and delete there"
 
 
 class StoreLocked(StateError):

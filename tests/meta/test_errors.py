@@ -47,6 +47,7 @@ HoldfastError holdfast 1 manual
   SnapshotInvalid snapshot_invalid 10 refetch
   RemoteError remote 17 retry
     AnswerTooLarge remote_answer_too_large 17 refetch
+    TargetUnavailable backup_target_unavailable 17 retry
   FormatError format 9 manual
     UnsupportedFormat unsupported_format 9 manual
       FormatTooNew format_too_new 9 manual
@@ -64,6 +65,7 @@ HoldfastError holdfast 1 manual
   StateError state 18 fail
     ClosedError closed 18 replay
     ReadOnlyError read_only 8 manual
+      TargetDenied backup_target_denied 8 manual
     StoreLocked locked 7 retry
       RepositoryLocked repository_locked 7 retry
   MiningError mining 19 retry

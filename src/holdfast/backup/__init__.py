@@ -5,6 +5,7 @@ from .copy import CopyReport, copy_backup
 from .create import BackupReport, create_backup
 from .keys import BackupKey
 from .manifest import Manifest
+from .objects import ObjectTarget
 from .place import repository_place
 from .prune import KeepRules, PruneReport, prune_backups
 from .repository import BackupRepository, open_repository
@@ -23,6 +24,7 @@ __all__ = [
     "DirectoryTarget",
     "KeepRules",
     "Manifest",
+    "ObjectTarget",
     "PruneReport",
     "RestoreReport",
     "SegmentSource",

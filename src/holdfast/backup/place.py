@@ -8,7 +8,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-__all__ = ["DEFAULT_DIRECTORY", "is_url", "repository_place"]
+from .._fs import FileSystem
+from .target import DirectoryTarget, Target
+
+__all__ = ["DEFAULT_DIRECTORY", "is_url", "repository_place", "target_at"]
 
 DEFAULT_DIRECTORY = "backups"
 """Name of the repository below the data directory, where nothing else is set."""
@@ -30,3 +33,12 @@ def repository_place(backup_target: str, root: str | os.PathLike[str] | None) ->
     if root is None:
         return str(path) if path.is_absolute() else None
     return str(Path(root) / path)
+
+
+def target_at(place: str | os.PathLike[str], *, fs: FileSystem | None = None) -> Target:
+    """The target at a directory or URL. Raises ``InvalidInputError`` if the place or the extra for it is no such."""
+    if not is_url(place):
+        return DirectoryTarget(place, fs=fs)
+    from .objects import ObjectTarget
+
+    return ObjectTarget(str(place))

@@ -34,7 +34,8 @@ from .envelope import (
 )
 from .keys import OVERHEAD_BYTES, BackupKey, Cipher, new_cipher, open_cipher
 from .manifest import ChunkRef, Manifest, Mark, check_name, decode_manifest, decode_mark, decode_repository, encode
-from .target import BACKUPS, CHUNKS, REPOSITORY_NAME, DirectoryTarget, Target
+from .place import target_at
+from .target import BACKUPS, CHUNKS, REPOSITORY_NAME, Target
 
 __all__ = ["BackupRepository", "StoredChunk", "open_repository"]
 
@@ -230,7 +231,7 @@ def open_repository(
     """The repository at ``place``.
 
     Args:
-        place: a directory, or another target.
+        place: a directory, the URL of a place in an object store (``ObjectTarget``), or another target.
         key: of an encrypted repository; a new one is encrypted if it is given.
         create: make one where nothing is.
         scrypt_n: cost of the passphrase of a new repository, a power of two from 2^14.
@@ -239,7 +240,7 @@ def open_repository(
         InvalidInputError: a key was given, and the repository is not encrypted.
         FormatTooNew, BackupDamaged: its identity cannot be read; nothing was touched.
     """
-    target = DirectoryTarget(place, fs=fs) if isinstance(place, str | os.PathLike) else place
+    target = target_at(place, fs=fs) if isinstance(place, str | os.PathLike) else place
     try:
         data = target.read(REPOSITORY_NAME, limit=_REPOSITORY_BYTES_MAX)
     except MissingFile:

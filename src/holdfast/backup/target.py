@@ -21,7 +21,16 @@ from .._fs import FileSystem, RealFileSystem, open_foreign, path_of
 from ..errors import BackupDamaged, InvalidInputError, MissingFile, RepositoryLocked, StoreLocked
 from ..store.opening import make_directories
 
-__all__ = ["BACKUPS", "CHUNKS", "NAME_PATTERN", "REPOSITORY_NAME", "DirectoryTarget", "Target", "check_object_name"]
+__all__ = [
+    "BACKUPS",
+    "CHUNKS",
+    "NAME_PATTERN",
+    "REPOSITORY_NAME",
+    "DirectoryTarget",
+    "Target",
+    "check_object_name",
+    "is_object_name",
+]
 
 REPOSITORY_NAME = "repository.json"
 CHUNKS = "chunks/"
@@ -41,6 +50,11 @@ def check_object_name(name: str) -> str:
     if _OBJECT.fullmatch(name) is None:
         raise InvalidInputError("this is not the name of an object of a repository", name=name)
     return name
+
+
+def is_object_name(name: str) -> bool:
+    """True if ``name`` is that of an object of a repository."""
+    return _OBJECT.fullmatch(name) is not None
 
 
 class Target(Protocol):

@@ -380,7 +380,7 @@ def prune(
 
 
 def copy(
-    target: Annotated[Path, typer.Option("--to", metavar="DIR", help="The other repository, made if it is missing.")],
+    target: Annotated[str, typer.Option("--to", metavar="PLACE", help="The other repository, made if it is missing.")],
     name: Name = None,
     repository: RepositoryPath = None,
     data_dir: OptionalDataDir = None,

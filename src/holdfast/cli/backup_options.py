@@ -39,7 +39,7 @@ _PASSPHRASE = "HOLDFAST_BACKUP_PASSPHRASE"
 RepositoryPath = Annotated[
     str | None,
     typer.Option(
-        "--repository", "-r", metavar="PLACE", help="The backup repository; else the setting 'backup_target'."
+        "--repository", "-r", metavar="PLACE", help="The repository, a directory or URL; else 'backup_target'."
     ),
 ]
 OptionalDataDir = Annotated[

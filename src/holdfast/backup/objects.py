@@ -1,0 +1,385 @@
+"""A repository in an object store: S3, Google Cloud Storage or Azure, by ``obstore`` (the extra ``backup-objects``).
+
+Invariants:
+    * An object is put in one request, whole or not at all; it is durable when the store has said yes.
+    * A request takes at most ``timeout_seconds``; one that may help later is made at most ``attempts`` times. All of
+      them end in a typed error, which names no secret.
+    * Nothing is put or deleted without the lock, which is looked at before every attempt (``object_lock``).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
+
+from .. import limits
+from ..errors import (
+    BackupDamaged,
+    BackupNotFound,
+    HoldfastError,
+    InternalError,
+    InvalidInputError,
+    LimitExceeded,
+    MissingFile,
+    TargetDenied,
+    TargetUnavailable,
+)
+from .object_lock import ObjectLock
+from .target import BACKUPS, check_object_name, is_object_name
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from obstore import ObjectMeta, PutMode, UpdateVersion
+    from obstore.store import ObjectStore
+
+    from .target import Target
+
+__all__ = ["SCHEMES", "Found", "ObjectTarget", "check_url"]
+
+SCHEMES: Final = ("s3", "gs", "az")
+_URL: Final = re.compile(r"(s3|gs|az)://([A-Za-z0-9][A-Za-z0-9._-]{1,254})((?:/[A-Za-z0-9._=-]{1,255})*)/?", re.ASCII)
+_ALLOW_HTTP: Final = {"s3": "AWS_ALLOW_HTTP", "gs": "GOOGLE_ALLOW_HTTP", "az": "AZURE_ALLOW_HTTP"}
+_NO_PLACE: Final = ("NoSuchBucket", "bucket does not exist", "ContainerNotFound", "container does not exist")
+_DENIED: Final = (
+    "AccessDenied",
+    "InvalidAccessKeyId",
+    "SignatureDoesNotMatch",
+    "AuthenticationFailed",
+    "403 Forbidden",
+)
+_DELETES_MAX: Final = 500
+_LOCK: Final = "lock"
+_CLOCK: Final = "clock"
+_FIRST_PAUSE_SECONDS: Final = 0.2
+_PAUSE_SECONDS_MAX: Final = 5.0
+
+_T = TypeVar("_T")
+
+
+class Found(NamedTuple):
+    """An object as the store gave it. ``changed`` is the time of its last change there, seconds since 1970."""
+
+    data: bytes
+    version: PutMode
+    changed: float
+
+
+def check_url(url: str) -> str:
+    """``url``, which names a place in an object store. Raises ``InvalidInputError``; it never repeats a secret."""
+    match = _URL.fullmatch(url)
+    if match is None or {".", ".."} & set(match[3].split("/")):
+        raise InvalidInputError(
+            "this is no place in an object store",
+            found=re.sub(r"//[^/]*@", "//...@", url.partition("?")[0])[:80],
+            remedy="write it as s3://BUCKET/PREFIX, gs://BUCKET/PREFIX or az://CONTAINER/PREFIX; keys come from the "
+            "environment (docs/BACKUP.md)",
+        )
+    return url.rstrip("/")
+
+
+def _open(url: str, timeout_seconds: float) -> ObjectStore:
+    try:
+        from obstore.exceptions import BaseError
+        from obstore.store import from_url
+    except ImportError as error:
+        raise InvalidInputError(
+            "object stores need the package 'obstore'",
+            remedy="install it with the extra: pip install 'holdfast[backup-objects]'",
+        ) from error
+    plain = os.environ.get(_ALLOW_HTTP[url.partition(":")[0]], "").lower() in ("1", "true")
+    limit = timedelta(seconds=timeout_seconds)
+    try:
+        return from_url(
+            url,
+            client_options={
+                "timeout": limit,
+                "connect_timeout": min(limit, timedelta(seconds=10)),
+                "allow_http": plain,
+            },
+            retry_config={"max_retries": 0, "retry_timeout": limit},
+        )
+    except (BaseError, ValueError, OSError) as error:
+        raise InvalidInputError(
+            f"the object store cannot be used: {_sentence(error)}",
+            path=url,
+            remedy="check the URL and the variables of the environment that say who you are (docs/BACKUP.md)",
+        ) from None
+
+
+def _errors() -> tuple[tuple[type[Exception], ...], tuple[type[Exception], ...]]:
+    """What says that a condition did not hold, and all that ``obstore`` raises."""
+    from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
+
+    return (AlreadyExistsError, PreconditionError), (BaseError, OSError, ValueError, NotImplementedError)
+
+
+def _sentence(error: BaseException) -> str:
+    """What the library says, without its inside and without what stands in queries of URLs."""
+    text = " ".join(str(error).partition("Debug source")[0].split())
+    return re.sub(r"\?\S*", "?...", text)[:300]
+
+
+class ObjectTarget:
+    """Objects of a bucket or container, below a prefix."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        store: ObjectStore | None = None,
+        timeout_seconds: float = 60.0,
+        attempts: int = 5,
+        sleep: Callable[[float], object] = time.sleep,
+        lock_clock: Callable[[], float] | None = None,
+    ) -> None:
+        """Nothing is asked of the store yet.
+
+        Args:
+            url: ``s3://bucket/prefix``, ``gs://`` or ``az://``; who we are comes from the environment, as ``obstore``
+                reads it.
+            store: an object store of ``obstore`` instead, whose prefix it has already.
+            timeout_seconds: longest time that one request may take, at most 60 (the lock reckons with it).
+            attempts: how often a request is made that was cut, timed out or was not served.
+        """
+        if not 0 < timeout_seconds <= limits.OBJECT_TIMEOUT_SECONDS_MAX or not 1 <= attempts <= 100:
+            raise InvalidInputError(
+                "the bounds of requests are not allowed", seconds=timeout_seconds, attempts=attempts
+            )
+        self.place = check_url(url)
+        self._store = _open(self.place, timeout_seconds) if store is None else store
+        self._conditions, self._theirs = _errors()
+        self._attempts = attempts
+        self._sleep = sleep
+        self._lock_clock = lock_clock
+        self._held: ObjectLock | None = None
+        self._mutex = threading.Lock()
+        self._going: list[str] = []
+
+    # -- the target -----------------------------------------------------------------------------------------------
+
+    def list(self, prefix: str) -> Iterator[tuple[str, int]]:
+        """As of a directory; each shelf is listed whole before its objects are named. Raises ``LimitExceeded``, too."""
+        count = 0
+        for shelf in self._shelves(prefix):
+            found = self._ask("list", shelf, lambda shelf=shelf: self._page(shelf))  # type: ignore[misc]
+            count += len(found)
+            if count > limits.OBJECTS_LISTED_MAX:
+                raise LimitExceeded("the repository has too many objects", path=self.place, limit=count)
+            for entry in found:
+                if is_object_name(entry["path"]):
+                    yield entry["path"], entry["size"]
+
+    def _shelves(self, prefix: str) -> Sequence[str]:
+        if prefix == BACKUPS:
+            return [prefix.rstrip("/")]
+        place = prefix.rstrip("/")
+        if not self._ask("list", place, lambda: self._page(place, pages=1)):
+            return []
+        return [f"{prefix}{number:02x}" for number in range(256)]
+
+    def _page(self, prefix: str, *, pages: int | None = None) -> Sequence[ObjectMeta]:
+        """Everything below ``prefix``, or the first so many pages of it."""
+        import obstore
+
+        found: list[ObjectMeta] = []
+        for number, page in enumerate(obstore.list(self._store, prefix=prefix, chunk_size=1000), 1):
+            found.extend(page)
+            if number == pages or len(found) > limits.OBJECTS_LISTED_MAX:
+                break
+        return found
+
+    def size(self, name: str) -> int | None:
+        import obstore
+
+        check_object_name(name)
+        try:
+            return self._ask("look at", name, lambda: obstore.head(self._store, name))["size"]
+        except MissingFile:
+            return None
+
+    def read(self, name: str, *, limit: int) -> bytes:
+        return self._ask("read", name, lambda: self._get(check_object_name(name), limit)).data
+
+    def _get(self, name: str, limit: int) -> Found:
+        import obstore
+
+        answer = obstore.get(self._store, name)
+        meta = answer.meta
+        if meta["size"] > limit:
+            raise BackupDamaged("an object is longer than it can be", path=self.place, object=name, limit=limit)
+        pieces: list[bytes] = []
+        count = 0
+        for piece in answer.stream(min_chunk_size=1 << 20):
+            pieces.append(bytes(piece))
+            count += len(pieces[-1])
+            if count > limit:
+                raise BackupDamaged("an object is longer than it can be", path=self.place, object=name, limit=limit)
+        if count != meta["size"]:
+            raise TargetUnavailable("an object ended early", path=self.place, object=name, found=count)
+        return Found(b"".join(pieces), _version(meta["e_tag"], meta["version"]), meta["last_modified"].timestamp())
+
+    def write(self, name: str, data: bytes) -> None:
+        check_object_name(name)
+        with self._mutex:
+            waiting = name in self._going
+        if waiting:
+            self.flush()
+        self._put(name, data, "overwrite", guarded=True)
+
+    def _put(self, name: str, data: bytes, mode: PutMode, *, guarded: bool) -> PutMode:
+        import obstore
+
+        def once() -> PutMode:
+            made = obstore.put(self._store, name, data, mode=mode, use_multipart=False)
+            return _version(made["e_tag"], made["version"])
+
+        return self._ask("write", name, once, guarded=guarded)
+
+    def delete(self, name: str) -> None:
+        check_object_name(name)
+        with self._mutex:
+            self._going.append(name)
+            full = len(self._going) >= _DELETES_MAX
+        if full:
+            self.flush()
+
+    def flush(self) -> None:
+        with self._mutex:
+            names, self._going = self._going, []
+        if names:
+            self._ask("delete", names[0], lambda: self._remove(names), guarded=True)
+
+    def _remove(self, names: Sequence[str]) -> None:
+        import obstore
+
+        try:
+            obstore.delete(self._store, names)
+        except FileNotFoundError as error:
+            if _names_no_place(error):
+                raise
+            for name in names if len(names) > 1 else []:
+                self._remove([name])
+
+    def sweep(self) -> int:
+        """Nothing is left of a write that did not end: it is one request."""
+        return 0
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Held by a lock object that is renewed; see ``object_lock``. Deletions that wait are dropped at an error."""
+        held = ObjectLock(self, clock=self._lock_clock)
+        held.acquire()
+        self._held = held
+        try:
+            yield
+            self.flush()
+        finally:
+            with self._mutex:
+                self._going.clear()
+            self._held = None
+            held.release()
+
+    # -- what the lock needs --------------------------------------------------------------------------------------
+
+    def read_lock(self, limit: int) -> Found | None:
+        """The lock object, if it is there."""
+        try:
+            return self._ask("read", _LOCK, lambda: self._get(_LOCK, limit))
+        except MissingFile:
+            return None
+
+    def put_lock(self, data: bytes, mode: PutMode) -> PutMode | None:
+        """The lock object holds ``data``; ``None`` if ``mode``, which sets a condition, did not hold."""
+        try:
+            return self._put(_LOCK, data, mode, guarded=False)
+        except self._conditions:
+            return None
+
+    def drop_lock(self) -> None:
+        """The lock object is gone."""
+        self._ask("delete", _LOCK, lambda: self._remove([_LOCK]))
+
+    def now(self) -> float:
+        """The time of the store, seconds since 1970, as the change of an object that is put now says it."""
+        import obstore
+
+        self._put(_CLOCK, b"", "overwrite", guarded=False)
+        return self._ask("look at", _CLOCK, lambda: obstore.head(self._store, _CLOCK))["last_modified"].timestamp()
+
+    # -- asking ---------------------------------------------------------------------------------------------------
+
+    def _ask(self, verb: str, name: str, once: Callable[[], _T], *, guarded: bool = False) -> _T:
+        """What ``once`` gives. Tried again where that may help; ``guarded``: only as long as the lock is held."""
+        for attempt in range(1, self._attempts + 1):
+            if guarded:
+                self._guard()
+            try:
+                return once()
+            except HoldfastError as error:
+                failure = error
+            except self._conditions:
+                raise
+            except self._theirs as error:
+                failure = self._translated(error, verb, name)
+            if not isinstance(failure, TargetUnavailable) or attempt == self._attempts:
+                failure.context.setdefault("attempts", attempt)
+                raise failure from None
+            self._sleep(min(_PAUSE_SECONDS_MAX, _FIRST_PAUSE_SECONDS * 2 ** (attempt - 1)))
+        raise InternalError("no attempt was made")
+
+    def _guard(self) -> None:
+        held = self._held
+        if held is None:
+            raise InternalError("an object store is changed by whoever holds its lock", path=self.place)
+        held.check()
+
+    def _translated(self, error: Exception, verb: str, name: str) -> HoldfastError:
+        """The typed error for one of ``obstore``."""
+        from obstore import exceptions as theirs
+
+        if _names_no_place(error):
+            return BackupNotFound(
+                "there is no such bucket or container",
+                path=self.place,
+                remedy="make it with the tools of the store, or correct the place",
+            )
+        if isinstance(error, FileNotFoundError):
+            if verb == "write":
+                return BackupNotFound("there is no such bucket or container", path=self.place, object=name)
+            return MissingFile("an object is missing", path=self.place, object=name)
+        denied = isinstance(error, theirs.PermissionDeniedError | theirs.UnauthenticatedError | PermissionError)
+        if denied or any(word in str(error) for word in _DENIED):
+            return TargetDenied(f"the store does not let us {verb} this", path=self.place, object=name)
+        if isinstance(error, theirs.NotSupportedError | NotImplementedError):
+            return InvalidInputError("the store cannot do what a repository needs", path=self.place, found=verb)
+        return TargetUnavailable(
+            f"the store did not {verb} an object: {_sentence(error)}", path=self.place, object=name
+        )
+
+    def __repr__(self) -> str:
+        return f"ObjectTarget({self.place!r})"
+
+
+def _names_no_place(error: Exception) -> bool:
+    return any(word in str(error) for word in _NO_PLACE)
+
+
+def _version(e_tag: str | None, version: str | None) -> PutMode:
+    """What a later put names as its condition."""
+    known: UpdateVersion = {}
+    if e_tag is not None:
+        known["e_tag"] = e_tag
+    if version is not None:
+        known["version"] = version
+    return known
+
+
+if TYPE_CHECKING:
+    _objects: type[Target] = ObjectTarget
