@@ -168,6 +168,20 @@ class Settings(BaseModel):
     history_every: Annotated[
         int, Field(ge=0, le=limits.HEIGHT_MAX, description="below them every so many-th height stays readable; 0: none")
     ] = 0
+    journal_retention: Annotated[
+        Literal["none", "blocks", "days", "space"],
+        Field(description="which bodies and extras 'holdfast journal prune' keeps; none: all, and nothing is dropped"),
+    ] = "none"
+    journal_retention_amount: Annotated[
+        int,
+        Field(
+            ge=0, le=limits.HEIGHT_MAX, description="how many final blocks, days (by the chain's time) or bytes that is"
+        ),
+    ] = 0
+    compact: Annotated[
+        Literal["off", "on"],
+        Field(description="whether an open store compacts sealed segments of its journal in the background"),
+    ] = "off"
     checkpoint_interval: Annotated[
         int, Field(ge=0, le=1_000_000_000, description="final blocks from one checkpoint to the next; 0: none are made")
     ] = 1_000
@@ -188,6 +202,10 @@ class Settings(BaseModel):
             description="directory or URL of the backup repository; relative: below the data; empty: its 'backups'",
         ),
     ] = ""
+    recovery: Annotated[
+        Literal["lossless", "backup", "checkpoint"],
+        Field(description="how far an open may go back by itself where the journal cannot be made whole; else refused"),
+    ] = "lossless"
     tree_bytes_max: Annotated[
         int, Field(ge=_MIB, le=1024 * _GIB, description="memory for the tree over the state, bytes")
     ] = 4 * _GIB

@@ -17,7 +17,7 @@ from typing import Final
 
 from .._fs import File, FileSystem
 from .._seal import PartCipher
-from ..errors import ClosedError, CorruptionError, InvalidInputError, NotFoundError
+from ..errors import ClosedError, CorruptionError, InvalidInputError, NotFoundError, PrunedError
 from ..events import corruption_found
 from .api import Frame
 from .codec import decode_part
@@ -64,6 +64,11 @@ class FrameReads:
     def first_seq(self) -> int:
         """Lowest seq that can be read."""
         return self._firsts[0] if self._firsts else 1
+
+    @property
+    def retained_from(self) -> int:
+        """Blocks from this height on miss no body and no extra, as far as files were opened since they changed."""
+        return max((segment.retained_from for segment in self._segments), default=0)
 
     def _end_seq(self) -> int:
         """Highest seq that may be read now."""
@@ -116,10 +121,15 @@ class FrameReads:
             CorruptionError: the stored bytes are not that part.
             KeyRequired: the part is encrypted, and the journal was opened without its cipher.
             UnsupportedFormat: the part has a codec that is not known.
+            PrunedError: retention dropped it; ``least_readable`` is the lowest height that misses nothing.
         """
         part = frame.parts[index]
         handle = self._handle(self._segment_of(frame.seq))  # held until the bytes are read: others may forget the file
-        stored = handle.file.pread(part.stored_bytes, part.offset)
+        try:
+            stored = handle.file.pread(part.stored_bytes, part.offset)
+        except PrunedError as error:
+            error.context |= {"seq": frame.seq, "least_readable": self.retained_from}
+            raise
         try:
             return decode_part(stored, part, segment=frame.segment, seq=frame.seq, index=index, cipher=self._cipher)
         except CorruptionError as error:
@@ -236,7 +246,9 @@ class FrameReads:
                 return handle
             if self._closed:
                 raise ClosedError("the journal is closed", path=self._journal_directory)
-            handle = self._files[number] = _Handle(open_segment(self._fs, segment.path, salt=self._salt))
+            file = open_segment(self._fs, segment.path, salt=self._salt)
+            segment.retained_from = file.floor if isinstance(file, CompactedFile) else 0
+            handle = self._files[number] = _Handle(file)
             evicted = self._files.popitem(last=False)[1] if len(self._files) > _OPEN_FILES_MAX else None
         del evicted
         return handle

@@ -148,7 +148,8 @@ def _read_headers(
             if header.first_seq != last_seq + 1 or header.previous != digest:
                 raise CorruptionError("a segment does not follow from the one before it", path=path)
             segment = Segment(path, header)
-            segment.generation = file.generation if isinstance(file, CompactedFile) else 0
+            if isinstance(file, CompactedFile):
+                segment.generation, segment.retained_from = file.generation, file.floor
             size = file.size()
             seal = decode_seal(file.pread(SEAL_BYTES, max(0, size - SEAL_BYTES)), header=header, file_bytes=size)
             if seal is not None:

@@ -89,16 +89,17 @@ class SegmentInfo:
 class Segment:
     """One segment that has a header. ``offsets`` is kept in memory only while it is not sealed.
 
-    ``generation`` is that of the compacted file that was found when the journal was opened, else 0.
+    ``generation`` is that of the compacted file that was found when the journal was opened, else 0; ``retained_from``
+    its floor, as of the last time that it was opened.
     """
 
-    __slots__ = ("digest", "frames_end", "generation", "header", "offsets", "path", "sealed_count")
+    __slots__ = ("digest", "frames_end", "generation", "header", "offsets", "path", "retained_from", "sealed_count")
 
     def __init__(self, path: Path, header: SegmentHeader) -> None:
         self.path = path
         self.header = header
         self.offsets: array[int] | None = array("Q")
-        self.sealed_count = self.generation = 0
+        self.sealed_count = self.generation = self.retained_from = 0
         self.frames_end = SEGMENT_HEADER_BYTES
         self.digest = header.previous
 

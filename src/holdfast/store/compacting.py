@@ -20,10 +20,12 @@ from ..journal.compaction import Compacted
 from ..journal.segment import SegmentInfo
 from .backend import WriterBackend
 
-__all__ = ["CompactReport", "Compactions", "final_height", "segments_below_finality"]
+__all__ = ["CompactReport", "Compactions", "Pace", "Stopped", "final_height", "segments_below_finality"]
 
 _PASSES = 2
 """A segment is written, then read back: so many times its bytes are counted in the progress."""
+_BACKGROUND_BYTES_PER_SECOND = 32 << 20
+_HEIGHTS_BETWEEN_LOOKS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +55,7 @@ class CompactReport:
         return asdict(self) | {"seconds": round(self.seconds, 3), "saved_share": round(saved, 4)}
 
 
-class _Stopped(Exception):
+class Stopped(Exception):
     """The caller asked to end."""
 
 
@@ -86,6 +88,7 @@ class Compactions:
         self.lock = threading.Lock()
         """Held by whoever puts a file in the place of a segment."""
         self._useless: set[int] = set()
+        self._looked = (0, -1)
 
     def due(self) -> list[SegmentInfo]:
         """Segments that a run would compact."""
@@ -116,7 +119,7 @@ class Compactions:
             if dry_run:
                 done, complete = [self._estimate(info) for info in due], True
             else:
-                pace = _Pace(sum(info.raw_bytes for info in due) * _PASSES, bytes_per_second, progress, keep_going)
+                pace = Pace(sum(info.raw_bytes for info in due) * _PASSES, bytes_per_second, progress, keep_going)
                 done, complete = self._compact(due, pace)
         smaller = [result for result in done if result.published]
         bytes_before = sum(result.bytes_before for result in smaller)
@@ -135,6 +138,24 @@ class Compactions:
             complete,
         )
 
+    def due_in_background(self) -> bool:
+        """True if a run would compact something. Costs a look at the newest segment only, unless that changed."""
+        journal = self._backend.opened.journal
+        newest = (journal.frame(journal.durable_seq).segment, final_height(self._backend) // _HEIGHTS_BETWEEN_LOOKS)
+        if newest == self._looked:
+            return False
+        self._looked = newest
+        return bool(self.due())
+
+    def run_in_background(self, keep_going: Callable[[], bool]) -> None:
+        """As ``run``, with pauses; nothing if another run is under way."""
+        if not self.lock.acquire(blocking=False):
+            return
+        try:
+            self._compact(self.due(), Pace(0, _BACKGROUND_BYTES_PER_SECOND, None, keep_going))
+        finally:
+            self.lock.release()
+
     def _journal_bytes(self) -> int:
         return sum(info.file_bytes for info in self._backend.opened.journal.segments())
 
@@ -142,12 +163,12 @@ class Compactions:
         after = min(info.raw_bytes, self._backend.opened.journal.compacted_bytes(info.number))
         return Compacted(info.number, 1, info.raw_bytes, info.file_bytes, after, 0, after < info.file_bytes)
 
-    def _compact(self, due: list[SegmentInfo], pace: _Pace) -> tuple[list[Compacted], bool]:
+    def _compact(self, due: list[SegmentInfo], pace: Pace) -> tuple[list[Compacted], bool]:
         done: list[Compacted] = []
         for info in due:
             try:
                 result = self._backend.opened.journal.compact(info.number, step=pace.step)
-            except _Stopped:
+            except Stopped:
                 return done, False
             if not result.published:
                 self._useless.add(info.number)
@@ -155,7 +176,7 @@ class Compactions:
         return done, True
 
 
-class _Pace:
+class Pace:
     """Tells how far a run is, holds it at its rate, and ends it when it is asked to."""
 
     def __init__(
@@ -172,13 +193,17 @@ class _Pace:
         self._done = 0
         self._started = time.monotonic()
 
+    def go_on(self) -> bool:
+        """False once the run was asked to end."""
+        return self._keep_going is None or self._keep_going()
+
     def step(self, count: int) -> None:
-        """``count`` bytes more were handled."""
+        """``count`` bytes more were handled. Raises ``Stopped``."""
         self._done += count
         if self._progress is not None:
             self._progress(self._done, self._total)
-        if self._keep_going is not None and not self._keep_going():
-            raise _Stopped
+        if not self.go_on():
+            raise Stopped
         if self._rate is not None:
             ahead = self._done / self._rate - (time.monotonic() - self._started)
             if ahead > 0:

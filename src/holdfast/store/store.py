@@ -43,6 +43,7 @@ from .documents import Documents, list_spaces
 from .draft import Draft
 from .indexes import IndexReader, IndexStatus
 from .pruning import PrunePolicy, PruneReport
+from .retention import Retention
 from .safety import Safety
 from .snapshots import export_state
 from .states import StoreState
@@ -370,6 +371,11 @@ class Store:
         return self._looked_after().compactions.run(
             dry_run=dry_run, bytes_per_second=bytes_per_second, progress=progress, keep_going=keep_going
         )
+
+    @property
+    def retention(self) -> Retention:
+        """What of the journal stays. Raises ``ReadOnlyError`` in a reader."""
+        return self._looked_after().retention
 
     def _looked_after(self) -> Upkeep:
         self._need_writer()

@@ -1,4 +1,5 @@
-"""What an open store does for itself in the background: the image of the tree, pruning of old history, checkpoints.
+"""What an open store does for itself in the background: the image of the tree, pruning of old history, checkpoints,
+and, where the settings say so, compaction of the journal.
 
 Invariants:
     * Nothing here is needed for what is durable: without an image opening takes longer, without pruning more is kept.
@@ -24,6 +25,7 @@ from .backend import WriterBackend
 from .checkpoints import Checkpoints
 from .compacting import Compactions
 from .pruning import PrunePolicy, Pruner
+from .retention import Retention, RetentionPolicy
 
 __all__ = ["Upkeep"]
 
@@ -39,7 +41,15 @@ _PRUNE_HEIGHTS = 64
 class Upkeep:
     """The background work of one open store."""
 
-    def __init__(self, backend: WriterBackend, policy: PrunePolicy, *, image_seq: int) -> None:
+    def __init__(
+        self,
+        backend: WriterBackend,
+        policy: PrunePolicy,
+        *,
+        image_seq: int,
+        retention: RetentionPolicy | None = None,
+        compact: bool = False,
+    ) -> None:
         self._backend = backend
         self._policy = policy
         self._image_seq = image_seq
@@ -47,6 +57,8 @@ class Upkeep:
         self._imaged = time.monotonic()
         self.pruner = Pruner(backend)
         self.compactions = Compactions(backend)
+        self.retention = Retention(backend, self.compactions.lock, retention or RetentionPolicy())
+        self._compact = compact
         self.checkpoints: Checkpoints | None = None
         """Those of the store, once there is one to ask: made and removed in the background, too."""
         self._one = threading.Lock()
@@ -124,6 +136,12 @@ class Upkeep:
         if self.checkpoints is not None:
             self.checkpoints.run_in_background(self.keep_going)
 
+    def _compaction_due(self) -> bool:
+        return self._compact and self.compactions.due_in_background()
+
+    def _run_compaction(self) -> None:
+        self.compactions.run_in_background(self.keep_going)
+
     def statistics(self) -> dict[str, object]:
         """What failed (text, or ``None``), below which height the history is given up, and the frame of the image.
 
@@ -141,6 +159,7 @@ class Upkeep:
             (self._image_due, self._save),
             (self._prune_due, self._prune),
             (self._checkpoint_due, self._checkpoint),
+            (self._compaction_due, self._run_compaction),
         ]
         while tasks and not self._stop.wait(_LOOK_SECONDS):
             for task in list(tasks):

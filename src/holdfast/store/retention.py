@@ -1,0 +1,426 @@
+"""Retention of the journal: bodies and extras of old final blocks are given up, and come back from a backup.
+
+What is dropped is decided by one height, the floor: blocks below it may miss their bodies and extras. Headers,
+decisions, states and documents stay, so that all but user indexes can be made anew from the journal.
+
+Invariants:
+    * Nothing is dropped of a block that is not final, or that a proof or an undo may still need.
+    * The floor is durable in the journal before the first byte goes, and a byte goes only with its segment's new file.
+    * Unless the caller said ``without_archive``, every segment that loses bytes was found whole in a backup before.
+    * Killed or interrupted at any moment, each segment has one whole file, and the next run goes on with the rest.
+"""
+
+from __future__ import annotations
+
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+from typing import Final, Literal, get_args
+
+from .._failpoints import hit
+from .._fs import File
+from ..blocks.entries import decode_block
+from ..blocks.lookup import load_canonical
+from ..errors import FinalityError, InvalidInputError, StateError
+from ..journal.api import Frame, FrameSource, Kind, Part
+from ..journal.compacted import Hole
+from ..journal.journal import Journal
+from ..journal.scan import DROPPABLE
+from ..journal.segment import SegmentInfo
+from ..limits import HEIGHT_MAX
+from .backend import WriterBackend
+from .compacting import Pace, Stopped, final_height, segments_below_finality
+
+__all__ = [
+    "Archive",
+    "JournalStatus",
+    "Original",
+    "RefillReport",
+    "Retention",
+    "RetentionPolicy",
+    "RetentionReport",
+    "journal_status",
+]
+
+Mode = Literal["none", "blocks", "days", "space", "below"]
+Archive = Callable[[int, bytes], None]
+"""Given a segment's number and the digest of its last frame: raises unless a backup holds all of it."""
+Original = Callable[[int, bytes], AbstractContextManager[File]]
+"""Given the same: all bytes of the segment, out of a backup. Raises ``BackupNotFound`` where there is none."""
+
+_FLOOR: Final = struct.Struct(">QB")
+_DAY_SECONDS: Final = 86_400
+_PASSES: Final = 2
+
+
+@dataclass(frozen=True, slots=True)
+class RetentionPolicy:
+    """Whose bodies and extras stay.
+
+    ``blocks``: those of the last ``amount`` final heights. ``days``: of final blocks that, by the chain's time, are
+    at most so many days older than the tip. ``space``: as many as fit, so that the files of the journal have about
+    ``amount`` bytes. ``below``: all from the height ``amount`` on. ``none``: all.
+    """
+
+    mode: Mode = "none"
+    amount: int = 0
+
+    def __post_init__(self) -> None:
+        if self.mode not in get_args(Mode):
+            raise InvalidInputError("unknown mode of retention", found=self.mode, expected=", ".join(get_args(Mode)))
+        low = 0 if self.mode in {"none", "below"} else 1
+        if type(self.amount) is not int or not low <= self.amount <= HEIGHT_MAX:
+            raise InvalidInputError(
+                f"the amount for the retention '{self.mode}' is a whole number from {low}", found=self.amount
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class RetentionReport:
+    """What a run did, or would do (``dry_run``).
+
+    Blocks from ``floor_after`` on have all of their parts. ``blocks`` and ``pruned_bytes``: those that lose theirs,
+    and how many bytes of them, in ``segments`` segments. ``freed_bytes``: by how much the files become smaller, in a
+    dry run an estimate. ``indexes``: user indexes that cannot be made anew below the floor if they read bodies.
+    """
+
+    dry_run: bool
+    floor_before: int
+    floor_after: int
+    segments: int
+    blocks: int
+    pruned_bytes: int
+    freed_bytes: int
+    archived: bool
+    indexes: tuple[str, ...]
+    seconds: float
+    complete: bool
+
+    def as_dict(self) -> dict[str, object]:
+        """Plain JSON values."""
+        return asdict(self) | {"indexes": list(self.indexes), "seconds": round(self.seconds, 3)}
+
+
+@dataclass(frozen=True, slots=True)
+class RefillReport:
+    """What came back: in how many ``segments``, how many bytes. ``missing``: segments that no backup holds whole."""
+
+    floor_before: int
+    floor_after: int
+    segments: int
+    filled_bytes: int
+    missing: tuple[int, ...]
+    seconds: float
+    complete: bool
+
+    def as_dict(self) -> dict[str, object]:
+        """Plain JSON values."""
+        return asdict(self) | {"missing": list(self.missing), "seconds": round(self.seconds, 3)}
+
+
+@dataclass(frozen=True, slots=True)
+class JournalStatus:
+    """How the journal lies on disk. Blocks below ``floor`` may miss bodies and extras; 0: none does.
+
+    ``raw_bytes`` is what all segments stand for, ``file_bytes`` what they take, ``pruned_bytes`` what is absent.
+    """
+
+    floor: int
+    segments: int
+    compacted: int
+    pruned: int
+    raw_bytes: int
+    file_bytes: int
+    pruned_bytes: int
+
+    def as_dict(self) -> dict[str, object]:
+        """Plain JSON values."""
+        return asdict(self)
+
+
+def journal_status(infos: Iterable[SegmentInfo]) -> JournalStatus:
+    """What these segments come to."""
+    found = list(infos)
+    return JournalStatus(
+        max((info.retained_from for info in found), default=0),
+        len(found),
+        sum(info.generation > 0 for info in found),
+        sum(info.pruned_bytes > 0 for info in found),
+        sum(info.raw_bytes for info in found),
+        sum(info.file_bytes for info in found),
+        sum(info.pruned_bytes for info in found),
+    )
+
+
+# -- what goes -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class _Cut:
+    """What one segment loses below a height."""
+
+    info: SegmentInfo
+    holes: list[Hole]
+    blocks: int
+    height_max: int
+    floor: int
+    """Behind the highest block that loses something."""
+
+    @property
+    def hole_bytes(self) -> int:
+        return sum(hole.stop - hole.start for hole in self.holes)
+
+    @property
+    def new_bytes(self) -> int:
+        return self.hole_bytes - self.info.pruned_bytes
+
+    @property
+    def freed(self) -> int:
+        """About how much smaller the file becomes."""
+        kept = max(1, self.info.raw_bytes - self.info.pruned_bytes)
+        return self.info.file_bytes * self.new_bytes // kept
+
+
+def _parts_of_blocks(source: FrameSource, frame: Frame) -> Iterator[tuple[int, int, int]]:
+    """Height, start and stop in the segment of each body and extra with bytes, in order."""
+    height = -1
+    for index, part in enumerate(frame.parts):
+        if part.kind == Kind.BLOCK:
+            height = decode_block(source.part(frame, index))[0].height
+        elif part.kind in DROPPABLE and part.stored_bytes and height >= 0:
+            yield height, part.offset, part.offset + part.stored_bytes + (-part.stored_bytes & 7)
+
+
+def _cut_of(journal: Journal, info: SegmentInfo, floor: int) -> _Cut:
+    """What is absent of the segment once blocks below ``floor`` miss their bodies and extras, and no others do."""
+    holes: list[Hole] = []
+    heights: set[int] = set()
+    highest = -1
+    for frame in journal.frames(info.first_seq, info.first_seq + info.count):
+        for height, start, stop in _parts_of_blocks(journal, frame):
+            highest = max(highest, height)
+            if height >= floor:
+                continue
+            heights.add(height)
+            if holes and holes[-1].stop == start:
+                holes[-1] = Hole(holes[-1].start, stop)
+            else:
+                holes.append(Hole(start, stop))
+    return _Cut(info, holes, len(heights), highest, max(heights, default=-1) + 1)
+
+
+class Retention:
+    """``store.retention``: what of the journal of one open store stays. Runs and compactions take turns."""
+
+    def __init__(self, backend: WriterBackend, lock: threading.Lock, policy: RetentionPolicy) -> None:
+        self._backend = backend
+        self._lock = lock
+        self._policy = policy
+
+    def status(self) -> JournalStatus:
+        """How the journal lies on disk now."""
+        return journal_status(self._journal.segments())
+
+    @property
+    def _journal(self) -> Journal:
+        return self._backend.opened.journal
+
+    # -- the floor ----------------------------------------------------------------------------------------------
+
+    def floor_max(self) -> int:
+        """The highest floor that is allowed now: final, and not above what undo and proofs may need."""
+        state, backend = self._backend.state, self._backend
+        if not state.has_tip:
+            return 0
+        window = backend.opened.plan.settings.proof_window_blocks
+        return max(
+            0, min(final_height(backend), max(backend.views.undo_floor, state.floor - window, state.root_height))
+        )
+
+    def _floor(self, policy: RetentionPolicy) -> int:
+        """Raises ``FinalityError`` for an explicit height that is too high."""
+        most, backend = self.floor_max(), self._backend
+        if policy.mode == "below":
+            if policy.amount > most:
+                raise FinalityError(
+                    "only blocks that are final and that no proof needs can lose their bodies",
+                    found=policy.amount,
+                    highest=most,
+                    remedy="name a height up to 'highest', or finalize first",
+                )
+            return policy.amount
+        if policy.mode == "blocks":
+            return max(0, min(most, final_height(backend) - policy.amount + 1))
+        if policy.mode == "days":
+            return self._floor_of_age(policy.amount * _DAY_SECONDS, most)
+        return most if policy.mode == "space" else 0
+
+    def _floor_of_age(self, seconds: int, most: int) -> int:
+        """The lowest height whose block is younger than that, seen from the tip."""
+        state, get = self._backend.state, self._backend.rows.get
+        if not state.has_tip:
+            return 0
+        oldest = load_canonical(get, state.tip_height).time - seconds
+        height = max(state.root_height, self.status().floor)
+        while height < most and load_canonical(get, height).time <= oldest:
+            height += 1
+        return height
+
+    def _plan(self, policy: RetentionPolicy) -> tuple[int, list[_Cut]]:
+        """The floor afterwards, and what each segment that loses something loses."""
+        floor, journal = self._floor(policy), self._journal
+        infos = segments_below_finality(self._backend)
+        if policy.mode == "space":
+            return self._plan_for_space(policy.amount, floor, infos)
+        cuts = (_cut_of(journal, info, max(floor, info.retained_from)) for info in infos) if floor else ()
+        return floor, [cut for cut in cuts if cut.new_bytes]
+
+    def _plan_for_space(self, amount: int, most: int, infos: list[SegmentInfo]) -> tuple[int, list[_Cut]]:
+        """Whole segments go, the oldest first, until the files are small enough."""
+        left = self.status().file_bytes - amount
+        floor = self.status().floor
+        found: list[_Cut] = []
+        for info in infos:
+            if left <= 0:
+                break
+            cut = _cut_of(self._journal, info, max(most, info.retained_from))
+            if cut.new_bytes:
+                found.append(cut)
+                left -= cut.freed
+                floor = max(floor, min(most, cut.height_max + 1))
+        return floor, found
+
+    # -- runs ---------------------------------------------------------------------------------------------------
+
+    def prune(
+        self,
+        policy: RetentionPolicy | None = None,
+        *,
+        archive: Archive | None = None,
+        without_archive: bool = False,
+        dry_run: bool = False,
+        progress: Callable[[int, int], None] | None = None,
+        keep_going: Callable[[], bool] | None = None,
+    ) -> RetentionReport:
+        """Bodies and extras of blocks below the floor of ``policy`` are gone, durably; what went before stays gone.
+
+        Reads and commits go on. Interrupted, what was done stays; call it again to go on.
+
+        Args:
+            policy: else that of the settings.
+            archive: asked for each segment that loses bytes, before any does; see ``holdfast.backup.archive_of``.
+            without_archive: nobody is asked, and what goes cannot come back.
+            dry_run: only say what would happen; the archive is not asked.
+            progress: called with (bytes done, bytes in all).
+            keep_going: asked now and then; once it says no, the run ends, to be continued.
+        Raises:
+            StateError: neither an archive was given nor ``without_archive`` said; nothing was changed.
+            FinalityError: the height is not final; nothing was changed.
+            BackupNotFound, BackupDamaged: a segment is not whole in the archive; nothing was changed.
+        """
+        started = time.monotonic()
+        with self._lock:
+            before = self.status()
+            floor, cuts = self._plan(policy if policy is not None else self._policy)
+            freed, complete = sum(cut.freed for cut in cuts), True
+            if cuts and not dry_run:
+                pace = Pace(sum(cut.info.raw_bytes for cut in cuts) * _PASSES, None, progress, keep_going)
+                complete = self._drop(floor, cuts, archive, pace, without_archive=without_archive)
+                freed = before.file_bytes - self.status().file_bytes
+            names = tuple(status.name for status in self._backend.indexes.statuses(None)) if cuts else ()
+            return RetentionReport(
+                dry_run,
+                before.floor,
+                max(floor, before.floor) if cuts else before.floor,
+                len(cuts),
+                sum(cut.blocks for cut in cuts),
+                sum(cut.new_bytes for cut in cuts),
+                freed,
+                archive is not None,
+                names,
+                time.monotonic() - started,
+                complete,
+            )
+
+    def _drop(
+        self, floor: int, cuts: list[_Cut], archive: Archive | None, pace: Pace, *, without_archive: bool
+    ) -> bool:
+        if archive is not None:
+            for cut in cuts:
+                archive(cut.info.number, self._last_digest(cut.info))
+                if not pace.go_on():
+                    return False
+        elif not without_archive:
+            raise StateError(
+                "what is dropped from the journal must be in a backup first",
+                remedy="name the repository of a backup that holds it, or say that it need not be archived",
+            )
+        writer = self._backend.writer
+        with writer.lock, writer.turn:
+            seq = writer.write_rows([Part(Kind.FLOOR, _FLOOR.pack(floor, archive is not None), True)], dict)
+        writer.sync(seq)
+        hit("store.retention.after_floor")
+        for cut in cuts:
+            try:
+                self._journal.compact(cut.info.number, holes=cut.holes, floor=cut.floor, step=pace.step)
+            except Stopped:
+                return False
+            hit("store.retention.after_segment")
+        return True
+
+    def _last_digest(self, info: SegmentInfo) -> bytes:
+        return self._journal.frame(info.first_seq + info.count - 1).digest
+
+    def refill(
+        self,
+        original: Original,
+        *,
+        from_height: int = 0,
+        progress: Callable[[int, int], None] | None = None,
+        keep_going: Callable[[], bool] | None = None,
+        missing: type[Exception] | tuple[type[Exception], ...] = (),
+    ) -> RefillReport:
+        """Blocks from ``from_height`` on have their bodies and extras again, every byte checked by its hash.
+
+        Args:
+            original: gives a segment as a backup has it; see ``holdfast.backup.originals_of``.
+            missing: errors of ``original`` that mean it has no such segment; it is left as it is, and reported.
+            progress, keep_going: as in ``prune``.
+        Raises:
+            CorruptionError: what ``original`` gave is not that segment; it was left as it is.
+        """
+        started = time.monotonic()
+        if type(from_height) is not int or not 0 <= from_height <= HEIGHT_MAX:
+            raise InvalidInputError("a height is a whole number that is not negative", found=from_height)
+        with self._lock:
+            before = self.status()
+            infos = [info for info in self._journal.segments() if info.pruned_bytes]
+            cuts = [_cut_of(self._journal, info, min(from_height, info.retained_from)) for info in infos]
+            cuts = [cut for cut in cuts if cut.new_bytes < 0]
+            pace = Pace(sum(cut.info.raw_bytes for cut in cuts) * _PASSES, None, progress, keep_going)
+            filled = segments = 0
+            absent: list[int] = []
+            complete = True
+            for cut in cuts:
+                try:
+                    self._fill(cut, original, pace)
+                except missing:
+                    absent.append(cut.info.number)
+                    continue
+                except Stopped:
+                    complete = False
+                    break
+                filled -= cut.new_bytes
+                segments += 1
+            after = self.status().floor
+            seconds = time.monotonic() - started
+            return RefillReport(before.floor, after, segments, filled, tuple(absent), seconds, complete)
+
+    def _fill(self, cut: _Cut, original: Original, pace: Pace) -> None:
+        info = cut.info
+        with original(info.number, self._last_digest(info)) as file:
+            self._journal.compact(info.number, holes=cut.holes, floor=cut.floor, original=file, step=pace.step)
+        hit("store.retention.after_segment")
