@@ -16,6 +16,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .config import Settings, load_settings
+    from .doctor.examination import diagnose, repair
+    from .doctor.ladder import open_recovered as open  # noqa: A004 - the name users know from the standard library
+    from .doctor.report import DoctorReport, RepairReport
     from .events import Event, on_event
     from .merkle.multiproof import verify_many
     from .merkle.verify import verify_proof
@@ -27,7 +30,6 @@ if TYPE_CHECKING:
     from .store.chain import Chain, ChainSpec, CustomChain, ExecutingChain
     from .store.checkpoints import restore_checkpoint
     from .store.draft import Draft
-    from .store.factory import open_store as open  # noqa: A004 - the name users know from the standard library
     from .store.indexes import IndexSpec, index
     from .store.pruning import PruneReport
     from .store.snapshots import import_snapshot
@@ -57,6 +59,7 @@ __all__ = [
     "ChainSpec",
     "CustomChain",
     "DiffReport",
+    "DoctorReport",
     "Draft",
     "Event",
     "ExecutingChain",
@@ -69,18 +72,21 @@ __all__ = [
     "ReadableState",
     "RecoveryStats",
     "ReorgInfo",
+    "RepairReport",
     "Settings",
     "SnapshotInfo",
     "StateAt",
     "Store",
     "StoreSnapshot",
     "TipInfo",
+    "diagnose",
     "diff",
     "import_snapshot",
     "index",
     "load_settings",
     "on_event",
     "open",
+    "repair",
     "restore_checkpoint",
     "verify_many",
     "verify_proof",
@@ -89,6 +95,8 @@ __all__ = [
 
 _HOMES = {
     "config": ("Settings", "load_settings"),
+    "doctor.examination": ("diagnose", "repair"),
+    "doctor.report": ("DoctorReport", "RepairReport"),
     "events": ("Event", "on_event"),
     "merkle.multiproof": ("verify_many",),
     "merkle.verify": ("verify_proof",),
@@ -122,7 +130,7 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 def __getattr__(name: str) -> object:
     if name == "open":
-        value: object = import_module(".store.factory", __name__).open_store
+        value: object = import_module(".doctor.ladder", __name__).open_recovered
     elif name in _HOME_OF:
         value = getattr(import_module(f".{_HOME_OF[name]}", __name__), name)
     else:

@@ -22,6 +22,8 @@ from typing import ParamSpec, TypeVar
 
 from ._keys import StoreKey
 from .config import Settings
+from .doctor.ladder import open_recovered
+from .doctor.report import Rung
 from .errors import ClosedError
 from .state.api import MutableState
 from .state.proof import MultiProof, Proof
@@ -30,7 +32,6 @@ from .state.snapshot import SnapshotInfo
 from .store.chain import Chain
 from .store.documents import Documents
 from .store.draft import Draft
-from .store.factory import open_store
 from .store.indexes import IndexSpec, IndexStatus
 from .store.pruning import PruneReport
 from .store.store import Store
@@ -428,13 +429,14 @@ async def open_async(
     settings: Settings | None = None,
     forced_blocks: Mapping[int, bytes] | None = None,
     indexes: Sequence[IndexSpec] = (),
+    recover: Rung | None = None,
     key: bytes | StoreKey | None = None,
 ) -> AsyncStore:
     """The store at ``url`` for asyncio; see ``holdfast.open``. Recovery runs off the loop."""
     threads = _Threads()
     opening = threads.submit(
         functools.partial(
-            open_store,
+            open_recovered,
             url,
             chain=chain,
             create=create,
@@ -442,6 +444,7 @@ async def open_async(
             settings=settings,
             forced_blocks=forced_blocks,
             indexes=indexes,
+            recover=recover,
             key=key,
         )
     )

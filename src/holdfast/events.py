@@ -121,6 +121,16 @@ EVENTS: Final[Mapping[str, EventInfo]] = {
     "disk_ok": EventInfo(
         _INFO, "There is room again: blocks and documents are taken.", ("free_bytes", "reserve_bytes", "low")
     ),
+    "repaired": EventInfo(
+        _WARNING,
+        "Damaged or missing files were replaced; nothing that was acknowledged was lost.",
+        ("path", "rung", "steps", "height", "fenced", "quarantine", "loss"),
+    ),
+    "blocks_given_up": EventInfo(
+        _ERROR,
+        "A store went back to what was left of it, as it was told to; 'loss' names the blocks that are gone.",
+        ("path", "rung", "steps", "height", "fenced", "quarantine", "loss"),
+    ),
     "subscriber_failed": EventInfo(
         _WARNING,
         "A callback raised. Told once for each subscription; it gets later events all the same.",

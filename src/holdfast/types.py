@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from enum import Enum
 from typing import NewType
@@ -172,6 +173,8 @@ class RecoveryStats:
     """How the tree over the state came to be: ``image``, ``caught_up`` or ``rebuilt``; empty without one."""
     tree_keys: int = 0
     """Keys in that tree."""
+    repaired: Mapping[str, object] | None = None
+    """What had to be repaired before it could be opened, as JSON values: plan, steps, and the loss if there was one."""
 
     @property
     def eventful(self) -> bool:
@@ -183,6 +186,7 @@ class RecoveryStats:
             or self.finished_flush
             or self.tree == "rebuilt"
             or self.notes
+            or self.repaired is not None
         )
 
     def as_dict(self) -> dict[str, object]:

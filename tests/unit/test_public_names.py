@@ -8,13 +8,13 @@ import sys
 import pytest
 
 import holdfast
-from holdfast.store.factory import open_store
+from holdfast.doctor.ladder import open_recovered
 
 
 def test_every_public_name_is_there() -> None:
     for name in holdfast.__all__:
         assert getattr(holdfast, name) is not None
-    assert holdfast.open is open_store
+    assert holdfast.open is open_recovered
     assert set(holdfast.__all__) <= set(dir(holdfast))
 
 

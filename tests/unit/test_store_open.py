@@ -30,6 +30,7 @@ from holdfast.errors import (
     StoreLocked,
     StoreNotFound,
 )
+from holdfast.store.factory import open_store
 from holdfast.views.api import Applied
 from holdfast.views.flush import load_applied
 from holdfast.views.rows import APPLIED_KEY, FLUSHING_KEY, encode_applied, encode_flushing, encode_row
@@ -121,14 +122,15 @@ def test_an_unfinished_creation_is_begun_again(tmp_path: Path, monkeypatch: pyte
 
 
 def test_a_journal_with_commits_and_no_identity_is_refused_untouched(tmp_path: Path) -> None:
+    """By the store alone; ``holdfast.open`` looks for the identity in the first frame."""
     filled(tmp_path)
     (tmp_path / "holdfast.toml").unlink()
     before = tree(tmp_path)
     with pytest.raises(MissingFile):
-        open_quick(tmp_path)
+        open_store(tmp_path)
     shutil.rmtree(tmp_path / "views")
     with pytest.raises(MissingFile):
-        open_quick(tmp_path)
+        open_store(tmp_path)
     assert {name: data for name, data in before.items() if not name.startswith("views/")} == tree(tmp_path)
 
 
@@ -149,7 +151,7 @@ def test_a_changed_identity_is_corruption(tmp_path: Path) -> None:
     for old, new in ((b"epoch_length = 0", b"epoch_length = 9"), (b"format = 1", b"format = x"), (b"salt", b"sold")):
         identity.write_bytes(original.replace(old, new))
         with pytest.raises(CorruptionError):
-            open_quick(tmp_path)
+            open_store(tmp_path)
     identity.write_bytes(original)
     open_quick(tmp_path).close()
 

@@ -31,7 +31,7 @@ from .opening import MEMORY_ROOT, Opened, OpenPlan, check_spec, open_for_writing
 from .pruning import PrunePolicy
 from .store import Store
 from .upkeep import Upkeep
-from .url import parse_url
+from .url import StoreUrl, parse_url
 from .writer import Writer
 
 __all__ = ["open_store"]
@@ -65,8 +65,13 @@ def open_store(
     progress: Callable[[int, int], None] | None = None,
     key: bytes | StoreKey | None = None,
     fs: FileSystem | None = None,
+    repaired: Mapping[str, object] | None = None,
+    tell_damage: bool = True,
 ) -> Store:
-    """The store at ``url``, recovered. See ``holdfast.open``.
+    """The store at ``url``, its journal replayed. ``holdfast.open`` also repairs what is damaged.
+
+    ``repaired`` says what was repaired before, for ``store.recovery``. Without ``tell_damage`` the caller tells the
+    event ``corruption_found`` about the error that this raises.
 
     A store that is created with ``key`` is encrypted for ever: parts of the journal and values of rows (keys of rows
     stay readable). It is opened with the same key; 32 bytes are those of a key file. ``KeyRequired`` and
@@ -78,26 +83,44 @@ def open_store(
     settings = check_settings(settings)
     check_chain(chain)
     forced = check_forced(forced_blocks or {})
-    if place.path is None:
-        if read_only:
-            raise InvalidInputError("a store in memory cannot be opened read-only")
-        fs, root, path = fs or MemoryFileSystem(), MEMORY_ROOT, None
-        fs.make_directory(root)
-    else:
-        path = place.path.absolute()  # a process may change its directory while the store is open
-        fs, root = fs or RealFileSystem(), path
+    fs, root, path = _where(place, fs, read_only=read_only)
     try:
         if read_only:
             store = _open_follower(place.engine, fs, root, chain, settings, specs, str(url), secret)
         else:
             store = _open_writer(
-                place.engine, fs, root, path, chain, create, settings, forced, specs, progress, str(url), secret
+                place.engine,
+                fs,
+                root,
+                path,
+                chain,
+                create,
+                settings,
+                forced,
+                specs,
+                progress,
+                str(url),
+                repaired,
+                secret,
             )
     except CorruptionError as error:
-        corruption_found(error)
+        if tell_damage:
+            corruption_found(error)
         raise
     store_opened(store.recovery, url=str(url), engine=store.engine, read_only=read_only)
     return store
+
+
+def _where(place: StoreUrl, fs: FileSystem | None, *, read_only: bool) -> tuple[FileSystem, Path, Path | None]:
+    """The files of the store, its directory in them, and on disk if it is there."""
+    if place.path is not None:
+        path = place.path.absolute()  # a process may change its directory while the store is open
+        return fs or RealFileSystem(), path, path
+    if read_only:
+        raise InvalidInputError("a store in memory cannot be opened read-only")
+    fs = fs or MemoryFileSystem()
+    fs.make_directory(MEMORY_ROOT)
+    return fs, MEMORY_ROOT, None
 
 
 def _open_follower(
@@ -132,6 +155,7 @@ def _open_writer(
     specs: Mapping[str, IndexSpec],
     progress: Callable[[int, int], None] | None,
     url: str,
+    repaired: Mapping[str, object] | None,
     key: StoreKey | None,
 ) -> Store:
     late = _Late()
@@ -144,6 +168,7 @@ def _open_writer(
     plan = OpenPlan(
         fs, root, engine, settings, spec, create, late.carry, late.on_durable, late.book, indexes_of, progress, key=key
     )
+    plan.repaired = repaired
     opened = open_for_writing(plan)
     try:
         backend, upkeep = _make_backend(opened, late, settings, forced, path, News(url))

@@ -14,7 +14,7 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -97,6 +97,8 @@ class OpenPlan:
     base: tuple[Part, list[Part]] | None = None
     """For a store that is created on a snapshot in its ``base/``: the base, and the parts that make its block the root.
     """
+    repaired: Mapping[str, object] | None = None
+    """What was repaired before, for the report."""
     fenced: bool = False
     """A store that is created may not sign until a fence is lifted: another one may have, on the same chain."""
     key: StoreKey | None = None
@@ -457,6 +459,7 @@ def _open_views(
         state_root=replayer.state.state_root if replayer.state.stateful else None,
         tree=tree.how,
         tree_keys=tree.tree.count,
+        repaired=plan.repaired,
     )
     number, name = ready.generation, ready.engine_name
     return Opened(

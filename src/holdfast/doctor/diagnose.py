@@ -1,0 +1,267 @@
+"""What is wrong with a store at rest, in all its parts.
+
+Invariants:
+    * Nothing is written, and every byte of the journal and of ``base/`` is read.
+    * What cannot be found out is a reason in the report, never an end of the examination.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .._fs import FileSystem
+from .._seal import PartCipher, StoreCipher
+from ..backup.keys import BackupKey
+from ..backup.manifest import decode_store
+from ..blocks.state import decode_state
+from ..config import Settings
+from ..engine.open import open_engine, probe_engine
+from ..engine.sealed import sealed_engine
+from ..errors import (
+    CommitLoss,
+    CorruptionError,
+    HoldfastError,
+    KeyRejected,
+    KeyRequired,
+    RecoveryTimeout,
+    SnapshotInvalid,
+)
+from ..journal.api import DurableMark, Kind, TipMark
+from ..journal.codec import HEAD_BYTES_MAX, decode_part, parse_head
+from ..journal.compacted import open_segment
+from ..journal.recovery import inspect_journal
+from ..journal.segment import SEGMENT_HEADER_BYTES
+from ..state.checkpoint import CheckpointDirectory, CheckpointInfo
+from ..state.snapshot import SnapshotReader
+from ..store.base import BASE_NAME, BaseEntry, decode_base
+from ..store.generations import Generations
+from ..store.identity import Identity
+from ..store.unlocking import unlock
+from ..types import ZERO_HASH
+from ..views.flush import load_applied
+from .examine import (
+    FoundIdentity,
+    SegmentState,
+    claimed_store_id,
+    examine_identity,
+    examine_segments,
+    fits_journal,
+    read_watermark,
+    segment_path,
+)
+from .pieces import Mark
+from .sources import Backups, checkpoints_of, find_backups
+
+__all__ = ["Case", "Told", "ViewsState", "examine_store"]
+
+Told = Callable[[int], None]
+_PROBE_SECONDS = 30.0
+
+
+@dataclass(slots=True)
+class ViewsState:
+    """What the views say of the journal that they were made of."""
+
+    engine: str | None = None
+    problem: HoldfastError | None = None
+    seq: int = 0
+    digest: bytes = ZERO_HASH
+    tip: TipMark | None = None
+
+
+@dataclass(slots=True)
+class Case:
+    """Everything that was found."""
+
+    fs: FileSystem
+    root: Path
+    backups: Backups
+    identity: FoundIdentity | None = None
+    identity_problem: HoldfastError | None = None
+    mark: DurableMark | None = None
+    mark_problem: HoldfastError | None = None
+    segments: dict[int, SegmentState] = field(default_factory=dict)
+    journal_problem: HoldfastError | None = None
+    base: BaseEntry | None = None
+    base_problem: HoldfastError | None = None
+    views: ViewsState = field(default_factory=ViewsState)
+    cipher: StoreCipher | None = None
+    keyless: bool = False
+    """The store is encrypted, and its key was not given: parts and rows cannot be read, frames can."""
+    checkpoints: CheckpointDirectory | None = None
+    checkpoint_infos: list[CheckpointInfo] = field(default_factory=list)
+    reasons: list[str] = field(default_factory=list)
+
+    @property
+    def parts(self) -> PartCipher | None:
+        """What parts of frames are encrypted with."""
+        return None if self.cipher is None else self.cipher.parts
+
+    @property
+    def problem(self) -> HoldfastError | None:
+        """The first thing that is wrong with the truth; the views are not part of it."""
+        return self.identity_problem or self.mark_problem or self.journal_problem or self.base_problem
+
+    @property
+    def newest_tip(self) -> TipMark | None:
+        """The newest block that something other than the journal says was acknowledged."""
+        tips = [tip for tip in (None if self.mark is None else self.mark.tip, self.views.tip) if tip is not None]
+        return max(tips, key=lambda tip: tip.height, default=None)
+
+    @property
+    def marks(self) -> list[Mark]:
+        """The newest frames that are known to have been acknowledged."""
+        marks = []
+        if self.mark is not None:
+            marks.append(Mark(self.mark.seq, self.mark.digest, self.mark.segment, self.mark.clean))
+        if self.views.seq:
+            marks.append(Mark(self.views.seq, self.views.digest, 0, False))
+        return marks
+
+    @property
+    def sound(self) -> bool:
+        """True if nothing is wrong, the views included."""
+        return self.problem is None and self.views.problem is None
+
+
+def examine_store(
+    fs: FileSystem,
+    root: Path,
+    settings: Settings,
+    *,
+    place: str | None = None,
+    key: BackupKey | None = None,
+    told: Told | None = None,
+) -> Case:
+    """The store at ``root``, which nobody has open. Cost: every byte of the journal and of ``base/`` is read."""
+    found = examine_identity(fs, root)
+    store_id = found.identity.store_id if isinstance(found, FoundIdentity) else claimed_store_id(fs, root)
+    case = Case(fs, root, find_backups(fs, root, settings, store_id, place=place, key=key))
+    if case.backups.problem is not None:
+        case.reasons.append(f"the backups at {case.backups.place} cannot be used: {case.backups.problem.message}")
+    if isinstance(found, FoundIdentity):
+        case.identity, case.identity_problem = found, found.problem
+    else:
+        case.identity_problem = found
+        case.identity = _identity_of_backup(case, found)
+    case.checkpoints, case.checkpoint_infos = checkpoints_of(fs, root)
+    if case.identity is None:
+        case.reasons.append("nothing that can be read says which store this is")
+        return case
+    identity = case.identity.identity
+    try:
+        case.cipher = unlock(identity, None, root)
+    except (KeyRequired, KeyRejected) as error:
+        case.keyless = True
+        case.reasons.append(f"without its key not everything can be looked at: {error.message}")
+    mark = read_watermark(fs, root, identity.salt)
+    if isinstance(mark, DurableMark):
+        case.mark = mark
+    else:
+        case.mark_problem = mark
+    case.views = ViewsState() if case.keyless else _examine_views(fs, root, case.cipher)
+    case.segments = examine_segments(fs, root, identity, 1 if case.mark is None else case.mark.segment, told)
+    case.journal_problem = _journal_problem(case)
+    _examine_base(case, told)
+    return case
+
+
+def _identity_of_backup(case: Case, problem: HoldfastError) -> FoundIdentity | None:
+    for form in case.backups.forms:
+        with contextlib.suppress(HoldfastError):
+            identity = decode_store(form, place=case.backups.place)
+            if fits_journal(case.fs, case.root, identity):
+                return FoundIdentity(identity, form.identity_bytes, f"backup {form.name}", problem)
+    return None
+
+
+def _examine_views(fs: FileSystem, root: Path, cipher: StoreCipher | None) -> ViewsState:
+    state = ViewsState()
+    generations = Generations(fs, root)
+    try:
+        number = generations.current()
+        if number is None:
+            return state
+        state.engine = generations.engine_name(number)
+        path = generations.data_path(number)
+        probe_engine(state.engine, path, deadline_seconds=_PROBE_SECONDS)
+        engine = open_engine(state.engine, path, create=False, read_only=True)
+        try:
+            applied = load_applied(sealed_engine(engine, None if cipher is None else cipher.rows))
+        finally:
+            engine.close()
+        if applied is not None and applied.seq:
+            state.seq, state.digest = applied.seq, applied.digest
+            chain = decode_state(applied.state)
+            if chain.has_tip:
+                state.tip = TipMark(chain.tip_height, chain.tip_hash, chain.state_root)
+    except (CorruptionError, RecoveryTimeout) as error:
+        state.problem = error
+    return state
+
+
+# -- the journal ----------------------------------------------------------------------------------------------------
+
+
+def _journal_problem(case: Case) -> HoldfastError | None:
+    assert case.identity is not None
+    identity = case.identity.identity
+    if case.mark is None:
+        return None  # without a watermark nobody can judge the end; that is the problem
+    try:
+        found = inspect_journal(case.fs, case.root, store_id=identity.store_id, salt=identity.salt, mark=case.mark)
+    except CorruptionError as error:
+        return error
+    for state in case.segments.values():
+        closed = state.number < len(found.segments) or found.segments[-1].sealed
+        if closed and state.number <= len(found.segments) and state.state != "sealed":
+            return CorruptionError(f"a segment is damaged: {state.problem}", path=segment_path(case.root, state.number))
+    if case.views.seq > found.last_seq:
+        return CommitLoss(
+            "the views hold commits that the journal has lost",
+            applied_seq=case.views.seq,
+            journal_seq=found.last_seq,
+        )
+    return None
+
+
+# -- the base -------------------------------------------------------------------------------------------------------
+
+
+def _examine_base(case: Case, told: Told | None) -> None:
+    """The snapshot under the store is what the first frame says, if that frame can be read."""
+    assert case.identity is not None
+    first = case.segments.get(1)
+    if first is None or not first.last_seq:
+        return
+    try:
+        data = _base_part(case.fs, segment_path(case.root, 1), case.identity.identity)
+        case.base = None if data is None else decode_base(data)
+        if case.base is None:
+            return
+        entry = case.base
+        reader = SnapshotReader(case.root / BASE_NAME, fs=case.fs)
+        reader.trust(trusted_root=entry.root, trusted_block=entry.hash, manifest_digest=entry.manifest_digest)
+        for chunk in reader.chunks():
+            if told is not None:
+                told(len(chunk.data))
+    except (SnapshotInvalid, CorruptionError) as error:
+        case.base_problem = CorruptionError(
+            f"the base of the store is damaged: {error.message}", path=case.root / BASE_NAME
+        )
+
+
+def _base_part(fs: FileSystem, path: Path, identity: Identity) -> bytes | None:
+    file = open_segment(fs, path, salt=identity.salt)
+    try:
+        head = file.pread(HEAD_BYTES_MAX, SEGMENT_HEADER_BYTES)
+        frame = parse_head(head, salt=identity.salt, segment=1, offset=SEGMENT_HEADER_BYTES)
+        for part in frame.parts:
+            if part.kind == Kind.BASE:
+                return decode_part(file.pread(part.stored_bytes, part.offset), part, segment=1, seq=1)
+    finally:
+        file.close()
+    return None

@@ -1,0 +1,169 @@
+"""What a plan would give up: the blocks that no frame of the result holds, by name as far as any file still names them.
+
+Invariants:
+    * Everything that can still be read is asked: frames behind the damage, the watermark, the parents of blocks.
+    * Names are bounded, counts are not.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+
+from .._fs import File, FileSystem
+from .._seal import PartCipher
+from ..blocks.entries import BlockEntry, decode_block, decode_canonical
+from ..errors import HoldfastError
+from ..journal.api import Frame, Kind, TipMark
+from ..journal.codec import decode_part
+from ..journal.compacted import open_segment
+from ..journal.recovery import frames_alone
+from ..store.identity import Identity
+from .examine import SegmentState, segment_path
+from .pieces import Builder, Chain
+from .report import LOST_NAMES_MAX, Loss, LostBlock
+
+__all__ = ["loss_above", "loss_behind", "tip_of"]
+
+_RECENT = 256
+"""A block is known again as the parent of one that came so many blocks later."""
+
+
+class _Lost:
+    """Blocks that go, the lowest of them by name."""
+
+    def __init__(self, kept: int | None) -> None:
+        self._kept = kept
+        self._known: dict[bytes, int] = {}
+        self._recent: deque[bytes] = deque(maxlen=_RECENT)
+        self._count = 0
+        self._lowest: int | None = None
+        self._highest: int | None = None
+
+    def add(self, height: int, block_hash: bytes) -> None:
+        """This block goes. The same one may be added again, as long as few others were added meanwhile."""
+        if block_hash in self._known or block_hash in self._recent:
+            return
+        self._recent.append(block_hash)
+        self._count += 1
+        self._lowest = height if self._lowest is None else min(self._lowest, height)
+        self._highest = height if self._highest is None else max(self._highest, height)
+        self._known[block_hash] = height
+        if len(self._known) > 4 * LOST_NAMES_MAX:
+            kept = sorted(self._known.items(), key=lambda each: each[1])[: 2 * LOST_NAMES_MAX]
+            self._known = dict(kept)
+
+    def add_entry(self, entry: BlockEntry) -> None:
+        """This block goes, and so does its parent if that is above what is kept."""
+        if self._kept is not None and entry.height - 1 > self._kept:
+            self.add(entry.height - 1, entry.parent)
+        self.add(entry.height, entry.hash)
+
+    def loss(self, tip: TipMark | None, also: str, *, exact: bool) -> Loss:
+        """All of it; ``tip`` is the newest block that is known to have been acknowledged."""
+        if tip is not None and (self._kept is None or tip.height > self._kept):
+            self.add(tip.height, tip.hash)
+        names = sorted(self._known.items(), key=lambda each: (each[1], each[0]))[:LOST_NAMES_MAX]
+        first = self._lowest if self._kept is None or self._lowest is None else min(self._lowest, self._kept + 1)
+        span = 0 if first is None or self._highest is None else self._highest - first + 1
+        return Loss(
+            self._count,
+            first,
+            self._highest,
+            tuple(LostBlock(height, block_hash.hex()) for block_hash, height in names),
+            exact and self._count >= span,
+            also,
+        )
+
+
+def loss_behind(
+    fs: FileSystem,
+    root: Path,
+    identity: Identity,
+    segments: dict[int, SegmentState],
+    last_seq: int,
+    kept_height: int | None,
+    tip: TipMark | None,
+    *,
+    exact: bool,
+    cipher: PartCipher | None = None,
+) -> Loss:
+    """What goes if frame ``last_seq`` is the last one: blocks of the frames behind it that can be read."""
+    lost = _Lost(kept_height)
+    for frame, file in _frames_behind(fs, root, identity, segments, last_seq):
+        for entry in _blocks_of(frame, file, cipher):
+            lost.add_entry(entry)
+    return lost.loss(tip, "documents and safety records written with or after them", exact=exact)
+
+
+def loss_above(
+    fs: FileSystem,
+    root: Path,
+    identity: Identity | None,
+    segments: dict[int, SegmentState],
+    height: int,
+    tip: TipMark | None,
+    *,
+    exact: bool,
+    cipher: PartCipher | None = None,
+) -> Loss:
+    """What goes if the block at ``height`` is the tip and the first block of a new store."""
+    lost = _Lost(height)
+    if identity is not None:
+        for frame, file in _frames_behind(fs, root, identity, segments, 0):
+            for entry in _blocks_of(frame, file, cipher):
+                if entry.height > height:
+                    lost.add_entry(entry)
+    also = f"every block below height {height}, all documents and all safety records: they are in quarantine only"
+    return lost.loss(tip, also, exact=exact)
+
+
+def tip_of(builder: Builder, chain: Chain, cipher: PartCipher | None) -> tuple[int, bytes] | None:
+    """Height and hash of the tip after the last frame of ``chain``, if a frame says it."""
+    for piece in reversed(chain.pieces):
+        file = builder.open(piece, cut=True)
+        try:
+            for frame in reversed(builder.frames(piece)):
+                for index, part in enumerate(frame.parts):
+                    if part.kind == Kind.CANONICAL:
+                        return decode_canonical(_raw(frame, index, file, cipher)).tip
+        except HoldfastError:
+            return None  # it cannot be read here: encrypted, for example
+        finally:
+            file.close()
+    return None
+
+
+def _frames_behind(
+    fs: FileSystem, root: Path, identity: Identity, segments: dict[int, SegmentState], last_seq: int
+) -> Iterator[tuple[Frame, File]]:
+    """Every frame above ``last_seq`` whose digest is right, wherever it stands."""
+    for state in segments.values():
+        if not state.bytes or (state.state == "sealed" and state.last_seq <= last_seq):
+            continue
+        try:
+            file = open_segment(fs, segment_path(root, state.number), salt=identity.salt)
+        except HoldfastError:
+            continue
+        try:
+            for frame in frames_alone(file, 0, identity.salt):
+                if frame.seq > last_seq:
+                    yield frame, file
+        finally:
+            file.close()
+
+
+def _raw(frame: Frame, index: int, file: File, cipher: PartCipher | None) -> bytes:
+    part = frame.parts[index]
+    stored = file.pread(part.stored_bytes, part.offset)
+    return decode_part(stored, part, segment=frame.segment, seq=frame.seq, index=index, cipher=cipher)
+
+
+def _blocks_of(frame: Frame, file: File, cipher: PartCipher | None) -> Iterator[BlockEntry]:
+    for index, part in enumerate(frame.parts):
+        if part.kind == Kind.BLOCK:
+            try:
+                yield decode_block(_raw(frame, index, file, cipher))[0]
+            except HoldfastError:
+                continue  # its bytes are what is lost
