@@ -216,6 +216,8 @@ def plan_journal(case: Case, builder: Builder, chain: Chain) -> Work | None:
     if case.identity is None or not chain.last_seq or case.base_problem is not None or case.keyless:
         return None
     draft = _Draft(case)
+    while chain.pieces[-1].state.last_seq < chain.pieces[-1].state.first_seq:
+        chain.pieces.pop()  # a header and nothing behind it: the watermark could not name it
     last = chain.pieces[-1]
     for piece in chain.pieces:
         cut = piece is last and not piece.sealed
