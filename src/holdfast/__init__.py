@@ -15,6 +15,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from ._keys import StoreKey
     from .config import Settings, load_settings
     from .doctor.examination import diagnose, repair
     from .doctor.ladder import open_recovered as open  # noqa: A004 - the name users know from the standard library
@@ -77,6 +78,7 @@ __all__ = [
     "SnapshotInfo",
     "StateAt",
     "Store",
+    "StoreKey",
     "StoreSnapshot",
     "TipInfo",
     "diagnose",
@@ -94,6 +96,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "_keys": ("StoreKey",),
     "config": ("Settings", "load_settings"),
     "doctor.examination": ("diagnose", "repair"),
     "doctor.report": ("DoctorReport", "RepairReport"),

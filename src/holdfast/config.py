@@ -57,7 +57,9 @@ RESERVED_ENVIRONMENT: Final[Mapping[str, str]] = MappingProxyType(
         "HOLDFAST_DATA_DIR": "the data directory, where a command is not given one",
         "HOLDFAST_FAILPOINT": "where a test lets the process die",
         "HOLDFAST_JSON": "1: the command line answers in JSON",
+        "HOLDFAST_KEY_FILE": "key file of an encrypted store: 64 hex digits",
         "HOLDFAST_KERNEL_THREADS": "threads of the native kernel, 0 to 64; 0: as many as processors, at most 4",
+        "HOLDFAST_PASSPHRASE": "passphrase of an encrypted store",
         "HOLDFAST_PURE": "1: the native kernel is not loaded",
         "HOLDFAST_SHARED_DATA": "directory of the real-chain recordings (tests only)",
     }

@@ -20,6 +20,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from .._fs import File, MemoryFileSystem, RealFileSystem, path_of
+from .._keys import StoreKey, without_key
+from .._seal import PartCipher
 from ..blocks.content import decode_frame
 from ..blocks.entries import entry_info
 from ..errors import BackupDamaged, CorruptionError, FinalityError, PrunedError
@@ -33,6 +35,7 @@ from ..recovery.diff import Moment, StateSide, StoredBlock, StoreSource
 from ..store.chain import ChainSpec
 from ..store.factory import open_store
 from ..store.identity import Identity
+from ..store.unlocking import key_for, unlock
 from ..types import BlockInfo
 from .cut import CanonicalWalk, Seen
 from .manifest import Manifest, SegmentFile, decode_store
@@ -107,8 +110,10 @@ class _Segments(MemoryFileSystem):
 class _Frames(FrameReads):
     """The frames of a backup."""
 
-    def __init__(self, form: Manifest, identity: Identity, chunks: _Chunks, place: str) -> None:
-        super().__init__(_Segments(form, chunks), Path(place, JOURNAL_DIRECTORY), salt=identity.salt)
+    def __init__(
+        self, form: Manifest, identity: Identity, chunks: _Chunks, place: str, cipher: PartCipher | None
+    ) -> None:
+        super().__init__(_Segments(form, chunks), Path(place, JOURNAL_DIRECTORY), salt=identity.salt, cipher=cipher)
         self._form = form
         before: SegmentFile | None = None
         for entry in form.segments:
@@ -230,6 +235,7 @@ class BackupSource:
         name: the backup; the newest one if ``None``.
         directory: where a store is made if the state has to be walked; else where the system keeps temporary files.
             It takes as much room as the store, and is gone afterwards.
+        store_key: that of an encrypted store, as for ``open``; else the one of ``using_key``.
         on_restore: called with that directory before the restore begins.
         progress: called with (frames read, frames in all) of the walk through the journal, then as a restore calls it.
     Raises:
@@ -243,12 +249,14 @@ class BackupSource:
         *,
         directory: str | os.PathLike[str] | None = None,
         workers: int | None = None,
+        store_key: bytes | StoreKey | None = None,
         on_restore: Callable[[Path], object] | None = None,
         progress: Progress | None = None,
     ) -> None:
         self._repository = repository
         self._form = repository.newest() if name is None else repository.manifest(name)
         self._identity = decode_store(self._form, place=repository.place)
+        self._given = StoreKey.of(store_key)
         place = tempfile.gettempdir() if directory is None else directory
         self._directory = path_of(place, "a place for a store").absolute()
         self._workers = workers_of(workers)
@@ -261,11 +269,19 @@ class BackupSource:
     def spec(self) -> ChainSpec:
         return self._identity.spec
 
+    @property
+    def _key(self) -> StoreKey | None:
+        return None if self._identity.encryption is None else key_for(self._given)
+
     @contextlib.contextmanager
     def moment(self) -> Iterator[Moment]:
+        key = self._key
+        with without_key():
+            cipher = unlock(self._identity, key, Path(self._repository.place))
+        parts = cipher.parts if cipher is not None else None
         with pool_of(self._workers) as pool:
             chunks = _Chunks(self._repository, pool, self._workers)
-            frames = _Frames(self._form, self._identity, chunks, self._repository.place)
+            frames = _Frames(self._form, self._identity, chunks, self._repository.place, parts)
             if self._index is None:
                 self._index = self._walk(frames)
             yield _BackupMoment(frames, self._index, self._repository.place)
@@ -300,8 +316,11 @@ class BackupSource:
         try:
             if self._on_restore is not None:
                 self._on_restore(place)
-            self._restore(place / "store", info)
-            with open_store(place / "store", create=False, read_only=True) as store:
+            key = self._key
+            with without_key():
+                self._restore(place / "store", info, key)
+                restored = open_store(place / "store", create=False, read_only=True, key=key)
+            with restored as store:
                 if store.tip is None or store.tip.hash != info.hash:
                     raise CorruptionError("the restored store has another tip than it should", height=info.height)
                 with StoreSource(store).state(info) as side:
@@ -309,7 +328,7 @@ class BackupSource:
         finally:
             fs.remove_tree(place)
 
-    def _restore(self, target: Path, info: BlockInfo) -> None:
+    def _restore(self, target: Path, info: BlockInfo, key: StoreKey | None) -> None:
         """The store as it was with this canonical block as its tip."""
         tip = self._form.tip
         height = None if tip is not None and tip.height == info.height else info.height
@@ -321,6 +340,7 @@ class BackupSource:
                 to_height=height,
                 workers=self._workers,
                 progress=self._progress,
+                store_key=key,
             )
         except FinalityError as error:
             raise PrunedError(

@@ -26,8 +26,10 @@ import msgspec
 from .. import events
 from .._failpoints import hit
 from .._fs import File, FileSystem, RealFileSystem
+from .._keys import using_key
+from .._seal import PartCipher
 from ..blocks.entries import decode_canonical
-from ..errors import CorruptionError, HoldfastError, InvalidInputError, MissingFile, SnapshotInvalid
+from ..errors import CorruptionError, HoldfastError, InvalidInputError, KeyRequired, MissingFile, SnapshotInvalid
 from ..journal.api import Frame, Kind
 from ..journal.compacted import open_segment
 from ..journal.reader import JournalReader
@@ -40,6 +42,7 @@ from ..store.base import BASE_NAME, base_of
 from ..store.identity import IDENTITY_BYTES_MAX, IDENTITY_NAME, Identity
 from ..store.opening import read_identity
 from ..store.store import Store
+from ..store.unlocking import unlock
 from ..store.url import parse_url
 from .envelope import CHUNK_BYTES
 from .manifest import BaseFile, ChainName, ChunkRef, Manifest, SegmentFile, Tip, new_name, totals_of
@@ -125,12 +128,15 @@ def create_backup(
         CorruptionError: a byte of the store is not as it was written; there is no backup then.
         RepositoryLocked: somebody else is at work in the repository.
         StoreNotFound: there is no store.
+        KeyRequired: the store is encrypted, and nothing but its journal says what its tip is (after a crash). Else
+            its key is not needed.
     """
     root = _root_of(store)
     count = workers_of(workers)
     throttle = throttle or Throttle(bytes_per_second)
+    key = store.key if isinstance(store, Store) else None
     try:
-        with repository.lock(), pool_of(count) as pool:
+        with using_key(key), repository.lock(), pool_of(count) as pool:
             run = _Run(fs or RealFileSystem(), root, repository, check, throttle, pool, count, progress)
             report = run.make(clock)
     except HoldfastError as error:
@@ -207,7 +213,8 @@ class _Run:
         started = time.monotonic()
         identity = read_identity(self._fs, self._root)
         data = self._fs.read_bytes(self._root / IDENTITY_NAME, limit=IDENTITY_BYTES_MAX)
-        reader = _Source.open(self._fs, self._root, store_id=identity.store_id, salt=identity.salt)
+        parts = _parts_of(identity, self._root)
+        reader = _Source.open(self._fs, self._root, store_id=identity.store_id, salt=identity.salt, cipher=parts)
         try:
             form = self._manifest(reader, identity, data, new_name(clock() if clock is not None else None))
         finally:
@@ -399,6 +406,15 @@ def _same(known: SegmentFile, entry: SegmentFile) -> bool:
         and (known.number, known.first_seq, known.last_seq) == (entry.number, entry.first_seq, entry.last_seq)
         and (known.digest, known.length, known.frames_end) == (entry.digest, entry.length, entry.frames_end)
     )
+
+
+def _parts_of(identity: Identity, root: Path) -> PartCipher | None:
+    """What opens parts of the journal, if the key of an encrypted store is there."""
+    try:
+        cipher = unlock(identity, None, root)
+    except KeyRequired:
+        return None
+    return None if cipher is None else cipher.parts
 
 
 def _find_tip(reader: JournalReader, last_seq: int) -> tuple[int, bytes, bytes] | None:

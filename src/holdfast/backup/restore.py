@@ -23,6 +23,8 @@ import msgspec
 from .. import events
 from .._failpoints import hit
 from .._fs import FileSystem, NewFile, RealFileSystem, path_of
+from .._keys import StoreKey, using_key
+from .._seal import StoreCipher
 from ..config import Settings
 from ..errors import (
     BackupDamaged,
@@ -43,6 +45,7 @@ from ..limits import HEIGHT_MAX
 from ..store.factory import open_store
 from ..store.identity import IDENTITY_NAME, Identity
 from ..store.opening import make_directories
+from ..store.unlocking import unlock
 from ..store.url import StoreUrl, parse_url
 from .cut import Cut, cut_at_height, cut_at_time
 from .envelope import CHUNK_BYTES
@@ -107,6 +110,7 @@ def restore_backup(
     settings: Settings | None = None,
     workers: int | None = None,
     progress: Progress | None = None,
+    store_key: bytes | StoreKey | None = None,
     fs: FileSystem | None = None,
 ) -> RestoreReport:
     """The store of the backup ``name`` is at ``target``, closed, verified and fenced for signing.
@@ -118,11 +122,12 @@ def restore_backup(
         to_time_us: the store is as it was after the last frame that is not younger (microseconds since 1970, UTC).
         chain_id: refuse the backup of any other chain.
         progress: called with (bytes, bytes in all), then with (frames, frames in all) of the views; may raise to stop.
+        store_key: that of an encrypted store, as for ``open``; that of the repository is another one.
     Raises:
         StoreExists, ForeignStore: the target holds something, or the backup is of another chain; nothing was touched.
         BackupDamaged, CorruptionError: the backup is not whole; the target is as it was.
         BlockNotFound, PrunedError, NotFoundError: the height or the time is not in the backup.
-        OutOfSpace: there is no room for it.
+        OutOfSpace: there is no room. KeyRequired, KeyRejected: the store is encrypted, and this is not its key.
     """
     started = time.monotonic()
     url = parse_url(target)
@@ -140,9 +145,8 @@ def restore_backup(
     assert url.path is not None
     root = path_of(url.path, "a store").absolute()
     check_target(files, root)
-    staging = _Staging(files, root, repository, form, digest)
-    count = workers_of(workers)
-    with staging, pool_of(count) as pool:
+    unfinished, count = _Staging(files, root, repository, form, digest), workers_of(workers)
+    with using_key(store_key), unfinished.unlocked() as staging, pool_of(count) as pool:
         cut = staging.fill(pool, count, progress, _chooser(to_height, to_time_us))
         report = staging.finish(url.engine, settings or Settings(), cut, progress, to_height, started)
         staging.publish()
@@ -213,6 +217,12 @@ class _Staging:
         self._place = root.with_name(root.name + _PARTIAL)
         self._store = self._place / _STORE
         self._kept = 0
+        self._cipher: StoreCipher | None = None
+
+    def unlocked(self) -> _Staging:
+        """The same, once the store's key is known to fit. Raises ``KeyRequired``, ``KeyRejected``."""
+        self._cipher = unlock(self._identity, None, self._root)
+        return self
 
     # -- begin and end ------------------------------------------------------------------------------------------
 
@@ -393,7 +403,8 @@ class _Staging:
     def _cut(self, choose: Callable[[JournalReader], Cut]) -> Cut:
         """The journal ends with the frame that was chosen."""
         identity = self._identity
-        reader = JournalReader.open(self._fs, self._store, store_id=identity.store_id, salt=identity.salt)
+        parts = self._cipher.parts if self._cipher is not None else None
+        reader = JournalReader.open(self._fs, self._store, store_id=identity.store_id, salt=identity.salt, cipher=parts)
         try:
             cut = choose(reader)
             if cut.seq == self._form.last_seq:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..errors import NotFoundError, StoreNotFound
+from ..errors import KeyRequired, NotFoundError, StoreNotFound
 from .options import DataDir, Json
 from .output import Output
 
@@ -38,13 +39,18 @@ def inspect(
     """Show the durable journal: its segments, the frames of one, or the parts of one frame, hashes checked."""
     from .._fs import RealFileSystem
     from ..journal.reader import JournalReader
+    from ..store.unlocking import unlock
     from .session import find_identity
 
     identity = find_identity(data_dir)
     if identity is None:
         raise StoreNotFound("there is no store here", path=data_dir)
     out = Output(as_json=as_json)
-    reader = JournalReader.open(RealFileSystem(), data_dir, store_id=identity.store_id, salt=identity.salt)
+    fs, cipher = RealFileSystem(), None
+    with contextlib.suppress(KeyRequired):  # segments and frames are readable without it
+        cipher = unlock(identity, None, data_dir)
+    parts = cipher.parts if cipher is not None else None
+    reader = JournalReader.open(fs, data_dir, store_id=identity.store_id, salt=identity.salt, cipher=parts)
     try:
         if frame is not None:
             _show_frame(reader, frame, out)

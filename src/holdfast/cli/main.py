@@ -11,6 +11,7 @@ from __future__ import annotations
 import sys
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -45,7 +46,7 @@ from . import (
 )
 from .logs import logs_of_a_command
 from .output import PipeClosed, flush_output, forget_stdout, json_asked, print_error
-from .session import show_hashes
+from .session import show_hashes, store_key
 
 __all__ = ["app", "run"]
 
@@ -139,11 +140,30 @@ def _show_version(asked: bool) -> None:
 
 @app.callback()
 def program(
+    context: typer.Context,
+    store_key_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--store-key-file",
+            envvar="HOLDFAST_KEY_FILE",
+            metavar="FILE",
+            help="Key of an encrypted store: 64 hex digits.",
+        ),
+    ] = None,
+    store_passphrase_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--store-passphrase-file",
+            metavar="FILE",
+            help="Passphrase of an encrypted store; or HOLDFAST_PASSPHRASE in the environment.",
+        ),
+    ] = None,
     version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
     """The durable memory of a blockchain node: import, look, reorganise, verify."""
+    context.with_resource(store_key(store_key_file, store_passphrase_file))
 
 
 for _module in (

@@ -66,6 +66,7 @@ def durability(
     What it writes is removed. It cannot tell whether a disk lies about syncs; an implausibly quick sync is named.
     """
     from .._fs import RealFileSystem, translate_os_error
+    from .._keys import without_key
 
     if not directory.is_dir():
         raise InvalidInputError("there is no such directory", found=directory)
@@ -78,6 +79,7 @@ def durability(
     keep = False
     try:
         with (
+            without_key(),
             StopSignals() as stop,
             Progress("killing", None, unit="rounds", quiet=as_json, seconds=progress_seconds) as p,
         ):

@@ -8,13 +8,22 @@ Invariants:
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import CorruptionError, ForeignStore, HoldfastError, ReadOnlyError, StoreLocked, StoreNotFound
+from ..errors import (
+    CorruptionError,
+    ForeignStore,
+    HoldfastError,
+    InvalidInputError,
+    ReadOnlyError,
+    StoreLocked,
+    StoreNotFound,
+)
 from ..limits import HASH_BYTES
 from .logs import log_as_asked
 from .progress import Progress
@@ -27,7 +36,16 @@ if TYPE_CHECKING:
     from ..store.store import Store
     from .output import Output
 
-__all__ = ["create_or_open", "find_identity", "load", "open_to_read", "open_to_write", "show_hashes", "tell_recovery"]
+__all__ = [
+    "create_or_open",
+    "find_identity",
+    "load",
+    "open_to_read",
+    "open_to_write",
+    "show_hashes",
+    "store_key",
+    "tell_recovery",
+]
 
 
 _opened: ContextVar[str] = ContextVar("opened", default="")
@@ -44,6 +62,23 @@ def show_hashes(error: HoldfastError) -> HoldfastError:
         if key in _HASH_NAMES and isinstance(value, bytes) and len(value) == HASH_BYTES:
             error.context[key] = display_hash(name, value)
     return error
+
+
+def store_key(key_file: Path | None, passphrase_file: Path | None) -> AbstractContextManager[None]:
+    """Inside, encrypted stores are opened with the key that was given, if any; it is never an argument itself."""
+    from .._keys import StoreKey, using_key
+
+    text = os.environ.get("HOLDFAST_PASSPHRASE")
+    if sum(map(bool, (key_file, passphrase_file, text))) > 1:
+        raise InvalidInputError(
+            "a store has a key file or a passphrase, not both",
+            remedy="give one of --store-key-file and --store-passphrase-file; the environment counts too",
+        )
+    if key_file is not None:
+        return using_key(StoreKey.from_file(key_file))
+    if passphrase_file is not None:
+        return using_key(StoreKey.from_passphrase_file(passphrase_file))
+    return using_key(StoreKey.from_passphrase(text) if text else None)
 
 
 def load(data_dir: Path, config: Path | None, overrides: Mapping[str, object] | None = None) -> Settings:

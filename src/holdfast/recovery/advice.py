@@ -137,7 +137,7 @@ def recover(
         InvalidInputError: the strategy needs ``refetch``, or a store on disk, and was not given it.
     """
     place = _Place(error, url, store, chain, settings, indexes, forced_blocks, progress)
-    with using_key(key):
+    with using_key(key if key is not None or store is None else store.key):
         return _recovered(place, refetch)
 
 

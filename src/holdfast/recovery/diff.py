@@ -25,7 +25,7 @@ from hashlib import sha256
 from typing import NamedTuple, Protocol, runtime_checkable
 
 from .._fs import RealFileSystem
-from .._keys import StoreKey, without_key
+from .._keys import StoreKey, using_key, without_key
 from ..blocks.reader import BlockReader
 from ..blocks.state import has_root, root_after
 from ..errors import (
@@ -226,7 +226,8 @@ def diff(
     if from_key is not None:
         check_key(from_key)
     with contextlib.ExitStack() as stack:
-        secret = key_for(StoreKey.of(key))
+        stack.enter_context(using_key(key))
+        secret = key_for(None)
         pair = _Pair(_source(a, stack, secret), _source(b, stack, secret))
         if state or at_height is not None:
             _check_states(pair)

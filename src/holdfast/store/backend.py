@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from .._failpoints import hit
+from .._keys import StoreKey
 from .._threads import start_thread
 from ..blocks.lookup import load_block
 from ..blocks.reader import BlockReader
@@ -62,6 +63,7 @@ class Backend(StateSource, Protocol):
     stats: RecoveryStats
     book: SafetyBook
     checkpoints: CheckpointDirectory
+    key: StoreKey | None
 
     @property
     def indexes(self) -> IndexManager:
@@ -129,6 +131,7 @@ class WriterBackend:
         self._opened = opened
         self.writer = writer
         self.identity = opened.identity
+        self.key = opened.plan.key
         self.engine_name = opened.engine_name
         self.path = root
         self.stats = opened.stats

@@ -47,7 +47,7 @@ from .indexing import IndexManager
 from .opening import read_identity, view_options
 from .replay import Replayer, execution_of
 from .tree import caught_up, open_tree, scheme_of
-from .unlocking import unlock
+from .unlocking import key_for, unlock
 
 __all__ = ["Follower"]
 
@@ -105,7 +105,8 @@ class Follower:
         self._root = root
         started = time.monotonic()
         self.identity: Identity = read_identity(fs, root)
-        cipher = unlock(self.identity, key, root)
+        self.key = key_for(key)
+        cipher = unlock(self.identity, self.key, root)
         self._row_cipher = cipher.rows if cipher is not None else None
         self._reader = JournalReader.open(
             fs,

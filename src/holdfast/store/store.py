@@ -138,6 +138,7 @@ class Store:
             self._latest = latest
         self.safety = Safety(backend.book, self._writer, self._check)
         """What a validator has promised."""
+        self.key = backend.key  # what it was opened with, to open it again: it never shows itself
         self.checkpoints = Checkpoints(
             backend, self.blocks, settings, check=self._check, refuse_inside=self._refuse_inside
         )

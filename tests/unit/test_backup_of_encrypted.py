@@ -1,0 +1,100 @@
+"""Backups of an encrypted store: made and verified without its key, restored with it."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+import holdfast
+from holdfast import diff
+from holdfast._keys import StoreKey, using_key
+from holdfast.backup import BackupKey, BackupSource, restore_backup
+from holdfast.backup.envelope import CHUNK_BYTES
+from holdfast.errors import BlockNotFound, KeyRejected, KeyRequired
+from holdfast.recovery.verify import verify_store
+from tests.unit.backup_support import backup, check, repository
+from tests.unit.store_support import chain_of, make, quick
+from tests.unit.test_store_encryption import KEY, MARK, files_with, make_store
+
+
+def test_a_backup_needs_no_key_and_holds_nothing_in_plain_text(tmp_path: Path) -> None:
+    store, place = tmp_path / "store", repository(tmp_path / "backups")
+    make_store(f"sqlite:{store}")
+    form = backup(store, place)
+    assert check(place, form.name).ok
+    assert form.tip is not None
+    assert form.tip.height == 29
+    assert files_with(tmp_path / "backups", MARK) == []
+    for segment in form.segments:  # what zstd hides is looked at, too
+        for ref in segment.chunks:
+            assert MARK not in place.get_chunk(ref, min(segment.length, CHUNK_BYTES))
+
+
+@pytest.mark.parametrize("key", [None, KEY])
+def test_without_its_key_nothing_is_restored(key: bytes | None, tmp_path: Path) -> None:
+    store, place = tmp_path / "store", repository(tmp_path / "backups")
+    make_store(f"sqlite:{store}", count=4)
+    name = backup(store, place).name
+    with pytest.raises(KeyRequired if key is None else KeyRejected):
+        restore_backup(place, name, tmp_path / "again", store_key=None if key is None else bytes(32), workers=0)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["backups", "store"]
+
+
+@pytest.mark.parametrize("sealed", [False, True])
+def test_a_store_is_restored_whole_and_to_a_height(sealed: bool, tmp_path: Path) -> None:
+    """Also from a repository that is encrypted itself, under a key of its own."""
+    key = BackupKey("key-file", bytes(32)) if sealed else None
+    store, place = tmp_path / "store", repository(tmp_path / "backups", key=key)
+    make_store(f"sqlite:{store}")
+    name = backup(store, place).name
+    for height in (None, 7):
+        target = tmp_path / f"to-{height}"
+        report = restore_backup(place, name, f"sqlite:{target}", to_height=height, store_key=KEY, workers=0)
+        assert report.height == (29 if height is None else height)
+        assert files_with(target, MARK) == []
+        assert verify_store(target, level="full", key=KEY).ok
+        with holdfast.open(target, key=KEY) as again:
+            assert again.state[b"account/1"] == MARK + b" state %d" % (29 if height is None else 1)
+    with pytest.raises(BlockNotFound):
+        restore_backup(place, name, tmp_path / "high", to_height=99, store_key=KEY, workers=0)
+
+
+def test_the_tip_is_found_in_the_journal_after_a_crash(tmp_path: Path) -> None:
+    """The watermark names none then: this needs the key, and an open store gives its own."""
+    store, place = tmp_path / "store", repository(tmp_path / "backups")
+    left = tmp_path / "left"
+    with holdfast.open(f"sqlite:{store}", key=KEY, settings=quick()) as made:
+        for block in chain_of(None, 3):
+            made.add(block)
+        shutil.copytree(store, left)
+    with holdfast.open(left, key=KEY, settings=quick()) as made:
+        assert not made.recovery.clean
+        form = backup(made, place)
+        assert form.tip is not None
+        assert form.tip.height == 2
+        made.add(make(made.tip, "more"))
+    with using_key(KEY):
+        assert backup(left, place).tip is not None
+
+
+def test_a_store_knows_its_key_and_does_not_show_it(tmp_path: Path) -> None:
+    with holdfast.open(f"sqlite:{tmp_path / 'store'}", key=KEY, settings=quick()) as store:
+        assert isinstance(store.key, StoreKey)
+        assert KEY.hex() not in f"{store.key!r}{store.key}{store!r}{store.statistics()}{store.settings}"
+    with holdfast.open(f"sqlite:{tmp_path / 'plain'}", settings=quick()) as store:
+        assert store.key is None
+
+
+def test_a_store_is_compared_with_its_backup(tmp_path: Path) -> None:
+    store, place = tmp_path / "store", repository(tmp_path / "backups")
+    make_store(f"sqlite:{store}", count=5)
+    name = backup(store, place).name
+    assert diff(store, BackupSource(place, name, workers=0), state=True, key=KEY).relation == "equal"
+    with pytest.raises(KeyRequired), holdfast.open(store, key=KEY, read_only=True) as opened:
+        diff(opened, BackupSource(place, name, workers=0))
+    with holdfast.open(store, key=KEY, read_only=True) as opened:
+        other = BackupSource(place, name, workers=0, store_key=KEY)
+        assert diff(opened, other, state=True).relation == "equal"
+        assert diff(opened, other, at_height=2).state is not None
