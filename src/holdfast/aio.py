@@ -4,6 +4,7 @@ Invariants:
     * Writes run in one thread in the order in which they were called; reads run in a small pool.
     * Cancelling an ``await`` never cancels a write that has begun: it completes in its thread, and ``close`` waits
       for it. A write that has not begun when its ``await`` is cancelled is not made.
+    * A backup, and the work on a checkpoint, end at their next piece when their ``await`` is cancelled.
     * ``tip``, ``finalized`` and the other plain attributes of the store are in memory and may be read directly
       through ``store.sync_store``.
 """
@@ -13,12 +14,13 @@ from __future__ import annotations
 import asyncio
 import functools
 import os
+import threading
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager
 from itertools import islice
 from types import TracebackType
-from typing import ParamSpec, TypeVar
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from ._keys import StoreKey
 from .config import Settings
@@ -26,10 +28,12 @@ from .doctor.ladder import open_recovered
 from .doctor.report import Rung
 from .errors import ClosedError
 from .state.api import MutableState
+from .state.checkpoint import CheckpointInfo
 from .state.proof import MultiProof, Proof
 from .state.reader import StateReader
 from .state.snapshot import SnapshotInfo
 from .store.chain import Chain
+from .store.checkpoints import CheckpointPruneReport
 from .store.documents import Documents
 from .store.draft import Draft
 from .store.indexes import IndexSpec, IndexStatus
@@ -37,7 +41,18 @@ from .store.pruning import PruneReport
 from .store.store import Store
 from .types import AddResult, Block, BlockInfo, OrphanInfo, RecoveryStats, ReorgInfo, TipInfo
 
-__all__ = ["AsyncBlocks", "AsyncDocuments", "AsyncState", "AsyncStateAt", "AsyncStore", "open_async"]
+if TYPE_CHECKING:
+    from .backup import BackupReport, BackupRepository
+
+__all__ = [
+    "AsyncBlocks",
+    "AsyncCheckpoints",
+    "AsyncDocuments",
+    "AsyncState",
+    "AsyncStateAt",
+    "AsyncStore",
+    "open_async",
+]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -246,6 +261,54 @@ class AsyncDocuments:
         await self._threads.write(self._documents.write, {} if puts is None else puts, deletes)
 
 
+class _Cancelled(Exception):
+    """Nobody waits for the work any more."""
+
+
+async def _stoppable(threads: _Threads, work: Callable[[Callable[[int, int], None]], T]) -> T:
+    """What ``work`` gives, which is handed its ``progress``; a cancelled ``await`` ends it where it tells that next."""
+    cancelled = threading.Event()
+
+    def step(_done: int, _total: int) -> None:
+        if cancelled.is_set():
+            raise _Cancelled
+
+    try:
+        return await threads.read(work, step)
+    except asyncio.CancelledError:
+        cancelled.set()
+        raise
+
+
+class AsyncCheckpoints:
+    """``store.checkpoints`` as coroutines."""
+
+    def __init__(self, store: Store, threads: _Threads) -> None:
+        self._checkpoints = store.checkpoints
+        self._threads = threads
+
+    async def list(self) -> Sequence[CheckpointInfo]:
+        """Every checkpoint, the highest first; its manifest was read, its chunks were not."""
+        return await self._threads.read(self._checkpoints.list)
+
+    async def create(self, height: int | None = None) -> CheckpointInfo:
+        """The state after the canonical block at ``height``, or at the tip, is a checkpoint, durable; commits go on."""
+        return await _stoppable(self._threads, lambda step: self._checkpoints.create(height, progress=step))
+
+    async def verify(self, name: str) -> SnapshotInfo:
+        """Every chunk of the checkpoint is whole and belongs to its root. Raises ``SnapshotInvalid``."""
+        return await _stoppable(self._threads, lambda step: self._checkpoints.verify(name, progress=step))
+
+    async def prune(
+        self, every: int | None = None, *, newest: int | None = None, dry_run: bool = False
+    ) -> CheckpointPruneReport:
+        """Checkpoints that no rule keeps are gone; see ``store.checkpoints.prune``."""
+        return await _stoppable(
+            self._threads,
+            lambda step: self._checkpoints.prune(every, newest=newest, dry_run=dry_run, progress=step),
+        )
+
+
 async def _paged(threads: _Threads, make: Callable[[], Iterator[T]]) -> AsyncIterator[T]:
     iterator = await threads.read(make)
     while True:
@@ -267,6 +330,8 @@ class AsyncStore(AbstractAsyncContextManager["AsyncStore"]):
         """Questions about blocks."""
         self.state = AsyncState(store, threads)
         """The state at the tip that readers see, at a height, and its proofs."""
+        self.checkpoints = AsyncCheckpoints(store, threads)
+        """Copies of the state that a new store can be made from."""
 
     @property
     def tip(self) -> BlockInfo | None:
@@ -394,6 +459,19 @@ class AsyncStore(AbstractAsyncContextManager["AsyncStore"]):
     ) -> SnapshotInfo:
         """The directory ``path`` is a snapshot; see ``Store.export_snapshot``. Cancelled, it goes on in its thread."""
         return await self._threads.read(lambda: self.sync_store.export_snapshot(path, height=height, compress=compress))
+
+    async def create_backup(
+        self, repository: BackupRepository, *, check: bool = False, bytes_per_second: int | None = None
+    ) -> BackupReport:
+        """A backup of the store is in ``repository``, durably; commits go on. See ``holdfast.backup.create_backup``."""
+        from .backup import create_backup
+
+        return await _stoppable(
+            self._threads,
+            lambda step: create_backup(
+                self.sync_store, repository, check=check, bytes_per_second=bytes_per_second, progress=step
+            ),
+        )
 
     async def statistics(self) -> dict[str, object]:
         """Counters of the chain, the journal, the views and the engine."""

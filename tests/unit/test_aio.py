@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import threading
 import time
 from pathlib import Path
 
@@ -12,7 +13,9 @@ import pytest
 
 import holdfast
 from holdfast import aio
-from holdfast.errors import BlockNotFound, ClosedError, PrunedError
+from holdfast.backup import BackupRepository, open_repository, verify_backup
+from holdfast.backup.repository import StoredChunk
+from holdfast.errors import BlockNotFound, ClosedError, PrunedError, RepositoryLocked
 from holdfast.state.api import MutableState
 
 
@@ -157,5 +160,60 @@ def test_the_state_its_proofs_and_the_documents_are_there(tmp_path: Path) -> Non
         for read in (state.get(b"key"), documents.get(b"a"), documents.put(b"a", b"b")):
             with pytest.raises(ClosedError):
                 await read
+
+    asyncio.run(story())
+
+
+def test_checkpoints_and_backups(tmp_path: Path) -> None:
+    async def story() -> None:
+        repository = open_repository(tmp_path / "r", create=True)
+        async with await aio.open_async(tmp_path / "s") as store:
+            await grow(store, 0, 5)
+            made = await store.checkpoints.create()
+            await grow(store, 5, 8)
+            backup, newest = await asyncio.gather(store.create_backup(repository), store.checkpoints.create(6))
+            assert [info.name for info in await store.checkpoints.list()] == [newest.name, made.name]
+            assert (await store.checkpoints.verify(newest.name)).height == 6
+            assert (await store.checkpoints.prune(0, newest=1)).removed == (made.name,)
+            assert backup.manifest.tip is not None
+            assert backup.manifest.tip.height == 7
+        assert verify_backup(repository, backup.manifest.name).ok
+
+    asyncio.run(story())
+
+
+def test_a_cancelled_backup_ends_and_leaves_the_repository_free(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next piece is the last one: nothing of it is listed, and the next run may begin."""
+    begun, go_on = threading.Event(), threading.Event()
+    put = BackupRepository.put_chunk
+
+    def slow(self: BackupRepository, raw: bytes, *, check: bool = False) -> StoredChunk:
+        begun.set()
+        assert go_on.wait(30)
+        return put(self, raw, check=check)
+
+    async def story() -> None:
+        repository = open_repository(tmp_path / "r", create=True)
+        async with await aio.open_async(tmp_path / "s") as store:
+            for number in range(3):
+                draft = await store.draft()
+                await store.commit(draft, hash=name(f"a{number}"), header=b"h", body=os.urandom(1 << 20))
+            monkeypatch.setattr(BackupRepository, "put_chunk", slow)
+            task = asyncio.create_task(store.create_backup(repository))
+            await asyncio.to_thread(begun.wait, 30)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            go_on.set()
+            monkeypatch.setattr(BackupRepository, "put_chunk", put)
+            while True:
+                try:
+                    made = await store.create_backup(repository)
+                    break
+                except RepositoryLocked:  # the thread of the first one is about to see that nobody waits
+                    continue
+            assert repository.names() == [made.manifest.name]
 
     asyncio.run(story())
