@@ -37,7 +37,9 @@ def damages(image: dict[str, bytes], samples: int, small: int, seed: int) -> Ite
             damaged[place] ^= 1 << rng.randrange(8)
             yield "flipped", Damage(f"{name}, a bit of byte {place} flipped", {name: bytes(damaged)})
         lengths = (
-            range(len(data)) if len(data) <= 8 else [0, len(data) // 2, *rng.sample(range(len(data)), samples // 4)]
+            range(len(data))
+            if len(data) <= 8
+            else [0, len(data) // 2, *rng.sample(range(len(data)), min(samples // 4, len(data)))]
         )
         for length in lengths:
             yield "cut", Damage(f"{name}, cut to {length} of {len(data)} bytes", {name: data[:length]})
