@@ -39,10 +39,23 @@ def unpacked(path: Path, into: Path) -> bytearray:
     return bytearray(data)
 
 
-READING = ["tip", "tips", "orphans", "blocks", "stats", "indexes", "show 0", "epoch 0", "journal inspect", "export"]
+READING = [
+    "tip",
+    "tips",
+    "orphans",
+    "blocks",
+    "stats",
+    "indexes",
+    "show 0",
+    "epoch 0",
+    "journal inspect",
+    "journal status",
+    "export",
+]
 READING += ["state root", "state scan", "state history k", "state diff 0 tip", "state growth", "prove k"]
 WRITING = ["mine", "reorg --to 0", "orphan 0 --reason x", "finalize 0", "verify", "rebuild", "convert --to sqlite"]
 WRITING += ["prune", "prune --dry-run", "migrate", "migrate --dry-run", "compact", "compact --dry-run"]
+WRITING += ["journal prune --below 1 --without-archive", "journal prune --dry-run"]
 
 
 @pytest.mark.parametrize("command", READING + WRITING)

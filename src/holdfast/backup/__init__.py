@@ -10,7 +10,10 @@ from .place import repository_place
 from .prune import KeepRules, PruneReport, prune_backups
 from .repository import BackupRepository, open_repository
 from .restore import RestoreReport, restore_backup
-from .segments import SegmentSource, fetch_segments
+from .runs import RunReport, ScheduledBackups
+from .schedule import Schedule
+from .scheduler import BackupScheduler
+from .segments import SegmentSource, archive_of, fetch_segments, originals_of
 from .target import DirectoryTarget, Target
 from .verify import BackupCheck, verify_backup
 
@@ -19,6 +22,7 @@ __all__ = [
     "BackupKey",
     "BackupReport",
     "BackupRepository",
+    "BackupScheduler",
     "BackupSource",
     "CopyReport",
     "DirectoryTarget",
@@ -27,12 +31,17 @@ __all__ = [
     "ObjectTarget",
     "PruneReport",
     "RestoreReport",
+    "RunReport",
+    "Schedule",
+    "ScheduledBackups",
     "SegmentSource",
     "Target",
+    "archive_of",
     "copy_backup",
     "create_backup",
     "fetch_segments",
     "open_repository",
+    "originals_of",
     "prune_backups",
     "repository_place",
     "restore_backup",

@@ -26,6 +26,7 @@ from ..blocks.content import decode_frame
 from ..blocks.entries import entry_info
 from ..errors import BackupDamaged, CorruptionError, FinalityError, PrunedError
 from ..journal.api import Frame, Kind
+from ..journal.compacted import open_segment
 from ..journal.reads import FrameReads
 from ..journal.recovery import JOURNAL_DIRECTORY
 from ..journal.scan import Window, read_frame_at
@@ -122,7 +123,7 @@ class _Frames(FrameReads):
 
     def _segment(self, entry: SegmentFile, identity: Identity, before: SegmentFile | None) -> Segment:
         path = self._journal_directory / segment_name(entry.number)
-        file = self._fs.open(path, read_only=True)
+        file = open_segment(self._fs, path, salt=identity.salt)
         data = file.pread(SEGMENT_HEADER_BYTES, 0)
         header = decode_header(data, store_id=identity.store_id, salt=identity.salt, path=path)
         if header is None or (header.number, header.first_seq) != (entry.number, entry.first_seq):

@@ -6,7 +6,8 @@ what the watermark says is durable is copied.
 Invariants:
     * What is copied is what was checked: every frame that is read, and the chain of digests from the first to the last.
     * The manifest is written last. Whatever ends a run before that, its chunks are used by the next one.
-    * A sealed segment that an earlier backup has, with the same end digest and length, is not read again.
+    * A sealed segment that an earlier backup has, with the same end digest and length, is not read again; nor is one
+      from which retention has dropped parts since then, which are kept in the backups so.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from .._seal import PartCipher
 from ..blocks.entries import decode_canonical
 from ..errors import CorruptionError, HoldfastError, InvalidInputError, KeyRequired, MissingFile, SnapshotInvalid
 from ..journal.api import Frame, Kind
-from ..journal.compacted import open_segment
+from ..journal.compacted import CompactedFile, open_segment
 from ..journal.reader import JournalReader
 from ..journal.segment import Segment
 from ..limits import HASH_BYTES
@@ -207,6 +208,7 @@ class _Run:
         self._workers = workers
         self._progress = progress
         self._done = self._total = 0
+        self._backups: list[Manifest] | None = None
         self._read = self._written = self._chunks = self._taken = 0
 
     def make(self, clock: Callable[[], int] | None) -> BackupReport:
@@ -278,12 +280,52 @@ class _Run:
                 self._step(entry.length)
                 return known
         path = self._root / "journal" / f"{entry.number:010d}.seg"
+        file = open_segment(self._fs, path, salt=identity.salt)
+        try:
+            if isinstance(file, CompactedFile) and file.floor:
+                return self._pruned_segment(entry, file, identity, previous)
 
-        def scan(pieces: PieceFile) -> None:
-            exhaust(scan_segment(pieces, entry, identity, previous))
+            def scan(pieces: PieceFile) -> None:
+                exhaust(scan_segment(pieces, entry, identity, previous))
 
-        digest, chunks = self._copy(path, entry.length, scan, identity.salt)
-        return msgspec.structs.replace(entry, sha256=digest, chunks=chunks)
+            digest, chunks = self._copy(file, entry.length, scan)
+            return msgspec.structs.replace(entry, sha256=digest, chunks=chunks)
+        finally:
+            file.close()
+
+    def _pruned_segment(
+        self, entry: SegmentFile, compacted: CompactedFile, identity: Identity, previous: str | None
+    ) -> SegmentFile:
+        """What an earlier backup has of the segment, if it has all of it; else the compacted file as it is."""
+        self._step(max(0, entry.length - compacted.stored_bytes))
+        known = self._whole_before(entry, identity)
+        if known is not None:
+            self._taken += 1
+            self._step(min(entry.length, compacted.stored_bytes))
+            return known
+        entry = msgspec.structs.replace(entry, length=compacted.stored_bytes, raw_length=entry.length)
+        file = self._fs.open(compacted.path, read_only=True)
+        try:
+
+            def scan(pieces: PieceFile) -> None:
+                exhaust(scan_segment(file, entry, identity, previous))
+
+            digest, chunks = self._copy(file, entry.length, scan)
+            return msgspec.structs.replace(entry, sha256=digest, chunks=chunks)
+        finally:
+            file.close()
+
+    def _whole_before(self, entry: SegmentFile, identity: Identity) -> SegmentFile | None:
+        """The newest backup's entry for the segment as it was before anything was pruned from it."""
+        if self._backups is None:
+            wanted = identity.store_id.hex()
+            self._backups = [form for form in self._repository.readable() if form.store_id == wanted]
+        for form in self._backups:
+            index = entry.number - form.segments[0].number
+            known = form.segments[index] if 0 <= index < len(form.segments) else None
+            if known is not None and _same(known, entry) and self._has(known.chunks):
+                return known
+        return None
 
     def _base_lengths(self, reader: JournalReader) -> list[tuple[str, int, bytes]]:
         """Path below ``base/``, length and SHA-256 of each file that the store stands on; checked as far as that goes.
@@ -330,13 +372,15 @@ class _Run:
 
         if length < 33:
             raise CorruptionError("the base of the store is damaged", path=place)
-        found, chunks = self._copy(place, length, scan)
+        file = self._fs.open(place, read_only=True)
+        try:
+            found, chunks = self._copy(file, length, scan)
+        finally:
+            file.close()
         return BaseFile(path, length, found, chunks)
 
-    def _copy(
-        self, path: Path, length: int, scan: Callable[[PieceFile], None], salt: bytes | None = None
-    ) -> tuple[str, tuple[ChunkRef, ...]]:
-        """SHA-256 and chunks of the first ``length`` bytes of a file that ``scan`` found right; ``salt``: segment."""
+    def _copy(self, file: File, length: int, scan: Callable[[PieceFile], None]) -> tuple[str, tuple[ChunkRef, ...]]:
+        """SHA-256 and chunks of the first ``length`` bytes of a file that ``scan`` found right."""
         chunks: list[ChunkRef] = []
         ahead: Ahead[StoredChunk] = Ahead(self._pool, self._workers)
 
@@ -350,14 +394,10 @@ class _Run:
             take(ahead.add(partial(self._repository.put_chunk, piece, check=self._check)))
 
         whole = Whole(store)
-        file = self._fs.open(path, read_only=True) if salt is None else open_segment(self._fs, path, salt=salt)
-        try:
-            pieces = PieceFile(path, length, partial(self._load, file, length), whole)
-            scan(pieces)
-            pieces.finish()
-            take(ahead.rest())
-        finally:
-            file.close()
+        pieces = PieceFile(file.path, length, partial(self._load, file, length), whole)
+        scan(pieces)
+        pieces.finish()
+        take(ahead.rest())
         return whole.hex, tuple(chunks)
 
     def _load(self, file: File, length: int, index: int) -> bytes:

@@ -79,8 +79,12 @@ class ChunkRef(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fiel
 _Chunks = Annotated[tuple[ChunkRef, ...], msgspec.Meta(min_length=1, max_length=_FILE_BYTES_MAX // CHUNK_BYTES)]
 
 
-class SegmentFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A segment as it was copied. Hashes are hex; ``length`` in bytes, with the seal if it is ``sealed``."""
+class SegmentFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A segment as it was copied. Hashes are hex; ``length`` in bytes, with the seal if it is ``sealed``.
+
+    ``raw_length`` is 0, but where bodies or extras were pruned: then the file is the compacted one, ``length`` is that
+    of it, and this that of the segment for which it stands.
+    """
 
     number: _Number
     first_seq: _Number
@@ -91,6 +95,12 @@ class SegmentFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     sealed: bool
     sha256: _Hash
     chunks: _Chunks
+    raw_length: Annotated[int, msgspec.Meta(ge=0, le=_SEGMENT_BYTES_MAX)] = 0
+
+    @property
+    def segment_bytes(self) -> int:
+        """Length of the segment, with what was pruned of it."""
+        return self.raw_length or self.length
 
 
 class BaseFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -291,10 +301,12 @@ def _misfit(form: Manifest) -> str:
     for segment in form.segments:
         if (segment.number, segment.first_seq) != (number, seq):
             return "the segments do not follow from one another"
-        if segment.last_seq < seq - 1 or not SEGMENT_HEADER_BYTES <= segment.frames_end <= segment.length:
+        if segment.last_seq < seq - 1 or not SEGMENT_HEADER_BYTES <= segment.frames_end <= segment.segment_bytes:
             return "a segment ends before it begins"
         if segment.frames_end % 8 or (not segment.sealed and segment.frames_end != segment.length):
             return "a segment has an impossible end"
+        if segment.raw_length and (not segment.sealed or segment is form.segments[-1]):
+            return "a segment that may grow cannot be compacted"
         if not segment.sealed and segment is not form.segments[-1]:
             return "a segment in the middle is not sealed"
         number, seq = number + 1, segment.last_seq + 1

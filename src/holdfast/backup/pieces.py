@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 from .._fs import Buffer, File
 from ..errors import BackupDamaged, CorruptionError, InvalidInputError, StateError
 from ..journal.api import Frame
+from ..journal.compacted import CompactedFile
 from ..journal.recovery import JOURNAL_DIRECTORY
 from ..journal.scan import scan_frames
 from ..journal.segment import SEGMENT_HEADER_BYTES, Segment, decode_header, segment_name
@@ -275,6 +276,10 @@ def scan_segment(file: File, entry: SegmentFile, identity: Identity, previous: s
         CorruptionError: a byte is not as it was written, or it is another segment.
     """
     path = file.path
+    if entry.raw_length:
+        file = CompactedFile(file, salt=identity.salt)
+    if file.size() != entry.segment_bytes:
+        raise CorruptionError("a segment has another length", path=path, found=file.size())
     head = file.pread(SEGMENT_HEADER_BYTES, 0)
     header = decode_header(head, store_id=identity.store_id, salt=identity.salt, path=path)
     if header is None or (header.number, header.first_seq) != (entry.number, entry.first_seq):
@@ -291,7 +296,7 @@ def scan_segment(file: File, entry: SegmentFile, identity: Identity, previous: s
             "a segment does not end where it should", path=path, found=segment.last_seq, expected=entry.last_seq
         )
     if entry.sealed:
-        length = entry.length - entry.frames_end
+        length = entry.segment_bytes - entry.frames_end
         seal = segment.seal_bytes(identity.salt)
         if length != len(seal) or file.pread(length, entry.frames_end) != seal:
             raise CorruptionError("the seal of a segment is damaged", path=path, offset=entry.frames_end)

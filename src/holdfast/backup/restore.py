@@ -34,6 +34,7 @@ from ..errors import (
     ForeignStore,
     InvalidInputError,
     OutOfSpace,
+    PrunedError,
     StoreExists,
 )
 from ..journal.api import DurableMark, TipMark
@@ -135,13 +136,7 @@ def restore_backup(
     files = fs or RealFileSystem()
     form, digest = repository.manifest_and_digest(name)
     _check_chain(form, chain_id, repository)
-    if to_height is not None and (form.tip is None or to_height > form.tip.height):
-        raise BlockNotFound(
-            "the backup ends below this height",
-            height=to_height,
-            tip=None if form.tip is None else form.tip.height,
-            remedy="take a later backup: 'holdfast backup list' shows the height of each",
-        )
+    _check_height(form, to_height)
     assert url.path is not None
     root = path_of(url.path, "a store").absolute()
     check_target(files, root)
@@ -168,6 +163,16 @@ def _check_request(url: StoreUrl, height: int | None, time_us: int | None) -> No
         raise InvalidInputError("a height is a number from 0", found=height)
     if url.path is None or url.engine == "memory":
         raise InvalidInputError("a backup is restored to a directory on disk")
+
+
+def _check_height(form: Manifest, to_height: int | None) -> None:
+    if to_height is not None and (form.tip is None or to_height > form.tip.height):
+        raise BlockNotFound(
+            "the backup ends below this height",
+            height=to_height,
+            tip=None if form.tip is None else form.tip.height,
+            remedy="take a later backup: 'holdfast backup list' shows the height of each",
+        )
 
 
 def _check_chain(form: Manifest, chain_id: str | None, repository: BackupRepository) -> None:
@@ -413,6 +418,13 @@ class _Staging:
         finally:
             reader.close()
         entry = self._form.segments[frame.segment - self._form.segments[0].number]
+        if entry.raw_length:
+            raise PrunedError(
+                "the store cannot end where the journal was pruned",
+                seq=cut.seq,
+                least_readable=self._retained_from(),
+                remedy="restore to a later height, or take an older backup, which has all of the journal",
+            )
         end = frame.offset + frame.length
         journal = self._store / JOURNAL_DIRECTORY
         for later in range(self._form.segments[-1].number, entry.number, -1):
@@ -428,6 +440,15 @@ class _Staging:
                 file.close()
         self._write_mark(DurableMark(1, cut.seq, frame.digest, frame.segment, end, whole, None))
         return cut
+
+    def _retained_from(self) -> int:
+        """Lowest height from which on no block of the backup misses anything."""
+        identity = self._identity
+        reader = JournalReader.open(self._fs, self._store, store_id=identity.store_id, salt=identity.salt)
+        try:
+            return max(info.retained_from for info in reader.segments())
+        finally:
+            reader.close()
 
     # -- the store ----------------------------------------------------------------------------------------------
 

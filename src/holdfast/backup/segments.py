@@ -8,18 +8,25 @@ Invariants:
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
-from .._fs import FileSystem, NewFile, RealFileSystem, path_of
+from .._fs import File, FileSystem, NewFile, RealFileSystem, path_of
 from ..errors import BackupDamaged, BackupNotFound, CorruptionError, InvalidInputError
 from ..journal.segment import segment_name
 from ..store.opening import make_directories
+from ..store.retention import Archive, Original
 from .manifest import Manifest, SegmentFile, decode_store
 from .pieces import PieceFile, Whole, chunks_of, exhaust, pool_of, scan_segment, workers_of
 from .repository import BackupRepository
 
-__all__ = ["SegmentSource", "fetch_segments"]
+__all__ = ["SegmentSource", "archive_of", "fetch_segments", "originals_of"]
+
+_T = TypeVar("_T")
+_SCRATCH = "holdfast-refill-"
 
 
 class SegmentSource:
@@ -41,26 +48,75 @@ class SegmentSource:
         wanted = store_id.hex()
         self._backups = [form for form in repository.readable() if form.store_id == wanted]
 
-    def fetch(self, number: int, digest: bytes) -> Path:
+    def fetch(self, number: int, digest: bytes, *, whole: bool = False, directory: Path | None = None) -> Path:
         """The sealed segment ``number`` whose last frame has this digest lies in the directory, every byte checked.
+
+        One from which nothing was pruned goes before others; with ``whole`` others do not count. ``directory``: another
+        than that of the source.
 
         Raises:
             BackupNotFound: no backup holds it. BackupDamaged: every backup that holds it is damaged.
         """
+        place = directory or self._directory
+        return self._first(
+            number,
+            digest,
+            lambda form, entry: fetch_segment(self._repository, form, entry, place, self._fs, self._workers),
+            whole=whole,
+        )
+
+    def check(self, number: int, digest: bytes) -> None:
+        """A backup holds all of that segment: every byte was read and checked, none was written.
+
+        Raises:
+            BackupNotFound: no backup holds all of it. BackupDamaged: every backup that does is damaged.
+        """
+        self._first(
+            number,
+            digest,
+            lambda form, entry: _read_segment(self._repository, form, entry, Path(segment_name(number)), self._workers),
+            whole=True,
+        )
+
+    def _first(self, number: int, digest: bytes, use: Callable[[Manifest, SegmentFile], _T], *, whole: bool) -> _T:
+        found = [(form, entry) for form in self._backups if (entry := _entry(form, number)) is not None]
+        found = [(form, entry) for form, entry in found if entry.sealed and entry.digest == digest.hex()]
         damage: CorruptionError | None = None
-        for form in self._backups:
-            entry = _entry(form, number)
-            if entry is None or not entry.sealed or entry.digest != digest.hex():
+        for form, entry in sorted(found, key=lambda pair: pair[1].raw_length > 0):
+            if whole and entry.raw_length:
                 continue
             try:
-                return fetch_segment(self._repository, form, entry, self._directory, self._fs, self._workers)
+                return use(form, entry)
             except CorruptionError as error:
                 damage = damage or error
         if damage is not None:
             raise BackupDamaged(
                 f"no backup holds this segment unharmed: {damage.message}", path=self._repository.place, segment=number
             ) from damage
-        raise BackupNotFound("no backup holds this segment", path=self._repository.place, segment=number)
+        raise BackupNotFound("no backup holds all of this segment", path=self._repository.place, segment=number)
+
+
+def archive_of(repository: BackupRepository, store_id: bytes, *, workers: int | None = None) -> Archive:
+    """For ``store.retention.prune``: says that a backup holds all of a segment, after every byte of it was read."""
+    return SegmentSource(repository, store_id, tempfile.gettempdir(), workers=workers).check
+
+
+def originals_of(repository: BackupRepository, store_id: bytes, *, workers: int | None = None) -> Original:
+    """For ``store.retention.refill``: gives segments out of backups, by a temporary file each."""
+
+    source = SegmentSource(repository, store_id, tempfile.gettempdir(), workers=workers)
+
+    @contextmanager
+    def original(number: int, digest: bytes) -> Iterator[File]:
+        with tempfile.TemporaryDirectory(prefix=_SCRATCH) as place:
+            path = source.fetch(number, digest, whole=True, directory=Path(place))
+            file = RealFileSystem().open(path, read_only=True)
+            try:
+                yield file
+            finally:
+                file.close()
+
+    return original
 
 
 def fetch_segments(
@@ -105,14 +161,27 @@ def fetch_segment(
     """One segment is a file of ``directory``, written beside its place and published once it was found right."""
     make_directories(fs, directory)
     path = directory / segment_name(entry.number)
+    with NewFile(fs, path) as file:
+        _read_segment(repository, form, entry, path, workers, file.write)
+        file.sync()
+        file.publish()
+    return path
+
+
+def _read_segment(
+    repository: BackupRepository,
+    form: Manifest,
+    entry: SegmentFile,
+    path: Path,
+    workers: int,
+    *sinks: Callable[[bytes], None],
+) -> None:
+    """Every byte of the segment was checked, and given to ``sinks`` before that. ``path`` names it in errors."""
     before = _entry(form, entry.number - 1)
     identity = decode_store(form, place=repository.place)
-    with pool_of(workers) as pool, NewFile(fs, path) as file:
-        whole = Whole(file.write)
+    with pool_of(workers) as pool:
+        whole = Whole(*sinks)
         pieces = PieceFile(path, entry.length, chunks_of(repository, entry, pool, workers), whole)
         exhaust(scan_segment(pieces, entry, identity, None if before is None else before.digest))
         pieces.finish()
         whole.check(entry, path.name)
-        file.sync()
-        file.publish()
-    return path

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import KeyRequired, NotFoundError, StoreNotFound
+from . import retaining
 from .options import DataDir, Json
 from .output import Output
 
@@ -27,6 +28,7 @@ def register(app: typer.Typer) -> None:
     """The command is part of ``app``."""
     group = typer.Typer(no_args_is_help=True, help="The journal, the truth under every view.")
     group.command("inspect")(inspect)
+    retaining.register(group)
     app.add_typer(group, name="journal")
 
 
@@ -42,7 +44,7 @@ def inspect(
     from ..store.unlocking import unlock
     from .session import find_identity
 
-    identity = find_identity(data_dir)
+    identity = find_identity(data_dir, mend=False)
     if identity is None:
         raise StoreNotFound("there is no store here", path=data_dir)
     out = Output(as_json=as_json)
