@@ -29,6 +29,7 @@ from .indexing import IndexManager, LiveIndexes
 from .news import News
 from .opening import MEMORY_ROOT, Opened, OpenPlan, check_spec, open_for_writing
 from .pruning import PrunePolicy
+from .retention import RetentionPolicy
 from .store import Store
 from .upkeep import Upkeep
 from .url import StoreUrl, parse_url
@@ -169,6 +170,7 @@ def _open_writer(
         fs, root, engine, settings, spec, create, late.carry, late.on_durable, late.book, indexes_of, progress, key=key
     )
     plan.repaired = repaired
+    RetentionPolicy(settings.journal_retention, settings.journal_retention_amount)  # refused before anything is opened
     opened = open_for_writing(plan)
     try:
         backend, upkeep = _make_backend(opened, late, settings, forced, path, News(url))
@@ -221,7 +223,11 @@ def _make_backend(
     seconds = settings.buffered_sync_seconds if buffered else None
     backend = WriterBackend(opened, writer, path, late.indexes, sync_seconds=seconds)
     upkeep = Upkeep(
-        backend, PrunePolicy(settings.history_blocks, settings.history_every), image_seq=opened.tree.image_seq
+        backend,
+        PrunePolicy(settings.history_blocks, settings.history_every),
+        image_seq=opened.tree.image_seq,
+        retention=RetentionPolicy(settings.journal_retention, settings.journal_retention_amount),
+        compact=settings.compact == "on",
     )
     backend.stopping, backend.closing = upkeep.stop, upkeep.save_at_close
     return backend, upkeep
