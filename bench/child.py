@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 import holdfast
 
 from .data import backend_of, commit, fill, open_store, pool
+
+if TYPE_CHECKING:
+    from holdfast.recovery import Level
 
 __all__ = ["arguments", "environment", "run_child"]
 
@@ -118,12 +123,29 @@ def follow(path: str, engine: str, height: str) -> None:
     sys.stdout.flush()
 
 
+def verify(path: str, level: str, jobs: str) -> None:
+    """Seconds and processor seconds (children included) of a verification, as an operator runs it: in a new process."""
+    from holdfast.recovery import verify_store
+
+    before = _processor_seconds()
+    report = verify_store(path, level=cast("Level", level), jobs=int(jobs))
+    if not report.ok:
+        raise RuntimeError(f"the store is not sound at level {level}: {report.problems[:1]}")
+    _say({"seconds": report.seconds, "processor": _processor_seconds() - before})
+
+
+def _processor_seconds() -> float:
+    found = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(each.ru_utime + each.ru_stime for each in found)
+
+
 JOBS: dict[str, Callable[..., None]] = {
     "make": make,
     "open": open_once,
     "die-committing": die_committing,
     "die-full": die_full,
     "follow": follow,
+    "verify": verify,
 }
 
 if __name__ == "__main__":
