@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,8 @@ from holdfast import Store
 from holdfast.errors import CorruptionError, InvalidInputError, OutOfSpace, ReadOnlyError
 from holdfast.journal.compacted import Packer
 from holdfast.recovery import rebuild_views, verify_store
+from holdfast.store import upkeep
+from holdfast.store.compacting import Compactions
 from holdfast.types import Block
 from tests.unit.backup_support import backup, check, grown, repository, restored, small_segments
 from tests.unit.state_support import writer_backend
@@ -244,3 +247,41 @@ def test_small_stores_of_the_backup_tests_compact_too(tmp_path: Path) -> None:
         store.finalize(blocks[-1].height)
         assert store.compact().complete
     assert verify_store(tmp_path / "s", level="views").ok
+
+
+# -- in the background -------------------------------------------------------------------------------------------------
+
+
+def test_an_open_store_compacts_by_itself_if_it_is_told_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(upkeep, "_LOOK_SECONDS", 0.01)
+    blocks = filled(tmp_path / "s")
+    done = threading.Event()
+    run = Compactions.run_in_background
+
+    def noted(self: Compactions, keep_going: Callable[[], bool]) -> None:
+        run(self, keep_going)
+        done.set()
+
+    monkeypatch.setattr(Compactions, "run_in_background", noted)
+    with opened(tmp_path / "s", compact="on") as store:
+        assert done.wait(30)
+        assert sum(generations(store)) > 4
+        assert_reads(store, blocks)
+        assert store.statistics()["upkeep"]["failure"] is None  # type: ignore[index]
+    with opened(tmp_path / "s") as store:
+        assert not store.compact(dry_run=True).compacted
+
+
+def test_the_background_looks_only_when_something_changed(tmp_path: Path) -> None:
+    filled(tmp_path / "s")
+    with opened(tmp_path / "s") as store:
+        compactions = Compactions(writer_backend(store))
+        assert compactions.due_in_background()
+        assert not compactions.due_in_background()
+        compactions.run_in_background(lambda: False)
+        assert set(generations(store)) == {0}
+        with compactions.lock:
+            compactions.run_in_background(lambda: True)
+        assert set(generations(store)) == {0}
+        compactions.run_in_background(lambda: True)
+        assert sum(generations(store)) > 4
