@@ -42,6 +42,7 @@ BENCHES = {
     "verify": "verify",
     "xai": "xai",
     "backup": "backup",
+    "encryption": "encryption",
     "profile": "where",
 }
 """Name of a bench, and the module it is in."""

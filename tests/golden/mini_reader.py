@@ -38,6 +38,9 @@ class MiniPart:
     critical: bool
     data: bytes
     pruned: bool = False
+    codec: int = 0
+    flags: int = 0
+    raw_length: int = 0
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,10 @@ def read_watermark(data: Path, salt: bytes) -> MiniMark:
 
 
 def decode(codec: int, stored: bytes, length: int) -> bytes:
+    """The raw bytes; what is encrypted (5.5) stays as it is stored."""
+    if codec & 0x80:
+        need(len(stored) >= 28, "encrypted part: length")
+        return stored
     if codec == 0:
         need(len(stored) == length, "raw part: length")
         return stored
@@ -170,7 +177,7 @@ def read_frame(
         body = raw[place : place + stored]
         need(hashlib.sha256(body).digest() == part_hash, f"frame {seq}: part {index}")
         need(raw[place + stored : place + stored + padding] == bytes(padding), f"frame {seq}: padding")
-        parts.append(MiniPart(kind, bool(flags & 1), decode(codec, body, length_raw)))
+        parts.append(MiniPart(kind, bool(flags & 1), decode(codec, body, length_raw), False, codec, flags, length_raw))
         place += stored + padding
     need(place == at + length, f"frame {seq}: its parts do not fill it")
     return MiniFrame(seq, durable_seq, time_us, digest, tuple(parts)), place
