@@ -274,6 +274,27 @@ def test_what_is_no_store_and_what_is_no_repository(tmp_path: Path) -> None:
         place.manifest(new_name())
 
 
+def test_only_a_store_that_is_open_for_writing_here_is_read_slowly(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rates: list[int | None] = []
+
+    def noted(rate: int | None) -> Throttle:
+        rates.append(rate)
+        return Throttle(None)
+
+    monkeypatch.setattr(creating, "Throttle", noted)
+    place = repository(tmp_path / "r")
+    with open_quick(tmp_path / "s") as store:
+        store.add(make(None))
+        backup(store, place)
+        backup(store, place, bytes_per_second=5)
+        backup(tmp_path / "s", place)
+        with holdfast.open(tmp_path / "s", read_only=True) as reader:
+            backup(reader, place)
+    assert rates == [creating.BESIDE_BYTES_PER_SECOND, 5, None, None]
+
+
 def test_a_rate_limit_makes_it_wait() -> None:
     now, slept = [100.0], list[float]()
 

@@ -64,7 +64,10 @@ from .repository import BackupRepository, StoredChunk
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["BackupReport", "create_backup"]
+__all__ = ["BESIDE_BYTES_PER_SECOND", "BackupReport", "create_backup"]
+
+BESIDE_BYTES_PER_SECOND = 16 * 1024 * 1024
+"""What a backup reads in a second in the process that commits, unless it is told otherwise."""
 
 _TIP_FRAMES_MAX = 10_000
 _ZERO = bytes(HASH_BYTES)
@@ -121,7 +124,8 @@ def create_backup(
     Args:
         store: an open store, or the directory of one that any process, or none, has open.
         check: read every file and every chunk that is there, and store damaged ones again.
-        bytes_per_second: most that is read in a second.
+        bytes_per_second: most that is read in a second; if ``None``, ``BESIDE_BYTES_PER_SECOND`` for a store that is
+            open for writing here, so that its commits are hardly slowed, and no limit for a directory.
         workers: threads that compress and write; 2 if ``None``, 0 for none.
         progress: called with (bytes done, bytes in all); what it raises ends the run, and the next one goes on there.
         clock: microseconds since 1970, for the name.
@@ -134,6 +138,8 @@ def create_backup(
     """
     root = _root_of(store)
     count = workers_of(workers)
+    if bytes_per_second is None and isinstance(store, Store) and not store.read_only:
+        bytes_per_second = BESIDE_BYTES_PER_SECOND
     throttle = throttle or Throttle(bytes_per_second)
     key = store.key if isinstance(store, Store) else None
     try:
