@@ -41,6 +41,7 @@ BENCHES = {
     "sidebyside": "sidebyside",
     "verify": "verify",
     "xai": "xai",
+    "compact": "compact",
     "backup": "backup",
     "encryption": "encryption",
     "profile": "where",
