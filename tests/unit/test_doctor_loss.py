@@ -53,7 +53,7 @@ def goes_on(root: Path, blocks: list[Block], *, engine: str) -> None:
     with open_quick(root) as store:
         assert holds(store, [*blocks, new])
     for level in ("links", "views"):
-        assert verify_store(root, level=level).ok  # type: ignore[arg-type]
+        assert verify_store(root, level=level).ok
     assert holdfast.diagnose(root).sound
 
 
@@ -108,6 +108,11 @@ def test_blocks_that_nothing_names_any_more_are_heights(tmp_path: Path) -> None:
     blocks = store_of(tmp_path)
     for number in (3, 4):
         (tmp_path / f"journal/{number:010d}.seg").unlink()
+    loss = plan_with(tmp_path, "backup").loss
+    assert loss is not None
+    assert loss.complete, "the views know them all"
+    assert names(loss) == told(blocks[loss.from_height :])
+    shutil.rmtree(tmp_path / "views")
     loss = plan_with(tmp_path, "backup").loss
     assert loss is not None
     assert not loss.complete

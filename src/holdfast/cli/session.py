@@ -9,6 +9,7 @@ Invariants:
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
@@ -90,17 +91,34 @@ def load(data_dir: Path, config: Path | None, overrides: Mapping[str, object] | 
     return loaded.settings
 
 
-def find_identity(data_dir: Path) -> Identity | None:
-    """Who the store in ``data_dir`` is; ``None`` if the directory is missing or empty. Other contents raise."""
+def find_identity(data_dir: Path, *, mend: bool = True) -> Identity | None:
+    """Who the store in ``data_dir`` is; ``None`` if the directory is missing or empty. Other contents raise.
+
+    An identity that is damaged or gone is repaired as an open would, if ``mend`` and where nothing is lost by it.
+    """
     from .._fs import RealFileSystem
     from ..store.opening import read_identity
 
+    fs = RealFileSystem()
     try:
-        identity = read_identity(RealFileSystem(), data_dir)
+        identity = _mended(data_dir, lambda: read_identity(fs, data_dir)) if mend else read_identity(fs, data_dir)
     except StoreNotFound:
         return None
     _opened.set(identity.spec.name)
     return identity
+
+
+def _mended(data_dir: Path, call: Callable[[], Identity]) -> Identity:
+    try:
+        return call()
+    except CorruptionError as damage:
+        from ..config import load_settings
+        from ..doctor.ladder import recovered
+
+        try:
+            return recovered(lambda _: call(), data_dir.absolute(), load_settings(data_dir).settings)
+        except (StoreLocked, ReadOnlyError):
+            raise damage from None
 
 
 def _identity(data_dir: Path) -> Identity:
@@ -136,20 +154,22 @@ def open_to_read(
 
     ``chain`` names the kind of chain it must hold, ``registry`` the code of its contracts.
 
-    Where its views cannot be read so, it is opened for writing once if nobody else has it: they are made from the
-    journal then.
+    Where it cannot be read so, it is opened for writing once if nobody else has it: what is damaged is repaired then,
+    where nothing is lost by it.
     """
-    from ..store.factory import open_store
+    from ..doctor.ladder import open_recovered
     from .chains import chain_of
 
     found = chain_of(_spec_of(data_dir, chain), registry=registry)
     settings = load(data_dir, config)
     try:
-        return open_store(data_dir, chain=found, create=False, read_only=True, settings=settings)
+        return open_recovered(data_dir, chain=found, create=False, read_only=True, settings=settings)
     except CorruptionError as damage:
         try:
             with _recovering(quiet=True) as step:
-                return open_store(data_dir, chain=found, create=False, settings=settings, progress=step)
+                return open_recovered(
+                    data_dir, chain=found, create=False, settings=settings, progress=step, recover="lossless"
+                )
         except (StoreLocked, ReadOnlyError):
             raise damage from None
 
@@ -157,7 +177,7 @@ def open_to_read(
 def tell_recovery(store: Store, out: Output) -> None:
     """People are told what opening the store had to do, if it was more than open files."""
     found = store.recovery
-    if found.created or (found.clean and not found.notes and not found.views_rebuilt):
+    if found.created or (found.clean and not found.eventful):
         return
     parts = [f"{found.frames_found} frames found", f"{found.frames_replayed} replayed"]
     parts += [f"{cut.length} bytes set aside ({cut.reason})" for cut in found.discarded]
@@ -174,15 +194,17 @@ def open_to_write(
     registry: ContractRegistry | None = None,
 ) -> Store:
     """The existing store, for changing it. ``chain`` names the kind of chain it must hold, ``registry`` its code."""
-    from ..store.factory import open_store
+    from ..doctor.ladder import open_recovered
     from .chains import chain_of
 
     spec = _spec_of(data_dir, chain)
     settings = load(data_dir, config, overrides)
     with _recovering(quiet=quiet) as step:
-        return open_store(
+        store = open_recovered(
             data_dir, chain=chain_of(spec, registry=registry), create=False, settings=settings, progress=step
         )
+    _tell_loss(store)
+    return store
 
 
 def create_or_open(
@@ -195,7 +217,7 @@ def create_or_open(
     quiet: bool = False,
 ) -> Store:
     """The store in ``data_dir`` for the chain that ``make_chain`` chooses, created if the directory is empty."""
-    from ..store.factory import open_store
+    from ..doctor.ladder import open_recovered
 
     identity = find_identity(data_dir)
     chain = make_chain(identity)
@@ -203,4 +225,17 @@ def create_or_open(
     settings = load(data_dir, config, overrides)
     url = data_dir if engine is None else f"{engine}:{data_dir}"
     with _recovering(quiet=quiet) as step:
-        return open_store(url, chain=chain, create=True, settings=settings, progress=step)
+        store = open_recovered(url, chain=chain, create=True, settings=settings, progress=step)
+    _tell_loss(store)
+    return store
+
+
+def _tell_loss(store: Store) -> None:
+    """Whatever else is printed: that an open went back behind what was acknowledged is said on stderr."""
+    plan = (store.recovery.repaired or {}).get("plan")
+    if isinstance(plan, dict) and plan["loss"] is not None:
+        print(
+            f"warning: the store went back to height {plan['height']} as the setting 'recovery' allows;"
+            f" {plan['loss']['blocks']} blocks are gone. 'store.recovery' and the event 'blocks_given_up' name them",
+            file=sys.stderr,
+        )

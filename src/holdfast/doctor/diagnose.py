@@ -16,6 +16,7 @@ from .._fs import FileSystem
 from .._seal import PartCipher, StoreCipher
 from ..backup.keys import BackupKey
 from ..backup.manifest import decode_store
+from ..blocks.lookup import canonical_hash
 from ..blocks.state import decode_state
 from ..config import Settings
 from ..engine.open import open_engine, probe_engine
@@ -42,6 +43,7 @@ from ..store.identity import Identity
 from ..store.unlocking import unlock
 from ..types import ZERO_HASH
 from ..views.flush import load_applied
+from ..views.rows import decode_row
 from .examine import (
     FoundIdentity,
     SegmentState,
@@ -55,10 +57,11 @@ from .examine import (
 from .pieces import Mark
 from .sources import Backups, checkpoints_of, find_backups
 
-__all__ = ["Case", "Told", "ViewsState", "examine_store"]
+__all__ = ["Case", "Told", "ViewsState", "canonical_in_views", "examine_store"]
 
 Told = Callable[[int], None]
 _PROBE_SECONDS = 30.0
+_HEIGHTS_MAX = 10_000
 
 
 @dataclass(slots=True)
@@ -176,6 +179,31 @@ def _identity_of_backup(case: Case, problem: HoldfastError) -> FoundIdentity | N
             if fits_journal(case.fs, case.root, identity):
                 return FoundIdentity(identity, form.identity_bytes, f"backup {form.name}", problem)
     return None
+
+
+def canonical_in_views(case: Case, start: int) -> list[tuple[int, bytes]]:
+    """Height and hash of the canonical blocks from ``start`` on that the views know, at most 10,000 of them."""
+    found: list[tuple[int, bytes]] = []
+    tip = case.views.tip
+    if tip is None or case.views.engine is None:
+        return found
+    generations = Generations(case.fs, case.root)
+    with contextlib.suppress(HoldfastError), contextlib.ExitStack() as stack:
+        number = generations.current()
+        assert number is not None
+        plain = open_engine(case.views.engine, generations.data_path(number), create=False, read_only=True)
+        stack.callback(plain.close)
+        engine = sealed_engine(plain, None if case.cipher is None else case.cipher.rows)
+
+        def get(key: bytes) -> bytes | None:
+            stored = engine.get(key)
+            return None if stored is None else decode_row(key, stored)
+
+        for height in range(start, min(tip.height + 1, start + _HEIGHTS_MAX)):
+            block_hash = canonical_hash(get, height)
+            if block_hash is not None:
+                found.append((height, block_hash))
+    return found
 
 
 def _examine_views(fs: FileSystem, root: Path, cipher: StoreCipher | None) -> ViewsState:

@@ -16,7 +16,7 @@ from typing import get_args
 from .._fs import FileSystem, RealFileSystem, path_of
 from ..backup.keys import BackupKey
 from ..config import Settings
-from ..errors import CorruptionError, HoldfastError, InvalidInputError, MissingFile, StoreNotFound
+from ..errors import HoldfastError, InvalidInputError, MissingFile, StoreNotFound
 from ..journal.recovery import JOURNAL_DIRECTORY
 from ..store.checks import check_settings
 from ..store.identity import IDENTITY_NAME
@@ -150,8 +150,7 @@ def repair(
             return finished
         work = treatment.best(recover)
         if work is None:
-            if treatment.case.reasons:
-                problem.context["reason"] = "; ".join(treatment.case.reasons)
+            problem.remedy = remedy_for(root, treatment.case.reasons)
             raise problem
         return execute(treatment.case, work, settings, progress=progress)
     finally:
@@ -280,7 +279,7 @@ def _source_findings(case: Case) -> list[Finding]:
     return found
 
 
-def remedy_for(root: Path, error: CorruptionError, reasons: list[str]) -> str:
+def remedy_for(root: Path, reasons: list[str]) -> str:
     """What an operator does next about an open that was refused."""
     said = f" ({reasons[0]})" if reasons else ""
     return (

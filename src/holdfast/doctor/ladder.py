@@ -132,7 +132,7 @@ def _mend(fs: FileSystem, root: Path, settings: Settings, rung: Rung, error: Cor
         treatment = Treatment(examine_store(fs, root, settings))
         work = treatment.best(rung)
         if work is None:
-            error.remedy = remedy_for(root, error, treatment.case.reasons)
+            error.remedy = remedy_for(root, treatment.case.reasons)
             raise error
         return execute(treatment.case, work, settings)
     finally:

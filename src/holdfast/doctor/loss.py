@@ -8,7 +8,7 @@ Invariants:
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from .._fs import File, FileSystem
@@ -33,17 +33,22 @@ _RECENT = 256
 class _Lost:
     """Blocks that go, the lowest of them by name."""
 
-    def __init__(self, kept: int | None) -> None:
+    def __init__(self, kept: int | None, canonical: Iterable[tuple[int, bytes]]) -> None:
         self._kept = kept
         self._known: dict[bytes, int] = {}
         self._recent: deque[bytes] = deque(maxlen=_RECENT)
         self._count = 0
         self._lowest: int | None = None
         self._highest: int | None = None
+        self._counted: set[bytes] = set()
+        named = list(canonical)
+        for height, block_hash in named:
+            self.add(height, block_hash)
+        self._counted = {block_hash for _, block_hash in named}
 
     def add(self, height: int, block_hash: bytes) -> None:
         """This block goes. The same one may be added again, as long as few others were added meanwhile."""
-        if block_hash in self._known or block_hash in self._recent:
+        if block_hash in self._known or block_hash in self._recent or block_hash in self._counted:
             return
         self._recent.append(block_hash)
         self._count += 1
@@ -88,9 +93,10 @@ def loss_behind(
     *,
     exact: bool,
     cipher: PartCipher | None = None,
+    canonical: Iterable[tuple[int, bytes]] = (),
 ) -> Loss:
-    """What goes if frame ``last_seq`` is the last one: blocks of the frames behind it that can be read."""
-    lost = _Lost(kept_height)
+    """What goes if frame ``last_seq`` is the last one: blocks of the frames behind it, and ``canonical`` ones."""
+    lost = _Lost(kept_height, canonical)
     for frame, file in _frames_behind(fs, root, identity, segments, last_seq):
         for entry in _blocks_of(frame, file, cipher):
             lost.add_entry(entry)
@@ -107,9 +113,10 @@ def loss_above(
     *,
     exact: bool,
     cipher: PartCipher | None = None,
+    canonical: Iterable[tuple[int, bytes]] = (),
 ) -> Loss:
     """What goes if the block at ``height`` is the tip and the first block of a new store."""
-    lost = _Lost(height)
+    lost = _Lost(height, canonical)
     if identity is not None:
         for frame, file in _frames_behind(fs, root, identity, segments, 0):
             for entry in _blocks_of(frame, file, cipher):

@@ -26,7 +26,7 @@ from ..journal.watermark import WATERMARK_NAME
 from ..state.snapshot import CHUNKS_NAME, MANIFEST_NAME
 from ..store.base import BASE_NAME
 from ..store.identity import IDENTITY_NAME
-from .diagnose import Case
+from .diagnose import Case, canonical_in_views
 from .loss import loss_above, loss_behind, tip_of
 from .overlay import Overlay
 from .pieces import Builder, Chain, Piece
@@ -243,6 +243,7 @@ def plan_journal(case: Case, builder: Builder, chain: Chain) -> Work | None:
         case.newest_tip,
         exact=case.mark is not None,
         cipher=case.parts,
+        canonical=canonical_in_views(case, 0 if tip is None else tip[0] + 1),
     )
     height = None if tip is None else tip[0]
     return draft.work("backup", height, loss, fenced=True, frames=chain.last_seq, mark=mark)
@@ -274,6 +275,7 @@ def _plan_checkpoint(case: Case, name: str, height: int, stored_bytes: int) -> W
         case.newest_tip,
         exact=case.mark is not None,
         cipher=case.parts,
+        canonical=canonical_in_views(case, height + 1),
     )
     away = [
         *(f"{JOURNAL_DIRECTORY}/{each}" for each in case.fs.names(case.root / JOURNAL_DIRECTORY)),
