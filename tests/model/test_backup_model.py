@@ -39,6 +39,7 @@ from holdfast.backup import (
     verify_backup,
 )
 from holdfast.backup import create as creating
+from holdfast.backup.envelope import CHUNK, MANIFEST, MARK
 from holdfast.errors import BackupDamaged, BackupNotFound, CorruptionError
 from holdfast.store import opening
 from tests.model.test_state_model import examples
@@ -91,12 +92,12 @@ def _versions(name: str, steps: int) -> Iterator[Version]:
         shutil.rmtree(directory)
 
 
-def chunk_content(data: bytes) -> bytes | None:
-    """What a chunk of a repository without encryption holds, by the text of docs/FORMAT.md, section 10.2."""
-    if len(data) < 56:
+def content_of(data: bytes | None, expected: int) -> bytes | None:
+    """What an object of this kind holds in a repository without encryption, by docs/FORMAT.md, section 10.2."""
+    if data is None or len(data) < 56:
         return None
     magic, kind, codec, encryption, zero, raw, stored, name = struct.unpack(">8sBBBBIQ32s", data[:56])
-    if (magic, kind, encryption, zero) != (b"HFBACK_1", 1, 0, 0) or stored != len(data) - 56 or codec > 1:
+    if (magic, kind, encryption, zero) != (b"HFBACK_1", expected, 0, 0) or stored != len(data) - 56 or codec > 1:
         return None
     content: bytes = data[56:]
     if codec:
@@ -163,23 +164,28 @@ class BackupMachine(RuleBasedStateMachine):
         found = self.fs._files.get(PLACE / name)
         return None if found is None else bytes(found)
 
+    def _manifest(self, name: str) -> bytes | None:
+        return content_of(self._object(f"backups/{name}.manifest"), MANIFEST)
+
+    def _mark(self, name: str) -> bytes | None:
+        return content_of(self._object(f"backups/{name}.verified"), MARK)
+
     def _chunks(self) -> set[str]:
         return {path.name for path in self.fs._files if path.parent.parent == PLACE / "chunks"}
 
     def _good_chunk(self, name: str) -> bool:
-        data = self._object(f"chunks/{name[:2]}/{name}")
-        content = None if data is None else chunk_content(data)
+        content = content_of(self._object(f"chunks/{name[:2]}/{name}"), CHUNK)
         return content is not None and sha256(content).hexdigest() == name
 
     def _readable(self, name: str) -> bool:
-        return self._object(f"backups/{name}.manifest") == self.made[name].manifest
+        return self._manifest(name) == self.made[name].manifest
 
     def _good(self, name: str) -> bool:
         return self._readable(name) and all(self._good_chunk(chunk) for chunk in self.made[name].chunks)
 
     def _verified(self, name: str) -> bool:
         mark = self.made[name].mark
-        return mark is not None and self._object(f"backups/{name}.verified") == mark
+        return mark is not None and self._mark(name) == mark
 
     def _there(self) -> list[str]:
         return [name for name in self.made if self._object(f"backups/{name}.manifest") is not None]
@@ -212,7 +218,7 @@ class BackupMachine(RuleBasedStateMachine):
         version = histories()[store][self.at[store]]
         assert form.tip is not None
         assert form.tip.hash == version.chain[-1].hex()
-        manifest = self._object(f"backups/{form.name}.manifest")
+        manifest = self._manifest(form.name)
         assert manifest is not None
         chunks = {ref.id for file in form.files() for ref in file.chunks}
         self.made[form.name] = Made(store, version.chain, self.seconds, manifest, chunks)
@@ -230,7 +236,7 @@ class BackupMachine(RuleBasedStateMachine):
             return
         found = verify_backup(self.repository, name, workers=0)
         assert found.ok == self._good(name)
-        self.made[name].mark = self._object(f"backups/{name}.verified") if found.ok else None
+        self.made[name].mark = self._mark(name) if found.ok else None
 
     @rule(
         rules=st.builds(
@@ -347,11 +353,9 @@ class BackupMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.made)
     @rule(data=st.data(), how=st.sampled_from(["lost", "flipped", "cut", "longer", "empty", "another"]))
     def harm(self, data: st.DataObject, how: str) -> None:
-        paths = sorted(
-            path
-            for path in self.fs._files
-            if path.parts[:3] in (("/", "repository", "chunks"), ("/", "repository", "backups"))
-        )
+        kind = data.draw(st.sampled_from(["", ".manifest", ".verified"]), label="kind")
+        below = PLACE / ("backups" if kind else "chunks")
+        paths = sorted(path for path in self.fs._files if below in path.parents and path.suffix == kind)
         if not paths:
             return
         path = data.draw(st.sampled_from(paths), label="object")
@@ -386,6 +390,8 @@ TestBackup.settings = examples(12, 20)
 
 def test_the_model_knows_a_good_chunk_from_a_bad_one() -> None:
     head = struct.pack(">8sBBBBIQ32s", b"HFBACK_1", 1, 0, 0, 0, 3, 3, sha256(b"abc").digest())
-    assert chunk_content(head + b"abc") == b"abc"
-    assert chunk_content(head + b"abd") is None
-    assert chunk_content(head[:-1]) is None
+    assert content_of(head + b"abc", CHUNK) == b"abc"
+    assert content_of(head + b"abd", CHUNK) is None
+    assert content_of(head + b"abc", MARK) is None
+    assert content_of(head[:-1], CHUNK) is None
+    assert content_of(None, CHUNK) is None
