@@ -208,6 +208,31 @@ class Settings(BaseModel):
         Literal["lossless", "backup", "checkpoint"],
         Field(description="how far an open may go back by itself where the journal cannot be made whole; else refused"),
     ] = "lossless"
+    backup_schedule: Annotated[
+        str,
+        Field(
+            max_length=limits.BACKUP_SCHEDULE_CHARACTERS_MAX,
+            description="when backups are made, in UTC, such as 'daily 03:00' or '0 3 * * *'; empty: by no schedule",
+        ),
+    ] = ""
+    backup_test_restore: Annotated[
+        bool, Field(description="each scheduled backup is restored beside the store, compared and deleted")
+    ] = True
+    backup_keep_days: Annotated[
+        int, Field(ge=0, le=100_000, description="pruning also keeps verified backups of so many days")
+    ] = 0
+    backup_keep_hourly: Annotated[
+        int, Field(ge=0, le=1_000_000, description="and the newest of each of so many hours")
+    ] = 0
+    backup_keep_daily: Annotated[
+        int, Field(ge=0, le=1_000_000, description="and the newest of each of so many days")
+    ] = 0
+    backup_keep_weekly: Annotated[
+        int, Field(ge=0, le=1_000_000, description="and the newest of each of so many weeks")
+    ] = 0
+    backup_keep_monthly: Annotated[
+        int, Field(ge=0, le=1_000_000, description="and the newest of each of so many months")
+    ] = 0
     tree_bytes_max: Annotated[
         int, Field(ge=_MIB, le=1024 * _GIB, description="memory for the tree over the state, bytes")
     ] = 4 * _GIB

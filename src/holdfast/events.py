@@ -11,12 +11,14 @@ Invariants:
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Final
@@ -35,6 +37,7 @@ __all__ = [
     "deliver",
     "emit",
     "level_of",
+    "hushed",
     "listening",
     "make_event",
     "on_event",
@@ -110,6 +113,26 @@ EVENTS: Final[Mapping[str, EventInfo]] = {
         _INFO, "A store was made from a backup.", ("repository", "and everything of its report")
     ),
     "checkpoint_made": EventInfo(
+    "backup_tested": EventInfo(
+        _INFO,
+        "A scheduled backup was restored as a test, and its tip and root are right.",
+        ("repository", "name", "height", "hash", "root", "seconds"),
+    ),
+    "backup_test_skipped": EventInfo(
+        _WARNING,
+        "A scheduled backup was not restored as a test: there is no room, or no right to write beside the store.",
+        ("repository", "name", "needed_bytes", "free_bytes"),
+    ),
+    "backup_run_done": EventInfo(
+        _INFO,
+        "A scheduled run is complete: backup made, verified and tested, old ones removed.",
+        ("repository", "schedule", "due_us", "name", "tested", "removed", "seconds"),
+    ),
+    "backup_run_failed": EventInfo(
+        _ERROR,
+        "A scheduled run failed and is tried again later; commits go on.",
+        ("repository", "schedule", "due_us", "step", "failures", "retry_seconds"),
+    ),
         _INFO,
         "A checkpoint is complete.",
         ("checkpoint", "height", "keys", "chunks", "stored_bytes", "seconds"),
@@ -177,6 +200,8 @@ class Event:
 
 
 # -- telling --------------------------------------------------------------------------------------------------------
+_hushed: ContextVar[bool] = ContextVar("holdfast_hushed", default=False)
+
 
 
 def listening(name: str, level: int) -> bool:
@@ -214,11 +239,21 @@ def emit(name: str, level: int, message: str, /, **fields: object) -> None:
         fields: facts, as JSON values. Four of them are attributes of the event: ``place``, else the field ``url`` or
             ``path``; ``code`` and ``remedy``, else those of ``error``, a ``HoldfastError``.
     """
-    if listening(name, level):
+    if not _hushed.get() and listening(name, level):
         deliver(make_event(name, level, message, **fields))
 
 
 def deliver(event: Event) -> None:
+@contextlib.contextmanager
+def hushed() -> Iterator[None]:
+    """What this thread does inside is not told: it happens to a store that is nobody's, and its outcome is told."""
+    token = _hushed.set(True)
+    try:
+        yield
+    finally:
+        _hushed.reset(token)
+
+
     """``event`` is logged and waits for every callback that wants it."""
     for subscription in _subscriptions:
         if subscription._wants(event.name, event.level):

@@ -59,6 +59,7 @@ DOCUMENT_PART_BYTES_MAX: Final = 64 * 1024 * 1024
 """A longer batch becomes several parts of one frame."""
 
 BACKUP_TARGET_CHARACTERS_MAX: Final = 900
+BACKUP_SCHEDULE_CHARACTERS_MAX: Final = 100
 OBJECT_TIMEOUT_SECONDS_MAX: Final = 60.0
 """Longest request to an object store; the lock of a repository there reckons with it."""
 OBJECTS_LISTED_MAX: Final = 20_000_000

@@ -10,6 +10,9 @@ from .place import repository_place
 from .prune import KeepRules, PruneReport, prune_backups
 from .repository import BackupRepository, open_repository
 from .restore import RestoreReport, restore_backup
+from .runs import RunReport, ScheduledBackups
+from .schedule import Schedule
+from .scheduler import BackupScheduler
 from .segments import SegmentSource, archive_of, fetch_segments, originals_of
 from .target import DirectoryTarget, Target
 from .verify import BackupCheck, verify_backup
@@ -19,6 +22,7 @@ __all__ = [
     "BackupKey",
     "BackupReport",
     "BackupRepository",
+    "BackupScheduler",
     "BackupSource",
     "CopyReport",
     "DirectoryTarget",
@@ -27,6 +31,9 @@ __all__ = [
     "ObjectTarget",
     "PruneReport",
     "RestoreReport",
+    "RunReport",
+    "Schedule",
+    "ScheduledBackups",
     "SegmentSource",
     "Target",
     "archive_of",

@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 import msgspec
 
 from .._failpoints import hit
+from ..config import Settings
 from ..errors import BackupDamaged, BackupNotFound, InvalidInputError
 from .manifest import Manifest
 from .pieces import Progress
@@ -26,6 +27,7 @@ from .target import CHUNKS
 __all__ = ["KeepRules", "PruneReport", "prune_backups"]
 
 _MICROSECONDS = 1_000_000
+_DAY_SECONDS = 86_400
 _COUNT_MAX = 1_000_000
 _FORMATS = {"hourly": "%Y%m%d%H", "daily": "%Y%m%d", "weekly": "%G%V", "monthly": "%Y%m"}
 
@@ -43,6 +45,18 @@ class KeepRules(msgspec.Struct, frozen=True):
     daily: int = 0
     weekly: int = 0
     monthly: int = 0
+
+    @classmethod
+    def of(cls, settings: Settings) -> KeepRules:
+        """As the settings say."""
+        return cls(
+            last=settings.max_backups,
+            within_seconds=settings.backup_keep_days * _DAY_SECONDS,
+            hourly=settings.backup_keep_hourly,
+            daily=settings.backup_keep_daily,
+            weekly=settings.backup_keep_weekly,
+            monthly=settings.backup_keep_monthly,
+        )
 
     def __post_init__(self) -> None:
         for name in ("last", "hourly", "daily", "weekly", "monthly"):

@@ -41,6 +41,7 @@ from .checks import check_block, check_blocks, check_forced, check_hash, check_h
 from .compacting import CompactReport
 from .documents import Documents, list_spaces
 from .draft import Draft
+from .endings import run_endings
 from .indexes import IndexReader, IndexStatus
 from .pruning import PrunePolicy, PruneReport
 from .retention import Retention
@@ -633,6 +634,7 @@ class Store:
             if self._closed is not None:
                 return
             self._closed = "the store is closed"
+        run_endings(self)
         _open_stores.discard(self)
         self.state.rebind(self._refuse_row)
         self._backend.close()

@@ -1,0 +1,390 @@
+"""Scheduled runs: which one is due, what it does, and what of it is known after any crash.
+
+A run makes a backup, verifies it, restores it as a test and prunes. Its state is ``DATA/schedule.json``
+(docs/FORMAT.md, section 10.7), published before each step that must not be done twice.
+
+Invariants:
+    * Of all instants of the schedule that passed only the last counts: a missed run is made up once. An instant that
+      was handled is not handled again when the clock goes forwards, or back by up to a day or a period of the schedule.
+      One that went back further was wrong before, and holds up no more than one run.
+    * A run that was cut off goes on with the backup that it made, if it made one.
+    * One run at a time and store: whoever has ``DATA/schedule.lock``. It reads the state first.
+    * Nothing is pruned by a run whose backup is not verified, or did not pass its test.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final, Literal
+
+import msgspec
+
+from .. import events
+from .._failpoints import hit
+from .._fs import FileSystem, RealFileSystem
+from .._json import check_depth
+from .._keys import StoreKey, using_key
+from ..config import Settings
+from ..errors import (
+    BackupDamaged,
+    BackupNotFound,
+    CorruptionError,
+    FormatTooNew,
+    HoldfastError,
+    InternalError,
+    MissingFile,
+    StoreLocked,
+)
+from ..store.opening import read_identity
+from .create import create_backup
+from .manifest import Manifest, new_name
+from .proof import restore_and_compare
+from .prune import KeepRules, prune_backups
+from .repository import BackupRepository
+from .schedule import Schedule
+from .verify import verify_backup
+
+__all__ = ["BACKOFF_SECONDS_MAX", "RunReport", "ScheduleState", "ScheduledBackups", "load_schedule_state"]
+
+STATE_NAME: Final = "schedule.json"
+LOCK_NAME: Final = "schedule.lock"
+BACKOFF_SECONDS_MAX: Final = 3600
+_BACKOFF_SECONDS_FIRST: Final = 60
+_STATE_BYTES_MAX: Final = 4096
+_KIND: Final = "holdfast-schedule"
+_FORMAT: Final = 1
+_SECOND_US: Final = 1_000_000
+_BACK_US_MAX: Final = 86_400 * _SECOND_US
+_STAMP: Final = len("YYYYMMDDThhmmssffffff")
+
+
+class ScheduleState(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """``schedule.json``. Times are microseconds since 1970, UTC; 0 is none.
+
+    ``handled_us``: instants up to here are done. ``ahead_us``: one that was done while the clock was ahead.
+    ``started_us``: when the run began that is not done; ``backup`` is the one that it made, ``anew`` says that it was
+    damaged and the next has to be made with ``check``. ``failures`` of the run so far, and when it is tried again.
+    """
+
+    ahead_us: int = 0
+    anew: bool = False
+    backup: str = ""
+    failures: int = 0
+    format: int = _FORMAT
+    handled_us: int = 0
+    kind: str = _KIND
+    retry_us: int = 0
+    started_us: int = 0
+
+
+class RunReport(msgspec.Struct, frozen=True):
+    """A run that is done. ``due_us`` is its instant; ``tested`` says whether the backup was restored as a test."""
+
+    due_us: int
+    name: str
+    tested: Literal["passed", "skipped", "off"]
+    removed: tuple[str, ...]
+    seconds: float
+
+    def as_dict(self) -> dict[str, object]:
+        """As plain JSON values."""
+        return {
+            **msgspec.structs.asdict(self),
+            "removed": list(self.removed),
+            "seconds": round(self.seconds, 3),
+        }
+
+
+class _Stopped(Exception):
+    """The run was asked to end."""
+
+
+def load_schedule_state(root: Path, *, fs: FileSystem | None = None) -> ScheduleState | None:
+    """What is known of the runs of the store at ``root``; ``None`` if nothing is.
+
+    A state that cannot be read counts as one in which nothing was done: a backup too many is better than one too few.
+    Raises ``FormatTooNew``.
+    """
+    files = fs or RealFileSystem()
+    try:
+        data = files.read_bytes(root / STATE_NAME, limit=_STATE_BYTES_MAX)
+    except MissingFile:
+        return None
+    except HoldfastError:
+        return ScheduleState()
+    try:
+        check_depth(data)
+        state = msgspec.json.decode(data, type=ScheduleState)
+    except ValueError:
+        return ScheduleState()
+    if state.kind == _KIND and state.format > _FORMAT:
+        raise FormatTooNew("the schedule was written in a newer format", path=root / STATE_NAME, found=state.format)
+    times = (state.ahead_us, state.handled_us, state.retry_us, state.started_us, state.failures)
+    sound = state.kind == _KIND and state.format == _FORMAT and all(0 <= value < 2**63 for value in times)
+    return state if sound else ScheduleState()
+
+
+class ScheduledBackups:
+    """The runs of one store. Belongs to one thread; another process may have the store open, or none."""
+
+    def __init__(
+        self,
+        root: str | os.PathLike[str],
+        schedule: Schedule,
+        repository: Callable[[], BackupRepository],
+        *,
+        settings: Settings | None = None,
+        clock: Callable[[], int] = lambda: time.time_ns() // 1000,
+        stopped: Callable[[], bool] = lambda: False,
+        workers: int | None = None,
+        bytes_per_second: int | None = None,
+        store_key: StoreKey | None = None,
+        fs: FileSystem | None = None,
+    ) -> None:
+        """Nothing is read yet.
+
+        Args:
+            root: directory of the store.
+            repository: opens the repository, for each run anew.
+            settings: rules of pruning, whether backups are tested, and how the tested store is opened.
+            clock: microseconds since 1970, UTC.
+            store_key: that of an encrypted store, without which it cannot be restored as a test.
+            stopped: asked now and then during a run, which ends once it is true and is gone on with the next time.
+        """
+        self.root = Path(root).absolute()
+        self.schedule = schedule
+        self._open = repository
+        self._settings = settings or Settings()
+        self._clock = clock
+        self._stopped = stopped
+        self._workers = workers
+        self._rate = bytes_per_second
+        self._store_key = store_key
+        self._fs = fs or RealFileSystem()
+        self._place = "the repository"
+        self._pause_until_us = 0
+        self.failure: HoldfastError | None = None
+        """Why the last run failed; ``None`` if it did not."""
+
+    # -- what is due ----------------------------------------------------------------------------------------------
+
+    def next_us(self) -> int | None:
+        """When the next run is due or tried again, as far as it is known now."""
+        now = self._clock()
+        state = load_schedule_state(self.root, fs=self._fs) or ScheduleState(handled_us=now)
+        state = self._settled(state, now)
+        if self._due(state, now) is not None:
+            return max(now, state.retry_us if state.failures else now)
+        after = max(now, state.handled_us)
+        return self.schedule.next(after)
+
+    def _settled(self, state: ScheduleState, now: int) -> ScheduleState:
+        """``state`` after a look at the clock, which may have been far ahead."""
+        if now >= state.handled_us - _BACK_US_MAX:
+            return state
+        floor = self.schedule.next(now)
+        if floor is None or floor >= state.handled_us:
+            return state
+        return msgspec.structs.replace(state, handled_us=floor, ahead_us=max(state.ahead_us, state.handled_us))
+
+    def _due(self, state: ScheduleState, now: int) -> int | None:
+        due = self.schedule.previous(now)
+        return None if due is None or due <= state.handled_us or due == state.ahead_us else due
+
+    def _waits(self, state: ScheduleState, now: int) -> bool:
+        """True before the next attempt. A time too far away was written by a clock that was ahead."""
+        for until in (state.retry_us if state.failures else 0, self._pause_until_us):
+            if now < until <= now + BACKOFF_SECONDS_MAX * _SECOND_US:
+                return True
+        return False
+
+    # -- running --------------------------------------------------------------------------------------------------
+
+    def run_due(self) -> RunReport | None:
+        """The run that is due, if one is; ``None`` if none is, if another process is at it, or if it failed.
+
+        A failed run is told by the event ``backup_run_failed``, kept in ``failure`` and tried again, after a minute,
+        two minutes, four, up to an hour. Raises nothing but what ends the process.
+        """
+        try:
+            lock = self._fs.lock(self.root / LOCK_NAME, f"{os.getpid()} schedule")
+        except StoreLocked:
+            return None
+        except HoldfastError as error:
+            self._tell_failed(ScheduleState(), None, "lock", error)
+            return None
+        try:
+            with using_key(self._store_key):
+                return self._run_due()
+        finally:
+            lock.release()
+
+    def _run_due(self) -> RunReport | None:
+        step, due, state = "state", None, ScheduleState()
+        try:
+            now = self._clock()
+            found = load_schedule_state(self.root, fs=self._fs)
+            state = self._settled(found or ScheduleState(handled_us=now), now)
+            if state != found:
+                self._publish(state)
+            due = self._due(state, now)
+            if due is None or self._waits(state, now):
+                return None
+            return self._run(state, due)
+        except _Stopped:
+            return None
+        except _Failed as failed:
+            step, state, error = failed.step, failed.state, failed.error
+        except HoldfastError as found_error:
+            error = found_error
+        self._tell_failed(state, due, step, error)
+        return None
+
+    def _run(self, state: ScheduleState, due: int) -> RunReport:
+        """The run of the instant ``due``. Raises ``_Failed``."""
+        started = time.monotonic()
+        step = "state"
+        try:
+            resumed = state.started_us != 0
+            if not resumed:
+                state = msgspec.structs.replace(state, started_us=max(1, self._clock()), backup="")
+                self._publish(state)
+            step = "open"
+            repository = self._open()
+            self._place = repository.place
+            step = "create"
+            if not state.backup:
+                name = self._made_before(repository, state.started_us) if resumed and not state.anew else None
+                state = msgspec.structs.replace(state, backup=name or self._create(repository, state), anew=False)
+                hit("backup.schedule.made")
+                self._publish(state)
+            step = "verify"
+            self._verify(repository, state.backup)
+            step = "test"
+            tested = self._test(repository, state.backup)
+            step = "prune"
+            removed = prune_backups(
+                repository, KeepRules.of(self._settings), progress=self._look, now_us=self._clock
+            ).removed
+            step = "state"
+            hit("backup.schedule.done")
+            self._publish(ScheduleState(handled_us=due, ahead_us=state.ahead_us))
+        except HoldfastError as error:
+            raise _Failed(step, state, error) from error
+        except _Stopped:
+            raise
+        except Exception as error:  # of ours, or of a library: backups go on
+            raise _Failed(step, state, InternalError(f"{type(error).__name__}: {error}", path=self.root)) from error
+        self.failure, self._pause_until_us = None, 0
+        report = RunReport(due, state.backup, tested, removed, time.monotonic() - started)
+        events.emit(
+            "backup_run_done",
+            logging.INFO,
+            f"the scheduled backup {report.name} of {self.root} is made, verified and {_WORDS[tested]}",
+            path=str(self.root),
+            repository=self._place,
+            schedule=self.schedule.text,
+            **report.as_dict(),
+        )
+        return report
+
+    def _made_before(self, repository: BackupRepository, started_us: int) -> str | None:
+        """The newest backup of this store that was made since the run began: the run made it, or nobody has to."""
+        store_id = read_identity(self._fs, self.root).store_id.hex()
+        since = new_name(started_us)[:_STAMP]
+        newest: Manifest | None = next((form for form in repository.readable() if form.store_id == store_id), None)
+        return newest.name if newest is not None and newest.name[:_STAMP] >= since else None
+
+    def _create(self, repository: BackupRepository, state: ScheduleState) -> str:
+        return create_backup(
+            self.root,
+            repository,
+            check=state.anew,
+            bytes_per_second=self._rate,
+            workers=self._workers,
+            progress=self._look,
+            fs=self._fs,
+            clock=self._clock,
+        ).manifest.name
+
+    def _verify(self, repository: BackupRepository, name: str) -> None:
+        check = verify_backup(repository, name, workers=self._workers, progress=self._look)
+        if not check.ok:
+            raise BackupDamaged(
+                "the scheduled backup did not verify", path=repository.place, object=name, found=len(check.problems)
+            )
+
+    def _test(self, repository: BackupRepository, name: str) -> Literal["passed", "skipped", "off"]:
+        if not self._settings.backup_test_restore:
+            return "off"
+        proof = restore_and_compare(
+            repository,
+            name,
+            self.root,
+            settings=self._settings,
+            workers=self._workers,
+            progress=self._look,
+            fs=self._fs,
+        )
+        return "passed" if proof.passed else "skipped"
+
+    def _look(self, done: int, total: int) -> None:
+        del done, total
+        if self._stopped():
+            raise _Stopped
+
+    # -- state ----------------------------------------------------------------------------------------------------
+
+    def _publish(self, state: ScheduleState) -> None:
+        self._fs.write_atomic(self.root / STATE_NAME, msgspec.json.encode(state, order="sorted"))
+
+    def _tell_failed(self, state: ScheduleState, due: int | None, step: str, error: HoldfastError) -> None:
+        """The failure is known, told, and written down if that is possible."""
+        failures = min(state.failures + 1, 1_000_000)
+        pause = min(BACKOFF_SECONDS_MAX, _BACKOFF_SECONDS_FIRST * 2 ** min(failures - 1, 20))
+        self.failure = error
+        self._pause_until_us = self._clock() + pause * _SECOND_US
+        useless = isinstance(error, CorruptionError | BackupNotFound) and step in ("verify", "test")
+        if due is not None:
+            state = msgspec.structs.replace(state, failures=failures, retry_us=self._pause_until_us)
+            if useless:
+                state = msgspec.structs.replace(state, backup="", anew=isinstance(error, CorruptionError))
+            try:
+                self._publish(state)
+            except HoldfastError as second:
+                error.context.setdefault("state", str(second))
+        events.emit(
+            "backup_run_failed",
+            logging.ERROR,
+            f"the scheduled backup of {self.root} failed at the step '{step}': {error}",
+            path=str(self.root),
+            repository=self._place,
+            schedule=self.schedule.text,
+            due_us=due,
+            step=step,
+            failures=failures,
+            retry_seconds=pause,
+            code=error.code,
+            remedy=error.remedy,
+        )
+
+
+class _Failed(Exception):
+    """A step of a run failed; ``state`` is what was published last."""
+
+    def __init__(self, step: str, state: ScheduleState, error: HoldfastError) -> None:
+        super().__init__(step)
+        self.step = step
+        self.state = state
+        self.error = error
+
+
+_WORDS: Final = {
+    "passed": "restored as a test",
+    "skipped": "not restored as a test: see the event before",
+    "off": "not restored as a test: that is switched off",
+}

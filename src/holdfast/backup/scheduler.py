@@ -1,0 +1,127 @@
+"""Backups by schedule inside a process that has the store open.
+
+Invariants:
+    * The thread ends with its store: when it is closed, when it is collected, and in a child after ``fork()``.
+    * A run stops at its next piece of work when it is asked to, and the next start goes on with it.
+    * Whatever fails in a run is an event, and the store goes on.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from types import TracebackType
+from typing import Final
+
+from .._keys import StoreKey, using_key
+from ..errors import InvalidInputError, StateError
+from ..store.endings import on_close
+from ..store.store import Store
+from .keys import BackupKey
+from .place import repository_place
+from .repository import BackupRepository, open_repository
+from .runs import ScheduledBackups
+from .schedule import Schedule
+
+__all__ = ["BackupScheduler", "follow_schedule"]
+
+_LOOK_SECONDS: Final = 30.0
+"""Longest time between two looks at the clock, which may jump."""
+
+
+class BackupScheduler:
+    """Makes the backups of an open store by its settings, in a thread of its own. A context manager."""
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        schedule: str | None = None,
+        repository: str | None = None,
+        key: BackupKey | None = None,
+        bytes_per_second: int | None = None,
+        clock: Callable[[], int] = lambda: time.time_ns() // 1000,
+    ) -> None:
+        """Nothing happens before ``start``.
+
+        Args:
+            schedule: words or cron text; else the setting ``backup_schedule``.
+            repository: directory or URL, made if nothing is there; else the setting ``backup_target``.
+            key: of an encrypted repository.
+        Raises:
+            InvalidInputError: there is no schedule, it means nothing, or the store is in memory.
+        """
+        settings = store.settings
+        if store.path is None:
+            raise InvalidInputError("a store in memory has no files to back up")
+        text = settings.backup_schedule if schedule is None else schedule
+        if not text:
+            raise InvalidInputError("there is no schedule", remedy="set 'backup_schedule', such as 'daily 03:00'")
+        place = repository_place(settings.backup_target, store.path) if repository is None else repository
+        assert place is not None
+
+        def opened() -> BackupRepository:
+            return open_repository(place, key=key, create=True)
+
+        self._ended = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._store = weakref.ref(store)
+        self.backups = ScheduledBackups(
+            store.path,
+            Schedule(text),
+            opened,
+            settings=settings,
+            clock=clock,
+            stopped=self._ended.is_set,
+            bytes_per_second=bytes_per_second,
+            store_key=store.key,
+        )
+
+    def start(self) -> BackupScheduler:
+        """The thread runs, until ``stop`` or until the store is closed. Raises ``StateError`` if it did before."""
+        store = self._store()
+        if self._thread is not None or store is None:
+            raise StateError("a scheduler is started once, while its store is open")
+        on_close(store, self.stop)
+        weakref.finalize(store, self._ended.set)
+        self._thread = threading.Thread(
+            target=follow_schedule,
+            args=(self.backups, self._ended, store.key),
+            name="holdfast-backups",
+            daemon=True,
+        )
+        self._thread.start()
+        return self
+
+    def stop(self) -> None:
+        """The thread has ended; a run that was under way is gone on with another time. Twice is harmless."""
+        self._ended.set()
+        thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
+            thread.join()
+
+    def __enter__(self) -> BackupScheduler:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+
+def follow_schedule(
+    backups: ScheduledBackups,
+    ended: threading.Event,
+    store_key: StoreKey | None = None,
+    *,
+    clock: Callable[[], int] = lambda: time.time_ns() // 1000,
+) -> None:
+    """What is due is run, until ``ended`` is set. ``store_key``: an encrypted store is restored with it, to test."""
+    while not ended.is_set():
+        with using_key(store_key):
+            backups.run_due()
+        upcoming = backups.next_us()
+        left = _LOOK_SECONDS if upcoming is None else (upcoming - clock()) / 1e6
+        ended.wait(min(_LOOK_SECONDS, max(1.0, left)))

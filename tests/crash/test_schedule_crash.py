@@ -1,0 +1,161 @@
+"""Kills and power cuts at every operation of a scheduled run: nothing is made twice, nothing is left beside."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from holdfast import Settings
+from holdfast._fs import FileSystem
+from holdfast.backup import BackupRepository, Schedule, ScheduledBackups, open_repository, proof, verify_backup
+from holdfast.backup.manifest import Manifest, new_name
+from holdfast.backup.pieces import Progress
+from holdfast.backup.runs import load_schedule_state
+from holdfast.store.opening import make_directories
+from holdfast.testing.crashfs import CrashableFileSystem, Fault, Keep, SimulatedCrash
+from tests.crash.support import report
+from tests.unit.store_support import chain_of, open_quick
+
+KEEPS: tuple[Keep, ...] = ("all", "none", "random")
+PLACE = Path("/repository")
+HOUR_US = 3600 * 1_000_000
+START_US = 500_000 * HOUR_US + 1
+SETTINGS = Settings(disk_reserve_bytes=0, max_backups=1, flush_interval_seconds=3600.0)
+
+pytestmark = pytest.mark.crash
+
+
+class Node:
+    """A store on a simulated device and an hourly schedule; the clock moves on by a second for each look."""
+
+    def __init__(self, fs: CrashableFileSystem, root: Path, now: int) -> None:
+        self.fs = fs
+        self.now = now
+        self.backups = ScheduledBackups(
+            root,
+            Schedule("hourly"),
+            lambda: open_repository(PLACE, create=True, fs=fs),
+            settings=SETTINGS,
+            clock=self.clock,
+            workers=0,
+            fs=fs,
+        )
+
+    def clock(self) -> int:
+        self.now += 1_000_000
+        return self.now
+
+    def names(self) -> list[str]:
+        return open_repository(PLACE, fs=self.fs).names()
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[Path, bytes]]:
+    root = tmp_path_factory.mktemp("source") / "s"
+    with open_quick(root) as store:
+        for block in chain_of(None, 3):
+            store.add(block)
+    wanted = [root / "holdfast.toml", root / "watermark", *(root / "journal").glob("*.seg")]
+    return root, {path: path.read_bytes() for path in wanted}
+
+
+def begun(source: tuple[Path, dict[Path, bytes]]) -> CrashableFileSystem:
+    """A device on which one run was made, and the next is due in an hour."""
+    root, files = source
+    fs = CrashableFileSystem.from_files(files, {Path("/"), root.parent, root, root / "journal"})
+    node = Node(fs, root, START_US)
+    assert node.backups.run_due() is None
+    node.now += HOUR_US
+    assert node.backups.run_due() is not None
+    return CrashableFileSystem.from_files(fs.files(), fs.directories())
+
+
+def explore(source: tuple[Path, dict[Path, bytes]]) -> Counter[str]:
+    root = source[0]
+    base = begun(source)
+    files, directories = base.files(), base.directories()
+    due = START_US + 2 * HOUR_US
+
+    def fresh() -> CrashableFileSystem:
+        return CrashableFileSystem.from_files(files, directories)
+
+    whole = fresh()
+    whole.operations = 0
+    assert Node(whole, root, due).backups.run_due() is not None
+    counts: Counter[str] = Counter(operations=whole.operations)
+    for at in range(1, whole.operations + 1):
+        fs = fresh()
+        fs.rng.seed(at)
+        fs.operations = 0
+        fs.counts.clear()
+        fs.faults = (Fault(at, torn=True),)
+        with pytest.raises(SimulatedCrash):
+            Node(fs, root, due).backups.run_due()
+        for number, keep in enumerate(KEEPS):
+            counts["images"] += 1
+            counts[check(booted(fs, random.Random(at * 10 + number), keep), root, due)] += 1
+    return counts
+
+
+def booted(fs: CrashableFileSystem, rng: random.Random, keep: Keep) -> CrashableFileSystem:
+    """The device after the crash. What lay in a directory that was removed (durably, at once) is gone with it."""
+    after = fs.crash(rng, keep=keep)
+    there = fs.directories()
+    return CrashableFileSystem.from_files({p: data for p, data in after.files().items() if p.parent in there}, there)
+
+
+def check(fs: CrashableFileSystem, root: Path, due: int) -> str:
+    """After the crash the run is done once: with the backup that was made, if one was."""
+    node = Node(fs, root, due + 60_000_000)
+    state = load_schedule_state(root, fs=fs)
+    assert state is not None
+    handled = state.handled_us == due // HOUR_US * HOUR_US
+    made = [name for name in node.names() if name >= new_name(due)]
+    done = node.backups.run_due()
+    assert node.backups.failure is None
+    place = open_repository(PLACE, fs=fs)
+    after = place.names()
+    assert len(after) == 1, "pruned to one"
+    assert verify_backup(place, after[0], workers=0, mark=False).ok
+    assert not fs.exists(root.with_name("s.test-restore")), "the test left something"
+    assert node.backups.run_due() is None, "it is not run again"
+    assert (done is None) == handled
+    assert after[0] >= new_name(due)[:16], "the backup of the run before is none of this one"
+    assert len(made) <= 1
+    if done is None:
+        assert made == after
+        return "was done"
+    if made:
+        assert [done.name] == made == after, "the backup that was made is the one of the run"
+        return "went on with its backup"
+    assert [done.name] == after
+    return "began anew"
+
+
+def pretended(
+    repository: BackupRepository,
+    form: Manifest,
+    target: Path,
+    settings: Settings,
+    workers: int | None,
+    progress: Progress | None,
+    fs: FileSystem,
+) -> None:
+    """In the place of the restore, which has crash tests of its own and needs a real directory: it leaves files."""
+    del repository, form, settings, workers, progress
+    make_directories(fs, target / "journal")
+    fs.write_atomic(target / "journal" / "0000000001.seg", bytes(100))
+    make_directories(fs, target.with_name("store.partial"))
+    fs.write_atomic(target.with_name("store.partial") / "lock", b"")
+
+
+def test_a_scheduled_run_is_cut_at_every_operation(
+    source: tuple[Path, dict[Path, bytes]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(proof, "_restore", pretended)
+    counts = explore(source)
+    least = {"operations": 50, "images": 150, "began anew": 3, "went on with its backup": 3, "was done": 1}
+    report("scheduled run", counts, at_least=least)
