@@ -36,8 +36,8 @@ __all__ = [
     "corruption_found",
     "deliver",
     "emit",
-    "level_of",
     "hushed",
+    "level_of",
     "listening",
     "make_event",
     "on_event",
@@ -112,7 +112,6 @@ EVENTS: Final[Mapping[str, EventInfo]] = {
     "backup_restored": EventInfo(
         _INFO, "A store was made from a backup.", ("repository", "and everything of its report")
     ),
-    "checkpoint_made": EventInfo(
     "backup_tested": EventInfo(
         _INFO,
         "A scheduled backup was restored as a test, and its tip and root are right.",
@@ -133,6 +132,7 @@ EVENTS: Final[Mapping[str, EventInfo]] = {
         "A scheduled run failed and is tried again later; commits go on.",
         ("repository", "schedule", "due_us", "step", "failures", "retry_seconds"),
     ),
+    "checkpoint_made": EventInfo(
         _INFO,
         "A checkpoint is complete.",
         ("checkpoint", "height", "keys", "chunks", "stored_bytes", "seconds"),
@@ -199,9 +199,9 @@ class Event:
         }
 
 
-# -- telling --------------------------------------------------------------------------------------------------------
 _hushed: ContextVar[bool] = ContextVar("holdfast_hushed", default=False)
 
+# -- telling --------------------------------------------------------------------------------------------------------
 
 
 def listening(name: str, level: int) -> bool:
@@ -243,7 +243,6 @@ def emit(name: str, level: int, message: str, /, **fields: object) -> None:
         deliver(make_event(name, level, message, **fields))
 
 
-def deliver(event: Event) -> None:
 @contextlib.contextmanager
 def hushed() -> Iterator[None]:
     """What this thread does inside is not told: it happens to a store that is nobody's, and its outcome is told."""
@@ -254,6 +253,7 @@ def hushed() -> Iterator[None]:
         _hushed.reset(token)
 
 
+def deliver(event: Event) -> None:
     """``event`` is logged and waits for every callback that wants it."""
     for subscription in _subscriptions:
         if subscription._wants(event.name, event.level):
