@@ -10,8 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from holdfast import Settings
-from holdfast._fs import File, FileLock, MemoryFileSystem, RealFileSystem, Space
 from holdfast.backup import (
     BackupRepository,
     DirectoryTarget,
@@ -19,47 +17,22 @@ from holdfast.backup import (
     create_backup,
     open_repository,
     prune_backups,
-    restore_backup,
     verify_backup,
 )
 from holdfast.backup import restore as restoring
 from holdfast.backup.manifest import Manifest
 from holdfast.errors import HoldfastError, OutOfSpace
-from holdfast.recovery.resting import read_marks
 from holdfast.store import opening
-from holdfast.store.factory import open_store
-from holdfast.store.opening import directory_state, read_identity
 from holdfast.testing.crashfs import CrashableFileSystem, Fault, Keep, SimulatedCrash
-from holdfast.testing.machine import Machine, new_machine
+from tests.crash.backup_rig import PLACE, Rig, Source
 from tests.crash.support import report
-from tests.unit.backup_support import SMALL, grown, small_segments
-from tests.unit.store_support import chain_of, open_quick
+from tests.unit.backup_support import SMALL, small_segments
 
 __all__ = ["small_segments"]
 
 KEEPS: tuple[Keep, ...] = ("all", "none", "random", "random")
-PLACE = Path("/repository")
-SETTINGS = Settings(flush_interval_seconds=3600.0)
 
 pytestmark = pytest.mark.usefixtures("small_segments")
-
-
-class Source:
-    """A store on the real disk as it was twice: files below its directory."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        blocks = chain_of(None, 30)
-        with open_quick(root) as store:
-            for block in blocks:
-                store.add(block)
-            self.first = self._files()  # while it is open: its last segment is not sealed
-        grown(root, 8, after=blocks[-1])
-        self.second = self._files()
-
-    def _files(self) -> dict[Path, bytes]:
-        wanted = [self.root / "holdfast.toml", self.root / "watermark", *(self.root / "journal").glob("*.seg")]
-        return {path: path.read_bytes() for path in wanted}
 
 
 @pytest.fixture(scope="module")
@@ -321,142 +294,6 @@ def test_chunks_that_go_before_their_manifest_are_found_out(source: Source, monk
 
 
 # -- restore --------------------------------------------------------------------------------------------------------
-
-
-class Moving:
-    """A machine's files on which one directory can be renamed: what lies in it moves with one name of its own."""
-
-    persistent = True
-
-    def __init__(self, machine: Machine, source: Path, target: Path) -> None:
-        self.machine = machine
-        self.source = source
-        self.target = target
-        self._here, self._there = source.parent.parent / "name", target.parent / "moved name"
-
-    def put(self) -> None:
-        """The name is there, durably."""
-        fs = self.machine.fs
-        fs.open(self._here, create=True)
-        fs.sync_directory(self._here.parent)
-
-    @property
-    def moved(self) -> bool:
-        return self._there in self.machine.fs._names
-
-    def _at(self, path: Path) -> Path:
-        inside = self.target in (path, *path.parents)
-        if inside and self.moved:
-            return self.source / path.relative_to(self.target)
-        if self.moved and self.source in (path, *path.parents):
-            return Path("/nowhere") / path.relative_to(self.source)
-        return path
-
-    def open(self, path: Path, *, create: bool = False, read_only: bool = False) -> File:
-        return self.machine.fs.open(self._at(path), create=create, read_only=read_only)
-
-    def exists(self, path: Path) -> bool:
-        return self.machine.fs.exists(self._at(path))
-
-    def names(self, directory: Path) -> list[str]:
-        return self.machine.fs.names(self._at(directory))
-
-    def make_directory(self, path: Path) -> None:
-        self.machine.fs.make_directory(self._at(path))
-
-    def remove(self, path: Path) -> None:
-        self.machine.fs.remove(self._at(path))
-
-    def remove_tree(self, path: Path) -> None:
-        place = self._at(path)
-        if self.moved and place == self.source.parent:
-            for name in self.machine.fs.names(place):
-                self.machine.fs.remove(place / name)
-            return
-        self.machine.fs.remove_tree(place)
-        for engine in [each for each in self.machine.disks if place in (each, *each.parents)]:
-            del self.machine.disks[engine]
-
-    def rename(self, source: Path, target: Path) -> None:
-        if source == self.source:
-            self.machine.fs.rename(self._here, self._there)
-        else:
-            self.machine.fs.rename(self._at(source), self._at(target))
-
-    def sync_directory(self, path: Path) -> None:
-        self.machine.fs.sync_directory(self._at(path))
-
-    def read_bytes(self, path: Path, *, limit: int) -> bytes:
-        return self.machine.fs.read_bytes(self._at(path), limit=limit)
-
-    def write_atomic(self, path: Path, data: bytes) -> None:
-        self.machine.fs.write_atomic(self._at(path), data)
-
-    def lock(self, path: Path, owner: str) -> FileLock:
-        return self.machine.fs.lock(self._at(path), owner)
-
-    def space(self, path: Path) -> Space:
-        return self.machine.fs.space(path)
-
-
-class Rig:
-    """A repository that nothing happens to, and a machine on which its backup is restored."""
-
-    def __init__(self, source: Source, root: Path) -> None:
-        self.place = open_repository(PLACE, create=True, fs=MemoryFileSystem())
-        self.form = create_backup(source.root, self.place, workers=0, fs=RealFileSystem()).manifest
-        self.target = root / "t"
-        self.staged = root / "t.partial" / "store"
-        for path in (self.target, self.staged):  # what the fingerprint looks at
-            (path / "journal").mkdir(parents=True)
-            (path / "LOCK").touch()
-        self.root = root
-
-    def machine(self, *, seed: int = 0, faults: tuple[Fault, ...] = ()) -> Machine:
-        machine = new_machine(self.root / "unused", seed=seed)
-        machine.fs.make_directory(self.root)
-        self.files(machine).put()
-        machine.fs.operations = 0
-        machine.fs.faults = faults
-        return machine
-
-    def files(self, machine: Machine) -> Moving:
-        return Moving(machine, self.staged, self.target)
-
-    def restore(self, machine: Machine, *, height: int | None = None) -> None:
-        with machine.running():
-            url = f"sqlite:{self.target}"
-            restore_backup(
-                self.place, self.form.name, url, to_height=height, settings=SETTINGS, workers=0, fs=self.files(machine)
-            )
-
-    def check(self, machine: Machine, *, height: int | None = None) -> str:
-        """The target is not there or whole; if it is not there, the next run ends well."""
-        fs = self.files(machine)
-        how = "whole" if fs.names(self.target) else "not there"
-        if how == "not there":
-            assert directory_state(fs, self.target) == "absent" or not fs.names(self.target)
-            self.restore(machine, height=height)
-        assert "holdfast.toml" in fs.names(self.target)
-        identity = read_identity(fs, self.target)
-        mark, _ = read_marks(fs, self.target, identity.salt)
-        assert mark.clean
-        assert height is not None or mark.seq > self.form.last_seq, "it was published before it was fenced"
-        machine.disks = {self._moved(path): disk for path, disk in machine.disks.items()}
-        with machine.running():
-            store = machine.adopt(open_store(f"sqlite:{self.target}", create=False, settings=SETTINGS, fs=fs))
-            tip = store.tip
-            assert tip is not None
-            assert self.form.tip is not None
-            assert tip.height == (self.form.tip.height if height is None else height)
-            assert len(list(store.blocks.canonical())) == tip.height + 1
-            assert not store.recovery.views_rebuilt
-            store.close()
-        return how
-
-    def _moved(self, path: Path) -> Path:
-        inside = self.staged in path.parents
-        return self.target / path.relative_to(self.staged) if inside else path
 
 
 @pytest.fixture

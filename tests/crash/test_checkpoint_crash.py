@@ -55,7 +55,12 @@ class Life:
         self.made.add(height)
 
     def prune(self, newest: int, every: int = 0) -> CheckpointPruneReport:
-        backend: Any = SimpleNamespace(checkpoints=self.directory, state=EMPTY._replace(tip_height=99), path=PLACE)
+        backend: Any = SimpleNamespace(
+            checkpoints=self.directory,
+            state=EMPTY._replace(tip_height=99),
+            path=PLACE,
+            identity=SimpleNamespace(encryption=None),
+        )
         blocks: Any = SimpleNamespace(hash_at=lambda height: block_at(height).hash)
         owner = Checkpoints(backend, blocks, Settings(), check=lambda: None, refuse_inside=lambda: None)
         return owner._prune(newest, every, keep_going=lambda: True)

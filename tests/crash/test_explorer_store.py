@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from holdfast._fs import NewFile
 from holdfast.testing.explorer import Report, explore, require
+from tests.crash.backup_rig import Rig, Source
+from tests.crash.explorer_backups import BackedUp, CheckpointRestored, CheckpointsMade, Compacted, Migrated, Restored
 from tests.crash.explorer_workloads import NO_REORG, WORKLOADS, Explored
 from tests.crash.matrix import met
 from tests.crash.planted import (
@@ -17,9 +20,14 @@ from tests.crash.planted import (
     forgets_to_sync_directories,
     watermark_runs_ahead,
 )
+from tests.unit.backup_support import small_segments
+
+__all__ = ["small_segments"]
 
 ALL_FROM = 200
 IMAGES = 2_000
+IMAGES_OF_COPIES = 400
+"""In the quick tier: these images take longer to check."""
 IMAGES_ALL = 20_000
 
 
@@ -39,12 +47,38 @@ def explored(workload: Explored, images: int, save: Path, seed: int = 0) -> Repo
 @pytest.mark.parametrize("name", WORKLOADS)
 def test_no_image_loses_anything(name: str, tmp_path: Path, crash_rounds: int) -> None:
     images = IMAGES_ALL if crash_rounds >= ALL_FROM else IMAGES
-    report = require(explored(WORKLOADS[name], images, tmp_path))
+    judged(name, explored(WORKLOADS[name], images, tmp_path), images_min=IMAGES * 3 // 4)
+
+
+def judged(name: str, report: Report, *, images_min: int) -> None:
+    """The report is good, printed and counted."""
+    require(report)
     print(f"{name}: {report}")
     met(2, report.images)
     met(3, report.kinds["torn"])
     met(4, report.in_recovery)
-    assert report.images >= IMAGES * 3 // 4, "so few images are all that there are"
+    assert report.images >= images_min, "so few images are all that there are"
+
+
+COPIES: dict[str, Callable[[Path], Explored]] = {
+    "backup": lambda _place: BackedUp(),
+    "checkpoint": lambda _place: CheckpointsMade(),
+    "checkpoint restore": lambda _place: CheckpointRestored(),
+    "migration": lambda _place: Migrated(),
+    "compact": lambda _place: Compacted(),
+    "restore": lambda place: Restored(Rig(Source(place / "source"), place / "rig")),
+}
+
+
+@pytest.mark.crash
+@pytest.mark.parametrize("name", COPIES)
+def test_no_image_of_a_copy_is_less_than_whole(
+    name: str, tmp_path: Path, crash_rounds: int, small_segments: None
+) -> None:
+    """Backup, checkpoint, restore, migration and compaction: each image holds what was done, and it can be gone on."""
+    images = IMAGES_ALL if crash_rounds >= ALL_FROM else IMAGES_OF_COPIES
+    report = explored(COPIES[name](tmp_path), images, tmp_path / "failed")
+    judged(name, report, images_min=IMAGES_OF_COPIES // 2)
 
 
 # -- positive controls: each planted bug must be found ---------------------------------------------------------------
@@ -71,3 +105,29 @@ def test_planted_bug_is_found(
     report = explored(workload, 1_500, tmp_path)
     assert report.failures, "the bug was not found"
     print(f"{bug.__name__}: {report.images} images, {report.failures[0].text[:150]}")
+
+
+def does_not_sync_new_files(patch: Patch) -> None:
+    patch.setattr(NewFile, "sync", lambda self: None)
+
+
+@pytest.mark.crash
+@pytest.mark.parametrize(
+    ("bug", "name"),
+    [
+        (forgets_to_sync_directories, "backup"),
+        (does_not_sync_new_files, "checkpoint"),
+        (does_not_sync_new_files, "checkpoint restore"),
+        (forgets_to_sync_directories, "migration"),
+        (does_not_sync_new_files, "compact"),
+        (does_not_sync_new_files, "restore"),
+    ],
+)
+def test_planted_bug_of_a_copy_is_found(
+    bug: Callable[[Patch], None], name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_segments: None
+) -> None:
+    workload = COPIES[name](tmp_path)
+    bug(monkeypatch)
+    report = explored(workload, 600, tmp_path / "failed")
+    assert report.failures, "the bug was not found"
+    print(f"{bug.__name__}, {name}: {report.images} images, {report.failures[0].text[:150]}")

@@ -38,6 +38,7 @@ __all__ = [
     "Truncate",
     "Write",
     "apply_change",
+    "move_directories",
     "sectors",
 ]
 
@@ -93,6 +94,9 @@ class _Node:
     pending: list[Change] = field(default_factory=list)
 
 
+Moved = tuple[Path, Path] | None
+"""A directory that was renamed: from where to where. The names below it are entries of the same change."""
+
 _Entries = tuple[tuple[Path, "_Node | None"], ...]
 """Names that change together, all or none: one for a creation or a removal, two for a rename."""
 
@@ -104,6 +108,7 @@ class _NameChange:
     directory: Path
     entries: _Entries
     journalled: bool = False
+    moved: Moved = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +126,7 @@ class PendingNames:
     directory: Path
     entries: tuple[tuple[Path, int | None], ...]
     journalled: bool = False
+    moved: Moved = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +148,15 @@ def apply_change(data: bytearray, change: Change) -> None:
         del data[change.length :]
     else:
         data[change.offset : length] = change.data
+
+
+def move_directories(directories: set[Path], moved: Moved) -> None:
+    """``directories`` after the rename ``moved``, if there was one."""
+    if moved is not None:
+        source, target = moved
+        below = {path for path in directories if source in (path, *path.parents)}
+        directories -= below
+        directories |= {target / path.relative_to(source) for path in below}
 
 
 def sectors(change: Write) -> list[Write]:
@@ -241,7 +256,8 @@ class CrashableFileSystem:
         count_reads: whether reads count as operations and may fail.
         lying_sync: syncs return and do nothing (a positive control).
 
-    ``watch``, if it is set, is called before each operation that counts, with its kind and path.
+    ``watch``, if it is set, is called before each operation that counts, with its kind and path; ``tree_removed`` with
+    the directories that went when one was removed with all that is below.
     """
 
     persistent = True
@@ -259,12 +275,14 @@ class CrashableFileSystem:
         self.hits = 0
         self.log: list[tuple[str, str]] = []
         self.watch: Callable[[str, Path], None] | None = None
+        self.tree_removed: Callable[[set[Path]], None] | None = None
         self._torn_now = False
         self._dead = False
         self._names: dict[Path, _Node] = {}
         self._durable_names: dict[Path, _Node] = {}
         self._pending_names: list[_NameChange] = []
         self._directories: set[Path] = set()
+        self._durable_directories: set[Path] = set()
         self._locks: dict[Path, str] = {}
 
     # -- faults -------------------------------------------------------------------------------------------------
@@ -305,6 +323,7 @@ class CrashableFileSystem:
         """
         after = CrashableFileSystem()
         after._directories = set(self._directories)
+        after._durable_directories = set(self._durable_directories)
         nodes: dict[int, _Node] = {}
 
         def copied(node: _Node) -> _Node:
@@ -318,17 +337,22 @@ class CrashableFileSystem:
                     change.directory,
                     tuple((path, node and copied(node)) for path, node in change.entries),
                     change.journalled,
+                    change.moved,
                 )
                 for change in self._pending_names
             ]
             after._names = {path: copied(node) for path, node in self._names.items()}
             after._durable_names = {path: copied(node) for path, node in self._durable_names.items()}
         else:
-            after._names = {path: copied(node) for path, node in self._names_after(rng, keep).items()}
+            after._directories = set(self._durable_directories)
+            names = self._names_after(rng, keep, after._directories)
+            after._directories |= {parent for path in names for parent in path.parents}
+            after._durable_directories = set(after._directories)
+            after._names = {path: copied(node) for path, node in names.items()}
             after._durable_names = dict(after._names)
         return after
 
-    def _names_after(self, rng: random.Random, keep: Keep) -> dict[Path, _Node]:
+    def _names_after(self, rng: random.Random, keep: Keep, directories: set[Path]) -> dict[Path, _Node]:
         names = dict(self._durable_names)
         if keep == "none":
             return names
@@ -339,6 +363,7 @@ class CrashableFileSystem:
             for index, change in enumerate(changes):
                 if index < stop if in_order else rng.random() < 0.5:
                     _enter(names, change.entries)
+                    move_directories(directories, change.moved)
         return names
 
     def files(self) -> dict[Path, bytes]:
@@ -350,6 +375,7 @@ class CrashableFileSystem:
         """A file system that holds ``files``, all durable."""
         fs = cls()
         fs._directories = set(directories)
+        fs._durable_directories = set(directories)
         for path, data in files.items():
             fs._names[path] = fs._durable_names[path] = _Node(bytearray(data), bytes(data))
         return fs
@@ -371,16 +397,18 @@ class CrashableFileSystem:
                 change.directory,
                 tuple((path, None if node is None else place(node)) for path, node in change.entries),
                 change.journalled,
+                change.moved,
             )
             for change in self._pending_names
         )
-        return DeviceState(tuple(files), names, pending, frozenset(self._directories))
+        return DeviceState(tuple(files), names, pending, frozenset(self._durable_directories))
 
     @classmethod
     def from_state(cls, state: DeviceState) -> CrashableFileSystem:
         """A file system as a new process finds it after a kill: all is seen, and what was not synced still is not."""
         fs = cls()
         fs._directories = set(state.directories)
+        fs._durable_directories = set(state.directories)
         nodes = [_Node(bytearray(file.durable), file.durable, list(file.pending)) for file in state.files]
         for node in nodes:
             for change in node.pending:
@@ -389,8 +417,9 @@ class CrashableFileSystem:
         fs._names = dict(fs._durable_names)
         for names in state.pending:
             entries = tuple((path, None if index is None else nodes[index]) for path, index in names.entries)
-            fs._pending_names.append(_NameChange(names.directory, entries, names.journalled))
+            fs._pending_names.append(_NameChange(names.directory, entries, names.journalled, names.moved))
             _enter(fs._names, entries)
+            move_directories(fs._directories, names.moved)
         return fs
 
     def directories(self) -> set[Path]:
@@ -424,6 +453,7 @@ class CrashableFileSystem:
         with self.mutex:
             self.step("make_directory", path)
             self._directories.add(path)
+            self._durable_directories.add(path)
 
     def remove(self, path: Path) -> None:
         with self.mutex:
@@ -436,15 +466,32 @@ class CrashableFileSystem:
             self.step("remove_tree", path)
             for name in [name for name in self._names if path in (name, *name.parents)]:
                 self._change_names((name, None))
-            self._directories = {name for name in self._directories if path not in (name, *name.parents)}
+            gone = {name for name in self._directories if path in (name, *name.parents)}
+            self._directories -= gone
+            self._durable_directories -= gone
+            if self.tree_removed is not None:
+                self.tree_removed(gone)
 
     def rename(self, source: Path, target: Path) -> None:
         with self.mutex:
             self.step("rename", source)
+            if source in self._directories:
+                self._rename_directory(source, target)
+                return
             if source not in self._names:
                 raise translate(FileNotFoundError(errno.ENOENT, "missing"), source)
             node = self._names[source]
             self._change_names((target, node), (source, None))
+
+    def _rename_directory(self, source: Path, target: Path) -> None:
+        """All names below go along at once; one of them that was not synced yet is kept if the rename is."""
+        below = [path for path in self._names if source in path.parents]
+        entries: list[tuple[Path, _Node | None]] = []
+        for path in below:
+            entries += [(target / path.relative_to(source), self._names[path]), (path, None)]
+        _enter(self._names, tuple(entries))
+        move_directories(self._directories, (source, target))
+        self._pending_names.append(_NameChange(target.parent, tuple(entries), moved=(source, target)))
 
     def sync_directory(self, path: Path) -> None:
         with self.mutex:
@@ -455,6 +502,7 @@ class CrashableFileSystem:
                 change.journalled = True
                 if change.directory == path:
                     _enter(self._durable_names, change.entries)
+                    move_directories(self._durable_directories, change.moved)
             self._pending_names = [change for change in self._pending_names if change.directory != path]
 
     def read_bytes(self, path: Path, *, limit: int) -> bytes:

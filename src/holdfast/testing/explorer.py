@@ -502,7 +502,7 @@ def _write_image(directory: Path, machine: Machine, facts: dict[str, str]) -> No
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(data)
     engines = {
-        str(path.relative_to(machine.root)): [
+        str(path.relative_to(machine.root) if path.is_relative_to(machine.root) else path): [
             {key.hex(): None if value is None else value.hex() for key, value in batch.rows.items()}
             for batch in disk.batches
         ]

@@ -29,6 +29,7 @@ from .crashfs import (
     Truncate,
     Write,
     apply_change,
+    move_directories,
     sectors,
 )
 from .machine import Disk, Machine
@@ -112,6 +113,7 @@ class Image:
 
     digest: bytes
     files: dict[Path, bytes] | None
+    directories: set[Path]
     device: DeviceState
     disks: dict[Path, Disk]
 
@@ -120,7 +122,7 @@ class Image:
         disks = {path: disk.first(len(disk.batches), disk.synced) for path, disk in self.disks.items()}
         if self.files is None:
             return Machine(root, CrashableFileSystem.from_state(self.device), disks)
-        return Machine(root, CrashableFileSystem.from_files(self.files, set(self.device.directories)), disks)
+        return Machine(root, CrashableFileSystem.from_files(self.files, self.directories), disks)
 
 
 def _all(_index: int, file: FileState) -> list[Change]:
@@ -254,6 +256,7 @@ def build(moment: Moment, choice: Choice) -> Image:
         disks[path] = disk.first(kept, synced if choice.batches is None else kept)
         digest.update(f"{path} {disks[path].synced};".encode() + b"".join(disks[path].digests[-1:]))
     files: dict[Path, bytes] | None = None
+    directories = set(device.directories)
     if choice.pick is None:
         for file in device.files:
             digest.update(b"".join(repr(change).encode() for change in file.pending) + _digest(file.durable))
@@ -266,11 +269,15 @@ def build(moment: Moment, choice: Choice) -> Image:
                     names.pop(path, None)
                 else:
                     names[path] = index
+            if kept_name and name.moved is not None:
+                move_directories(directories, name.moved)
+                digest.update(f"{name.moved};".encode())
+        directories |= {parent for path in names for parent in path.parents}
         contents = {index: _content(index, device.files[index], choice.pick) for index in set(names.values())}
         files = {path: contents[index] for path, index in names.items()}
         for path, data in sorted(files.items()):
             digest.update(f"{path};".encode() + _digest(data))
-    return Image(digest.digest(), files, device, disks)
+    return Image(digest.digest(), files, directories, device, disks)
 
 
 @functools.lru_cache(maxsize=1024)

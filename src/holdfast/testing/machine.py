@@ -113,13 +113,20 @@ class Machine:
     Attributes:
         root: the directory of the store. It exists on the real disk, too, and stays empty but for what identifies it.
         fs: the files.
-        disks: what each engine has done, by its directory.
+        disks: what each engine has done, by its directory. One goes with a directory that is removed, and stays where
+            it was when a directory is renamed.
     """
 
     root: Path
     fs: CrashableFileSystem
     disks: dict[Path, Disk] = field(default_factory=dict)
     _stores: list[Store] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        def forget(gone: set[Path]) -> None:
+            self.disks = {path: disk for path, disk in self.disks.items() if path.parent not in gone}
+
+        self.fs.tree_removed = forget
 
     def crash(self, rng: random.Random, keep: Keep) -> Machine:
         """The machine as it boots again."""
