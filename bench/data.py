@@ -14,7 +14,18 @@ import holdfast
 from holdfast.store.backend import WriterBackend
 from holdfast.types import ZERO_HASH, Block
 
-__all__ = ["HEADER", "PRODUCER", "backend_of", "block_hash", "blocks", "fill", "frame_bytes", "open_store", "pool"]
+__all__ = [
+    "CHAIN_TIME",
+    "HEADER",
+    "PRODUCER",
+    "backend_of",
+    "block_hash",
+    "blocks",
+    "fill",
+    "frame_bytes",
+    "open_store",
+    "pool",
+]
 
 HEADER = bytes(range(80))
 PRODUCER = b"producer-of-20-bytes"
