@@ -57,7 +57,9 @@ def test_blocks_are_lost_only_where_it_is_asked_for(tmp_path: Path) -> None:
     assert "holdfast doctor" in str(holdfast("tip", "-d", tmp_path, "--json").error["remedy"])
     assert truth(tmp_path) == before
     looked = holdfast("doctor", "-d", tmp_path, "--json")
-    (plan,) = looked.record["others"]  # type: ignore[misc]
+    others = looked.record["others"]
+    assert isinstance(others, list)
+    (plan,) = others
     loss = plan["loss"]
     assert loss["complete"] is True
     assert [each["hash"] for each in loss["names"]] == [block.hash.hex() for block in blocks[loss["from_height"] :]]
