@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Final
 
+from ._threads import start_thread
 from .errors import HoldfastError, InvalidInputError
 from .types import RecoveryStats
 
@@ -329,8 +330,7 @@ class Subscription:
         """Events that came while 1,000 were waiting."""
         self.failures = 0
         """How often the callback raised."""
-        self._thread = threading.Thread(target=self._run, name="holdfast-events", daemon=True)
-        self._thread.start()
+        self._thread = start_thread(self._run, "holdfast-events")
         with _changing:
             _subscriptions = (*_subscriptions, self)
 
