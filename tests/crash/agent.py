@@ -7,11 +7,13 @@ thread, so its children are as good as fresh processes, without the time to star
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import resource
 import select
 import signal
+import struct
 import sys
 import threading
 import time
@@ -21,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import lmdb  # noqa: F401 - loaded once, before the forks
+import pytest
 import rocksdict  # noqa: F401 - loaded once, before the forks
 
 from holdfast.engine import lmdb as lmdb_engine  # noqa: F401 - loaded once, before the forks
@@ -30,7 +33,7 @@ from holdfast.errors import HoldfastError, StoreLocked
 from holdfast.merkle.backend import backend
 from holdfast.recovery import verify_store
 from holdfast.store.store import Store
-from tests.crash import steps
+from tests.crash import planted, steps
 from tests.crash.support import (
     SECOND,
     Model,
@@ -42,6 +45,9 @@ from tests.crash.support import (
     picture_of,
     second_position,
 )
+
+EXT4_SHUTDOWN, EXT4_WITHOUT_LOG = 0x8004587D, 2
+"""What ext4 is asked to do as if the power had gone: not even its journal is written (``EXT4_IOC_SHUTDOWN``)."""
 
 _models: dict[int, Model] = {}
 
@@ -160,6 +166,39 @@ def race(child: Child, *, url: str, start: float, marks: str, slow: float, **_re
     while not Path(marks, "stop").exists():
         time.sleep(0.002)
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def power_cut(child: Child, *, url: str, place: str, cut: int, delay: float, plant: bool, **_rest: Any) -> None:
+    """Work; amid operation ``cut`` the ext4 at ``place`` loses its power. Every line of work is stamped."""
+    model = child.model
+    if plant:
+        planted.commits_without_a_sync(pytest.MonkeyPatch())
+    store = open_store(url)
+    near = threading.Event()
+
+    def shut_down() -> None:
+        near.wait()
+        time.sleep(delay)
+        directory = os.open(place, os.O_RDONLY)
+        child.say(f"t {time.monotonic_ns()}")
+        fcntl.ioctl(directory, EXT4_SHUTDOWN, struct.pack("I", EXT4_WITHOUT_LOG))
+        child.say("x")
+
+    thread = threading.Thread(target=shut_down, daemon=True)
+    thread.start()
+    try:
+        for number in range(100_000):
+            op = model.next_op()
+            child.say(f"b {model.number + 1}")
+            if number == cut:
+                near.set()
+            perform(store, op)
+            model.apply(op)
+            child.say(f"a {model.number} {time.monotonic_ns()}")
+    except HoldfastError as error:
+        child.say(f"e {error.code}")
+    thread.join()
+    os._exit(0)
 
 
 def limited(child: Child, *, url: str, limits: dict[str, int], operations: int, **_rest: Any) -> None:
@@ -292,6 +331,7 @@ TASKS: dict[str, Callable[..., None]] = {
     "verify": verify,
     "race": race,
     "limited": limited,
+    "power_cut": power_cut,
     "denied": denied,
     "rot": rot,
     "template": template,

@@ -77,6 +77,12 @@ _row(
     "test_journal_crash.py::test_crash_in_recovery",
 )
 _row(
+    5,
+    "power cut of a real ext4 (a loop device, the kernel's shutdown call)",
+    "as 1, counted against acknowledgements that were stamped before the cut",
+    "test_ext4.py::test_a_real_file_system_loses_its_power",
+)
+_row(
     6,
     "a device that lies about syncs, then power loss",
     "`commit_loss` or another refusal; never torn content, and older content only where the watermark is lost, too",
