@@ -9,7 +9,7 @@ import pytest
 
 import holdfast
 from holdfast import diff
-from holdfast._keys import StoreKey, using_key
+from holdfast._keys import StoreKey, using_key, without_key
 from holdfast.backup import BackupKey, BackupSource, restore_backup
 from holdfast.backup.envelope import CHUNK_BYTES
 from holdfast.errors import BlockNotFound, KeyRejected, KeyRequired
@@ -66,11 +66,16 @@ def test_the_tip_is_found_in_the_journal_after_a_crash(tmp_path: Path) -> None:
     store, place = tmp_path / "store", repository(tmp_path / "backups")
     left = tmp_path / "left"
     with holdfast.open(f"sqlite:{store}", key=KEY, settings=quick()) as made:
-        for block in chain_of(None, 3):
+        for block in chain_of(None, 2):
             made.add(block)
+        behind = (store / "watermark").read_bytes()
+        made.add(make(made.tip, "after it"))
         shutil.copytree(store, left)
+        (left / "watermark").write_bytes(behind)
     with holdfast.open(left, key=KEY, settings=quick()) as made:
         assert not made.recovery.clean
+        with without_key(), pytest.raises(KeyRequired):
+            backup(left, place)
         form = backup(made, place)
         assert form.tip is not None
         assert form.tip.height == 2

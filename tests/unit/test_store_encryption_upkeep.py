@@ -1,0 +1,192 @@
+"""What is done to an encrypted store: checked in parallel, compacted, repaired, recovered, read without the kernel."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import holdfast
+from holdfast._fs import RealFileSystem
+from holdfast._keys import StoreKey, using_key
+from holdfast.engine.api import Batch, Engine
+from holdfast.engine.open import open_engine
+from holdfast.engine.sealed import sealed_engine
+from holdfast.errors import CorruptionError, HoldfastError, KeyRejected, KeyRequired, Recovery
+from holdfast.recovery import rows
+from holdfast.recovery.advice import recover
+from holdfast.recovery.parallel import Pool
+from holdfast.recovery.verify import verify_store
+from holdfast.store.opening import read_identity
+from holdfast.store.unlocking import unlock
+from holdfast.views.flush import load_applied
+from tests.cli.cli_tools import ROOT
+from tests.unit.backup_support import backup, repository, small_segments
+from tests.unit.store_support import chain_of, quick
+from tests.unit.test_store_encryption import KEY, MARK, files_with, make_store, tip_height
+
+__all__ = ["small_segments"]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    make_store(f"sqlite:{tmp_path / 'store'}")
+    return tmp_path / "store"
+
+
+# -- verify -----------------------------------------------------------------------------------------------------------
+
+
+def test_processes_that_share_the_work_get_the_key(
+    store: Path, small_segments: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_store(f"sqlite:{tmp_path / 'segments'}", count=60)
+    monkeypatch.setattr("holdfast.recovery.verify.JOURNAL_BYTES_MIN", 0)
+    path = tmp_path / "segments"
+    assert len(list((path / "journal").glob("*.seg"))) > 3
+    for key in (KEY, None):
+        shared, alone = (verify_store(path, level="links", jobs=jobs, key=key) for jobs in (2, 1))
+        assert shared.ok, shared.problems
+        assert shared.facts == alone.facts
+        assert [(check.name, check.checked) for check in shared.checks] == [
+            (check.name, check.checked) for check in alone.checks
+        ]
+
+
+def test_rows_that_are_compared_beside_a_directory_are_encrypted_there(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    beside = tmp_path / "temporary"
+    beside.mkdir()
+    monkeypatch.setattr(rows, "_MEMORY_BLOCKS_MAX", 0)
+    monkeypatch.setattr("tempfile.tempdir", str(beside))
+    seen: list[list[str]] = []
+
+    def compared(engine: Engine, fresh: Engine, *rest: object, **more: object) -> int:
+        fresh.sync()
+        seen.append(files_with(beside, MARK))
+        assert any(path.is_file() for path in beside.rglob("*"))
+        return real(engine, fresh, *rest, **more)  # type: ignore[arg-type]
+
+    real = rows._compare
+    monkeypatch.setattr(rows, "_compare", compared)
+    assert verify_store(store, level="views", key=KEY).ok
+    assert seen == [[]]
+
+
+@pytest.mark.usefixtures("small_segments")
+def test_a_process_of_the_pool_reads_the_journal_with_the_key(tmp_path: Path) -> None:
+    """What one cannot do is done by the caller, so a report would not show it."""
+    path = tmp_path / "store"
+    make_store(f"sqlite:{path}", count=20)
+    cipher = unlock(read_identity(RealFileSystem(), path), StoreKey.of(KEY), path)
+    assert cipher is not None
+    (data,) = path.glob("views/*/data")
+    engine = sealed_engine(open_engine("sqlite", data, create=False, read_only=True), cipher.rows)
+    applied = load_applied(engine)
+    engine.close()
+    assert applied is not None
+    with Pool(path, 1, StoreKey.of(KEY)) as pool:
+        seen = pool.canonical(applied.state).result()
+        assert (seen.checked, seen.problems) == (40, [])
+        assert pool.links(with_engine=True, seen=None, total=0).result().tally.checked == 20
+    with Pool(path, 1, keyless=True) as pool:
+        assert pool.segment(1).result().checked > 0
+
+
+# -- compaction, repairs ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("small_segments")
+def test_it_is_compacted_and_given_back_from_a_backup(tmp_path: Path) -> None:
+    path, place = tmp_path / "store", repository(tmp_path / "backups")
+    blocks = chain_of(None, 60)
+    with holdfast.open(f"sqlite:{path}", key=KEY, settings=quick(max_reorg_depth=6)) as store:
+        for block in blocks:
+            store.add(block)
+        assert store.compact().compacted > 1
+        assert store.blocks.body(store.blocks.at(1)) == blocks[1].body  # type: ignore[arg-type]
+    backup(path, place)
+    assert verify_store(path, level="full", key=KEY).ok
+    assert verify_store(path, level="links").ok
+    segment = path / "journal" / "0000000002.seg"
+    whole = segment.read_bytes()
+    damaged = bytearray(whole)
+    damaged[len(whole) // 2] ^= 1
+    segment.write_bytes(damaged)
+    assert not verify_store(path, level="links").ok
+    settings = quick(backup_target=str(tmp_path / "backups"), max_reorg_depth=6)
+    with holdfast.open(path, key=KEY, settings=settings) as store:
+        assert store.blocks.body(store.blocks.at(1)) == blocks[1].body  # type: ignore[arg-type]
+        assert tip_height(store) == 59
+    assert verify_store(path, level="full", key=KEY).ok
+
+
+@pytest.mark.parametrize("name", ["holdfast.toml", "views/CURRENT"])
+def test_what_is_repaired_at_open_is_repaired_with_the_key(store: Path, name: str) -> None:
+    (store / name).unlink()
+    with pytest.raises(HoldfastError):
+        holdfast.open(store, key=bytes(32), settings=quick())
+    with holdfast.open(store, key=KEY, settings=quick()) as opened:
+        assert tip_height(opened) == 29
+        assert opened.state[b"account/1"] == MARK + b" state 29"
+    assert files_with(store, MARK) == []
+    with pytest.raises(KeyRequired):
+        holdfast.open(store)
+
+
+def test_an_identity_that_says_it_is_not_encrypted_is_refused(store: Path) -> None:
+    """Who takes the table out gets no plain store out of it, and none that is written to in plain text."""
+    file = store / "holdfast.toml"
+    file.write_bytes(file.read_bytes().partition(b"\n[encryption]")[0])
+    journal = (store / "journal" / "0000000001.seg").read_bytes()
+    with pytest.raises(KeyRejected):
+        holdfast.open(store, key=KEY)
+    with pytest.raises((CorruptionError, KeyRequired)):
+        holdfast.open(store)
+    assert (store / "journal" / "0000000001.seg").read_bytes() == journal
+
+
+def test_recover_takes_the_key_of_the_store(store: Path) -> None:
+    (data,) = store.glob("views/*/data")
+    damaged = open_engine("sqlite", data, create=False)
+    key = next(key for key, _ in damaged.scan(b"\x80\x02", b"\x80\x03").rows)
+    damaged.apply(Batch({key: b"\0" * 40}), sync=True)
+    damaged.close()
+    opened = holdfast.open(store, key=KEY, settings=quick())
+    with pytest.raises(CorruptionError) as caught:
+        opened.state[key[2:]]
+    assert caught.value.recovery is Recovery.REBUILD
+    outcome = recover(caught.value, store=opened)
+    assert outcome.store is not None
+    assert outcome.store.state[key[2:]].startswith(MARK)
+    outcome.store.close()
+    assert files_with(store, MARK) == []
+    with using_key(KEY):
+        assert verify_store(store, level="views").ok
+
+
+# -- without the kernel -----------------------------------------------------------------------------------------------
+
+
+def test_the_pure_twin_reads_and_writes_it(store: Path, tmp_path: Path) -> None:
+    program = (
+        "import holdfast, sys\n"
+        "from holdfast.recovery.verify import verify_store\n"
+        "key = bytes(range(1, 33))\n"
+        "with holdfast.open(sys.argv[1], key=key) as store:\n"
+        "    draft = store.draft()\n"
+        "    draft.state[b'pure'] = b'PLAINTEXT-MARKER of the twin'\n"
+        "    store.commit(draft, hash=b'p' * 32)\n"
+        "assert verify_store(sys.argv[1], level='full', key=key).ok\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "HOLDFAST_PURE": "1"}
+    shutil.copytree(store, tmp_path / "copy")
+    subprocess.run([sys.executable, "-c", program, str(tmp_path / "copy")], env=environment, check=True, timeout=60)
+    with holdfast.open(tmp_path / "copy", key=KEY) as opened:
+        assert opened.state[b"pure"] == b"PLAINTEXT-MARKER of the twin"
+    assert files_with(tmp_path / "copy", MARK) == []
