@@ -11,12 +11,12 @@ import holdfast
 from holdfast import Store
 from holdfast._fs import RealFileSystem
 from holdfast.backup import BackupKey, BackupRepository, BackupSource, copy_backup
-from holdfast.errors import BackupDamaged, BackupNotFound, OutOfSpace, PrunedError
+from holdfast.errors import BackupDamaged, BackupNotFound, KeyRejected, KeyRequired, OutOfSpace, PrunedError
 from holdfast.recovery.diff import StoreSource
 from holdfast.store.chain import ChainSpec
 from tests.unit.backup_support import backup, chunk_files, forked, repository, small_segments
 from tests.unit.state_support import commit, open_state_store
-from tests.unit.store_support import chain_of, make, open_quick
+from tests.unit.store_support import chain_of, make, open_quick, quick
 
 __all__ = ["small_segments"]
 
@@ -206,6 +206,30 @@ def test_an_encrypted_backup_and_its_plain_copy_are_the_same(tmp_path: Path) -> 
     hidden = repository(tmp_path / "hidden", key=BackupKey.from_passphrase("a phrase"), scrypt_n=1 << 14)
     copy_backup(place, name, hidden, workers=0)
     assert holdfast.diff(source(place), source(hidden, name), state=True).same
+
+
+def test_a_backup_of_an_encrypted_store_needs_its_key(tmp_path: Path) -> None:
+    key, wrong = bytes(range(32)), bytes(32)
+    for name, more in (("s", {"key": key}), ("t", {})):
+        with holdfast.open(tmp_path / name, settings=quick(), **more) as store:
+            for number in range(6):
+                commit(store, number, {b"key %d" % number: name.encode()})
+    place = repository(tmp_path / "r")
+    backup(tmp_path / "s", place)
+    with holdfast.open(tmp_path / "s", key=key) as store:
+        assert_same_blocks(store, source(place, store_key=key))
+    with pytest.raises(KeyRequired):
+        holdfast.diff(tmp_path / "t", source(place))
+    with pytest.raises(KeyRejected):
+        holdfast.diff(tmp_path / "t", source(place), key=wrong)
+    report = holdfast.diff(tmp_path / "t", source(place), state=True, key=key)
+    assert report.state is not None
+    assert len(report.state.keys) == 1
+    plain = repository(tmp_path / "plain")
+    backup(tmp_path / "t", plain)
+    turned = holdfast.diff(source(place, store_key=key), source(plain), at_height=5)
+    assert turned.state is not None
+    assert len(turned.state.keys) == 6
 
 
 @pytest.mark.parametrize("damage", ["missing", "changed", "swapped"])
