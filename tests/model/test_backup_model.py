@@ -144,7 +144,7 @@ class BackupMachine(RuleBasedStateMachine):
         key = BackupKey("key-file", bytes(32))
         self.other = open_repository(DirectoryTarget("/other", fs=MemoryFileSystem()), create=True, key=key)
         self._take()
-        self.create(0, check=False)
+        self.create(0, check=False, verified=False)
 
     def teardown(self) -> None:
         self.clock.stop()
@@ -204,8 +204,8 @@ class BackupMachine(RuleBasedStateMachine):
     def wait(self, hours: float) -> None:
         self.seconds += int(hours * HOUR)
 
-    @rule(store=st.integers(0, 1), check=st.booleans())
-    def create(self, store: int, check: bool) -> None:
+    @rule(store=st.sampled_from([0, 0, 1]), check=st.booleans(), verified=st.booleans())
+    def create(self, store: int, check: bool, verified: bool) -> None:
         self.seconds += 1
         form = create_backup(
             Path("/stores", "ab"[store]),
@@ -226,10 +226,14 @@ class BackupMachine(RuleBasedStateMachine):
         assert verify_backup(self.repository, form.name, level="quick", workers=0).ok
         if check:
             assert self._good(form.name), "what was damaged is stored again"
+        if verified:
+            self._verify(form.name)
 
     @rule(data=st.data())
     def verify(self, data: st.DataObject) -> None:
-        name = self._pick(data)
+        self._verify(self._pick(data))
+
+    def _verify(self, name: str) -> None:
         if not self._readable(name):
             with pytest.raises((BackupDamaged, BackupNotFound)):
                 verify_backup(self.repository, name, workers=0)
