@@ -21,7 +21,8 @@ from holdfast.store.factory import open_store
 from holdfast.store.identity import FORMAT, IDENTITY_BYTES_MAX, IDENTITY_NAME, stored_format
 from holdfast.testing.explorer import EXPECTED, Acks
 from holdfast.testing.machine import Machine
-from tests.crash.backup_rig import PLACE, SETTINGS, Rig
+from tests.crash.backup_rig import PLACE, SETTINGS, Rig, Source
+from tests.crash.explorer_workloads import Explored
 from tests.unit.format0 import Format0, write_format0
 from tests.unit.state_support import Values, after, commit, root_of, writer_backend
 from tests.unit.store_support import hash_of, open_quick
@@ -86,18 +87,19 @@ class Copied:
             if machine.fs.exists(machine.root / directory):
                 machine.fs.sync_directory(machine.root / directory)
         if self._checked % 8 == 0:
-            self._goes_on(machine.crash(random.Random(0), "none"), found)
+            assert self.goes_on(machine.crash(random.Random(0), "none")) == found, "what was shown was not durable"
         return self._shapes.index(found)
 
-    def _goes_on(self, machine: Machine, found: object) -> None:
-        """What was shown is durable; whatever was cut off, it can be done again."""
+    def goes_on(self, machine: Machine) -> object:
+        """What is there is whole; whatever was cut off, it can be done again. What was there."""
         with machine.running():
             store = self.open(machine)
-            assert self.shape(machine, store) == found, "what was shown was not durable"
+            found = self.shape(machine, store)
             for step in self.steps(machine, store):
                 step()
             self.shape(machine, store)
             machine.abandon()
+        return found
 
     def steps(self, machine: Machine, store: Store) -> list[Callable[[], object]]:
         """What is done, in turn."""
@@ -320,3 +322,14 @@ class Restored:
             assert len(list(store.blocks.canonical())) == store.tip.height + 1
             assert store.safety.fenced, "it was published before it was fenced"
         return int(done)
+
+
+COPIES: dict[str, Callable[[Path], Explored]] = {
+    "backup": lambda _place: BackedUp(),
+    "checkpoint": lambda _place: CheckpointsMade(),
+    "checkpoint restore": lambda _place: CheckpointRestored(),
+    "migration": lambda _place: Migrated(),
+    "compact": lambda _place: Compacted(),
+    "restore": lambda place: Restored(Rig(Source(place / "source"), place / "rig")),
+}
+"""Each workload, with a directory of its own."""

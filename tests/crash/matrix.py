@@ -126,6 +126,7 @@ _row(
     "test_checkpoint_crash.py::test_an_error_at_every_operation_is_typed_and_costs_one_checkpoint",
     "test_store_contention.py::test_a_full_disk_loses_nothing",
     "test_faults_system.py::test_files_may_not_grow",
+    "test_copies_errors.py::test_an_error_at_every_operation_of_a_copy",
 )
 _row(
     12,
@@ -136,6 +137,7 @@ _row(
     "test_pruning_crash.py::test_error_at_every_operation",
     "test_documents_crash.py::test_error_at_every_operation",
     "test_checkpoint_crash.py::test_an_error_at_every_operation_is_typed_and_costs_one_checkpoint",
+    "test_copies_errors.py::test_an_error_at_every_operation_of_a_copy",
 )
 _row(
     13,
@@ -175,6 +177,19 @@ _row(
     "test_faults_system.py::test_a_disk_that_hangs_holds_up_what_must_be_durable_and_nothing_else",
     "test_faults_system.py::test_a_frozen_holder_holds_up_nobody",
     "test_faults_system.py::test_an_engine_that_hangs_at_open_is_set_aside",
+)
+_row(
+    19,
+    "upgrade: an older format, a newer one, a migration that is cut off",
+    "older is migrated, resumably, or `format_too_old`; newer is `format_too_new`, and not a byte is touched",
+    "test_explorer_store.py::test_no_image_of_a_copy_is_less_than_whole",
+)
+_row(
+    22,
+    "backup, checkpoint and restore cut off, failing, damaged, onto something else",
+    "listed copies are whole; the target is there whole or not at all; the next run ends well",
+    "test_explorer_store.py::test_no_image_of_a_copy_is_less_than_whole",
+    "test_copies_errors.py::test_an_error_at_every_operation_of_a_copy",
 )
 LATER: dict[int, str] = {20: "partition, loss and heal between replicas: comes with consensus"}
 """Rows that no code of this version can meet."""

@@ -111,4 +111,4 @@ def test_a_real_file_system_finds_a_commit_without_a_sync(agent: Agent, ext4: Ex
     with pytest.raises((AssertionError, HoldfastError)) as caught:
         lives(agent, ext4, "sqlite", 6, plant=True)
     assert "did not go" not in str(caught.value)
-    print(str(caught.value)[:200])
+    print(str(caught.value)[-300:])
