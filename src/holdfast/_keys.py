@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 import msgspec
 
 from ._fs import RealFileSystem
-from .errors import InvalidInputError
+from .errors import InvalidInputError, ResourceExhausted
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -116,7 +116,10 @@ class SecretKey:
             raise InvalidInputError("a passphrase is UTF-8 text", path=path) from None
 
     def derive(self, form: Encryption) -> bytes:
-        """The key under which the master key is sealed. The last answer is kept: scrypt is slow by design."""
+        """The key under which the master key is sealed. The last answer is kept: scrypt is slow by design.
+
+        Raises ``ResourceExhausted`` if the memory that scrypt needs is not there.
+        """
         asked = (form.kdf, form.n, form.r, form.p, form.salt)
         if self._derived is not None and self._derived[0] == asked:
             return self._derived[1]
@@ -125,9 +128,12 @@ class SecretKey:
             derived = hmac.digest(salt, self._secret, "sha256")
         else:
             memory = 128 * form.n * form.r + 128 * form.r * form.p + 1024 * 1024
-            derived = hashlib.scrypt(
-                self._secret, salt=salt, n=form.n, r=form.r, p=form.p, maxmem=memory, dklen=KEY_BYTES
-            )
+            try:
+                derived = hashlib.scrypt(
+                    self._secret, salt=salt, n=form.n, r=form.r, p=form.p, maxmem=memory, dklen=KEY_BYTES
+                )
+            except (MemoryError, ValueError):  # OpenSSL says either
+                raise ResourceExhausted("there is not enough memory for scrypt", needed_bytes=memory) from None
         self._derived = (asked, derived)
         return derived
 

@@ -210,8 +210,8 @@ def test_an_encrypted_backup_and_its_plain_copy_are_the_same(tmp_path: Path) -> 
 
 def test_a_backup_of_an_encrypted_store_needs_its_key(tmp_path: Path) -> None:
     key, wrong = bytes(range(32)), bytes(32)
-    for name, more in (("s", {"key": key}), ("t", {})):
-        with holdfast.open(tmp_path / name, settings=quick(), **more) as store:
+    for name, chosen in (("s", key), ("t", None)):
+        with holdfast.open(tmp_path / name, settings=quick(), key=chosen) as store:
             for number in range(6):
                 commit(store, number, {b"key %d" % number: name.encode()})
     place = repository(tmp_path / "r")

@@ -11,7 +11,16 @@ import pytest
 
 import holdfast
 from holdfast._fs import RealFileSystem
-from holdfast.errors import CorruptionError, FormatTooNew, FormatTooOld, HoldfastError, StoreLocked, StoreNotFound
+from holdfast._keys import using_key
+from holdfast.errors import (
+    CorruptionError,
+    FormatTooNew,
+    FormatTooOld,
+    HoldfastError,
+    KeyRejected,
+    StoreLocked,
+    StoreNotFound,
+)
 from holdfast.recovery import migrate as migrate_module
 from holdfast.recovery import verify_store
 from holdfast.recovery.migrate import READY, STAGING, migrate_store
@@ -54,6 +63,13 @@ def zero(old: tuple[Path, Values, str], tmp_path: Path) -> Path:
     """A copy of it."""
     shutil.copytree(old[0], tmp_path / "store")
     return tmp_path / "store"
+
+
+def test_nothing_is_migrated_in_plain_text_where_a_key_was_given(zero: Path) -> None:
+    before = tree_of(zero)
+    with using_key(bytes(32)), pytest.raises(KeyRejected):
+        migrate_store(zero, steps=STEPS)
+    assert tree_of(zero) == before
 
 
 def assert_opens(root: Path, values: Values, tip: str) -> None:

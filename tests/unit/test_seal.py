@@ -17,7 +17,7 @@ from holdfast._seal import PART_OVERHEAD_BYTES, ROW_OVERHEAD_BYTES, PartCipher, 
 from holdfast.engine.api import Batch
 from holdfast.engine.memory import MemoryEngine
 from holdfast.engine.sealed import SealedEngine
-from holdfast.errors import CorruptionError, InvalidInputError, KeyRequired, LimitExceeded
+from holdfast.errors import CorruptionError, InvalidInputError, KeyRequired, LimitExceeded, ResourceExhausted
 from holdfast.journal import codec
 from holdfast.journal.api import PLAIN_KINDS, Frame, Kind, Part, PartInfo
 from holdfast.journal.codec import CODEC_SEALED, decode_part, encode_frame, encode_parts, parse_head
@@ -278,6 +278,16 @@ def test_scrypt_is_asked_once_for_the_same_parameters(monkeypatch: pytest.Monkey
     assert open_master(form, key, b"bound") == master
     assert other.salt != form.salt
     assert open_master(form, StoreKey.from_passphrase("y"), b"bound") is None
+
+
+@pytest.mark.parametrize("error", [MemoryError(), ValueError("memory limit exceeded")])
+def test_too_little_memory_for_scrypt_is_a_typed_error(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    def scrypt(secret: bytes, **more: int) -> bytes:
+        raise error
+
+    monkeypatch.setattr(hashlib, "scrypt", scrypt)
+    with pytest.raises(ResourceExhausted):
+        seal_master(StoreKey.from_passphrase("x"), b"bound")
 
 
 @pytest.mark.parametrize(

@@ -25,8 +25,9 @@ from typing import Final, Protocol
 import msgspec
 
 from .._fs import FileSystem, RealFileSystem
+from .._keys import given_key
 from ..config import CONFIG_FILE_NAMES
-from ..errors import CorruptionError, FormatTooOld, StoreNotFound
+from ..errors import CorruptionError, FormatTooOld, KeyRejected, StoreNotFound
 from ..journal.api import Kind, Part
 from ..journal.journal import Journal, JournalOptions
 from ..journal.recovery import JOURNAL_DIRECTORY
@@ -101,14 +102,15 @@ def migrate_store(
         FormatTooOld: no step reads this format.
         FormatTooNew: a newer version wrote the store.
         CorruptionError: the old store, or what was made of it, is damaged; the old store is as it was.
-        StoreLocked: somebody has it open.
+        StoreLocked: somebody has it open. KeyRejected: a key is in use, and what was made would be in plain text.
     Cost: every byte of the journal read once and written once.
     """
     fs, root = fs or RealFileSystem(), Path(path)
     began = time.monotonic()
     if directory_state(fs, root) != "store":
         raise StoreNotFound("there is no store here", path=root)
-    _number(fs, root)
+    if _number(fs, root) < FORMAT and given_key() is not None:
+        raise KeyRejected("a key was given, but no store of an older format is encrypted", path=root)
     lock = fs.lock(root / "LOCK", f"{os.getpid()} {socket.gethostname()}")
     try:
         number = _number(fs, root)
