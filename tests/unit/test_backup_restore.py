@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ import pytest
 import holdfast
 from holdfast.backup import BackupRepository, SegmentSource, fetch_segments, restore_backup
 from holdfast.backup import restore as restoring
+from holdfast.backup.pieces import side_by_side
 from holdfast.errors import (
     BackupDamaged,
     BackupNotFound,
@@ -471,3 +474,100 @@ def test_progress_ends_with_everything_done(tmp_path: Path) -> None:
     check(place, form.name, progress=lambda done, total: seen.append((done, total)))
     assert seen[-1] == (form.totals.raw_bytes, form.totals.raw_bytes)
     assert holdfast.__version__
+
+
+# -- two files at once ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("small_segments")
+def test_with_threads_the_store_is_the_same_and_progress_is_told_here(tmp_path: Path) -> None:
+    blocks = grown(tmp_path / "s", 30)
+    place = repository(tmp_path / "r")
+    form = backup(tmp_path / "s", place)
+    assert len(form.segments) > 3
+    told: list[tuple[int, int]] = []
+    tellers = set()
+
+    def step(done: int, total: int) -> None:
+        tellers.add(threading.get_ident())
+        told.append((done, total))
+
+    one = restored(place, form.name, tmp_path / "one", workers=2, progress=step)
+    two = restored(place, form.name, tmp_path / "two")
+    names = [path.name for path in sorted((two / "journal").iterdir())]
+    assert [path.name for path in sorted((one / "journal").iterdir())] == names
+    for name in names[: len(form.segments) - 1]:
+        assert (one / "journal" / name).read_bytes() == (two / "journal" / name).read_bytes()
+    with open_quick(one) as store:
+        assert store.tip is not None
+        assert store.tip.hash == blocks[-1].hash
+    bytes_told = [done for done, total in told if total == form.totals.raw_bytes]
+    assert bytes_told == sorted(bytes_told)
+    assert bytes_told[-1] == form.totals.raw_bytes
+    assert tellers == {threading.get_ident()}
+
+
+@pytest.mark.usefixtures("small_segments")
+def test_with_threads_too_a_stopped_restore_goes_on_and_damage_is_found(tmp_path: Path) -> None:
+    grown(tmp_path / "s", 30)
+    place = repository(tmp_path / "r")
+    name = backup(tmp_path / "s", place).name
+    calls = []
+
+    def stop(done: int, total: int) -> None:
+        calls.append(done)
+        if len(calls) == 3:
+            raise InterruptedError("enough")
+
+    with pytest.raises(InterruptedError):
+        restored(place, name, tmp_path / "t", workers=2, progress=stop)
+    assert not (tmp_path / "t").exists()
+    assert not list((tmp_path / "t.partial").rglob("*.tmp"))
+    assert restore_backup(place, name, tmp_path / "t", workers=2).kept_bytes > 0
+    chunk = chunk_files(place)[2]
+    chunk.write_bytes(chunk.read_bytes()[:-1])
+    with pytest.raises(BackupDamaged):
+        restored(place, name, tmp_path / "u", workers=2)
+    assert not (tmp_path / "u").exists()
+
+
+def test_two_items_are_worked_on_at_once_and_the_first_error_ends_the_rest() -> None:
+    both = threading.Barrier(2)
+    done: list[str] = []
+
+    def meet(item: str, count: Callable[[int], None]) -> None:
+        both.wait(30)  # alone, nobody comes
+        count(len(item))
+        done.append(item)
+
+    counts: list[int] = []
+    side_by_side(["a", "bb", "ccc", "dddd"], meet, counts.append, threads=True)
+    assert (sorted(counts), sorted(done)) == ([1, 2, 3, 4], ["a", "bb", "ccc", "dddd"])
+
+    begun: list[int] = []
+    failed = threading.Event()
+
+    def fail(item: int, count: Callable[[int], None]) -> None:
+        begun.append(item)
+        if item == 0:
+            failed.set()
+            raise ValueError("the first one")
+        assert failed.wait(30)
+        while True:  # until nobody wants to know
+            count(1)
+
+    with pytest.raises(ValueError, match="the first one"):
+        side_by_side(range(100), fail, lambda _: None, threads=True)
+    assert len(begun) < 10
+
+
+def test_without_threads_items_are_worked_on_in_order() -> None:
+    done: list[int] = []
+
+    def work(item: int, count: Callable[[int], None]) -> None:
+        done.append(item)
+        count(item)
+
+    counts: list[int] = []
+    side_by_side([3, 1, 2], work, counts.append, threads=False)
+    assert done == counts == [3, 1, 2]
