@@ -622,7 +622,7 @@ def test_the_loop_looks_at_the_clock_again_and_again(node: Node) -> None:
             return self.is_set()
 
     node.now = at("2026-05-14 02:59:20")
-    follow_schedule(node.backups(), Ended(), clock=node.clock)
+    follow_schedule(node.backups(), Ended())
     assert waits[:2] == [30.0, 10.0]
     assert len(node.names()) == 1
 

@@ -28,6 +28,7 @@ import msgspec
 
 from .. import limits
 from .._json import check_depth
+from .._threads import start_thread
 from ..errors import HoldfastError, InvalidInputError, RepositoryLocked
 
 if TYPE_CHECKING:
@@ -120,8 +121,11 @@ class ObjectLock:
                 path=self._objects.place,
                 remedy="use a store that has conditional writes (If-None-Match), or a directory",
             )
-        self._thread = threading.Thread(target=self._keep, name="holdfast-backup-lock", daemon=True)
-        self._thread.start()
+        try:
+            self._thread = start_thread(self._keep, "holdfast-backup-lock")
+        except HoldfastError:
+            self.release()
+            raise
 
     def _lease(self) -> bytes:
         return msgspec.json.encode(_Lease(self._count, self._holder, self._id), order="sorted")

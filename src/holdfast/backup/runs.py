@@ -172,8 +172,17 @@ class ScheduledBackups:
 
     # -- what is due ----------------------------------------------------------------------------------------------
 
+    def seconds_left(self) -> float | None:
+        """Seconds until there may be something to run; ``None`` if nothing says when."""
+        try:
+            upcoming = self.next_us()
+        except HoldfastError:  # the next run tells it
+            return None
+        now = self._clock()
+        return None if upcoming is None else max(0, max(upcoming, self._pause_until_us) - now) / _SECOND_US
+
     def next_us(self) -> int | None:
-        """When the next run is due or tried again, as far as it is known now."""
+        """When the next run is due or tried again, as far as it is known now. Raises ``FormatTooNew``."""
         now = self._clock()
         state = load_schedule_state(self.root, fs=self._fs) or ScheduleState(handled_us=now)
         state = self._settled(state, now)

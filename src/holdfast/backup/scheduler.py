@@ -15,14 +15,14 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Final
 
-from .._keys import StoreKey, using_key
+from .._threads import start_thread
 from ..errors import InvalidInputError, StateError
 from ..store.endings import on_close
 from ..store.store import Store
 from .keys import BackupKey
 from .place import repository_place
 from .repository import BackupRepository, open_repository
-from .runs import ScheduledBackups
+from .runs import RunReport, ScheduledBackups
 from .schedule import Schedule
 
 __all__ = ["BackupScheduler", "follow_schedule"]
@@ -86,13 +86,7 @@ class BackupScheduler:
             raise StateError("a scheduler is started once, while its store is open")
         on_close(store, self.stop)
         weakref.finalize(store, self._ended.set)
-        self._thread = threading.Thread(
-            target=follow_schedule,
-            args=(self.backups, self._ended, store.key),
-            name="holdfast-backups",
-            daemon=True,
-        )
-        self._thread.start()
+        self._thread = start_thread(follow_schedule, "holdfast-backups", self.backups, self._ended)
         return self
 
     def stop(self) -> None:
@@ -112,16 +106,10 @@ class BackupScheduler:
 
 
 def follow_schedule(
-    backups: ScheduledBackups,
-    ended: threading.Event,
-    store_key: StoreKey | None = None,
-    *,
-    clock: Callable[[], int] = lambda: time.time_ns() // 1000,
+    backups: ScheduledBackups, ended: threading.Event, *, told: Callable[[RunReport | None], object] = lambda _: None
 ) -> None:
-    """What is due is run, until ``ended`` is set. ``store_key``: an encrypted store is restored with it, to test."""
+    """What is due is run, until ``ended`` is set. ``told`` hears after each look what was made, if anything."""
     while not ended.is_set():
-        with using_key(store_key):
-            backups.run_due()
-        upcoming = backups.next_us()
-        left = _LOOK_SECONDS if upcoming is None else (upcoming - clock()) / 1e6
-        ended.wait(min(_LOOK_SECONDS, max(1.0, left)))
+        told(backups.run_due())
+        left = backups.seconds_left()
+        ended.wait(_LOOK_SECONDS if left is None else min(_LOOK_SECONDS, max(1.0, left)))

@@ -16,6 +16,11 @@ import typer
 
 from ..errors import HoldfastError, InvalidInputError
 from .backup_options import (
+    KeepDaily,
+    KeepDays,
+    KeepHourly,
+    KeepMonthly,
+    KeepWeekly,
     KeyFile,
     Name,
     OptionalDataDir,
@@ -30,6 +35,7 @@ from .backup_options import (
     time_text_us,
     warn_same_device,
 )
+from .backup_schedule import schedule
 from .options import Config, DataDir, Engine, Json, Seconds
 from .output import Output, bytes_text, clean
 from .progress import Count, SecondStage, with_progress
@@ -40,12 +46,13 @@ if TYPE_CHECKING:
 __all__ = ["register"]
 
 _DAMAGED = 3
-_DAY_SECONDS = 86_400
 
 
 def register(app: typer.Typer) -> None:
     """The group is part of ``app``."""
-    group = typer.Typer(no_args_is_help=True, help="Backups of a store: make, check, restore, thin out, copy.")
+    group = typer.Typer(
+        no_args_is_help=True, help="Backups of a store: make, check, restore, thin out, copy, schedule."
+    )
     group.command("create")(create)
     group.command("list")(list_backups)
     group.command("show")(show)
@@ -53,6 +60,7 @@ def register(app: typer.Typer) -> None:
     group.command("restore")(restore)
     group.command("prune")(prune)
     group.command("copy")(copy)
+    group.command("schedule")(schedule)
     app.add_typer(group, name="backup")
 
 
@@ -329,11 +337,11 @@ def prune(
     keep: Annotated[
         int | None, typer.Option("--keep", min=0, help="The newest so many verified ones; else 'max_backups'.")
     ] = None,
-    keep_days: Annotated[int, typer.Option("--keep-days", min=0, help="And those of the last so many days.")] = 0,
-    keep_hourly: Annotated[int, typer.Option("--keep-hourly", min=0, help="And one of each of so many hours.")] = 0,
-    keep_daily: Annotated[int, typer.Option("--keep-daily", min=0, help="And one of each of so many days.")] = 0,
-    keep_weekly: Annotated[int, typer.Option("--keep-weekly", min=0, help="And one of each of so many weeks.")] = 0,
-    keep_monthly: Annotated[int, typer.Option("--keep-monthly", min=0, help="And one of each of so many months.")] = 0,
+    keep_days: KeepDays = None,
+    keep_hourly: KeepHourly = None,
+    keep_daily: KeepDaily = None,
+    keep_weekly: KeepWeekly = None,
+    keep_monthly: KeepMonthly = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
     key_file: KeyFile = None,
     passphrase_file: PassphraseFile = None,
@@ -346,15 +354,15 @@ def prune(
     from ..config import load_settings
 
     out = Output(as_json=as_json)
-    settings = load_settings(data_dir, config=config).settings
-    rules = KeepRules(
-        last=settings.max_backups if keep is None else keep,
-        within_seconds=keep_days * _DAY_SECONDS,
-        hourly=keep_hourly,
-        daily=keep_daily,
-        weekly=keep_weekly,
-        monthly=keep_monthly,
-    )
+    given = {
+        "max_backups": keep,
+        "backup_keep_days": keep_days,
+        "backup_keep_hourly": keep_hourly,
+        "backup_keep_daily": keep_daily,
+        "backup_keep_weekly": keep_weekly,
+        "backup_keep_monthly": keep_monthly,
+    }
+    rules = KeepRules.of(load_settings(data_dir, config=config, overrides=given).settings)
     found = open_place(place_of(repository, data_dir, config), key_file, passphrase_file)
 
     def work(step: Callable[[int, int], None]) -> PruneReport:

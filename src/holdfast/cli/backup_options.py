@@ -19,6 +19,11 @@ if TYPE_CHECKING:
     from ..backup import BackupKey, BackupRepository
 
 __all__ = [
+    "KeepDaily",
+    "KeepDays",
+    "KeepHourly",
+    "KeepMonthly",
+    "KeepWeekly",
     "KeyFile",
     "Name",
     "OptionalDataDir",
@@ -61,6 +66,21 @@ PassphraseFile = Annotated[
 ]
 RateLimit = Annotated[
     int | None, typer.Option("--rate-limit", min=1, metavar="BYTES", help="Most bytes that are read in a second.")
+]
+KeepDays = Annotated[
+    int | None, typer.Option("--keep-days", min=0, help="And those of the last so many days; else 'backup_keep_days'.")
+]
+KeepHourly = Annotated[
+    int | None, typer.Option("--keep-hourly", min=0, help="And one of each of so many hours; else the setting.")
+]
+KeepDaily = Annotated[
+    int | None, typer.Option("--keep-daily", min=0, help="And one of each of so many days; else the setting.")
+]
+KeepWeekly = Annotated[
+    int | None, typer.Option("--keep-weekly", min=0, help="And one of each of so many weeks; else the setting.")
+]
+KeepMonthly = Annotated[
+    int | None, typer.Option("--keep-monthly", min=0, help="And one of each of so many months; else the setting.")
 ]
 Name = Annotated[str | None, typer.Argument(metavar="[NAME]", help="The backup; else the newest.")]
 
