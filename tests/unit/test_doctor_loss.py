@@ -13,8 +13,9 @@ from holdfast.doctor import Loss, Plan
 from holdfast.doctor.report import LOST_NAMES_MAX
 from holdfast.errors import CorruptionError, FencedError, InvalidInputError, MissingFile, OutOfSpace
 from holdfast.recovery import verify_store
+from holdfast.store.retention import RetentionPolicy
 from holdfast.types import Block
-from tests.unit.backup_support import repository, small_segments
+from tests.unit.backup_support import backup, repository, small_segments
 from tests.unit.doctor_support import SEGMENT, backed_up, flip, holds, last_segment, store_of, truth
 from tests.unit.state_support import commit, open_state_store
 from tests.unit.store_support import chain_of, make, open_quick, quick
@@ -321,3 +322,62 @@ def test_an_encrypted_store_is_repaired_with_its_key(tmp_path: Path) -> None:
         assert store.recovery.repaired is not None
         assert store.safety.load(b"me").position == (7,)
         assert store.safety.fenced
+
+
+# -- what compaction and retention made ------------------------------------------------------------------------------
+
+
+def compacted(root: Path, *, drop: bool) -> list[Block]:
+    """A store whose first segments are compacted, and miss their bodies if ``drop``; a backup from before has all."""
+    blocks = chain_of(None, 120)
+    with open_quick(f"sqlite:{root}", max_reorg_depth=6, proof_window_blocks=0) as store:
+        for block in blocks:
+            store.add(block)
+        backup(store, repository(root / "backups"))
+        if drop:
+            assert store.retention.prune(RetentionPolicy("below", 60), without_archive=True).complete
+        else:
+            assert store.compact().compacted
+    return blocks
+
+
+@pytest.mark.parametrize("drop", [False, True])
+def test_a_damaged_compacted_segment_comes_back_with_the_bytes_that_it_stood_for(tmp_path: Path, drop: bool) -> None:
+    blocks = compacted(tmp_path, drop=drop)
+    assert (tmp_path / SEGMENT).read_bytes()[:8] == b"HFCOMPT1"
+    assert holdfast.diagnose(tmp_path).sound
+    flip(tmp_path / SEGMENT, 100)
+    done = holdfast.repair(tmp_path)
+    assert done is not None
+    assert [step.name for step in done.plan.steps] == [SEGMENT]
+    with open_quick(tmp_path) as store:
+        assert [info.hash for info in store.blocks.canonical()] == [block.hash for block in blocks]
+    assert verify_store(tmp_path, level="links").ok
+
+
+@pytest.mark.parametrize("drop", [False, True])
+def test_the_identity_comes_out_of_a_compacted_first_segment(tmp_path: Path, drop: bool) -> None:
+    compacted(tmp_path, drop=drop)
+    shutil.rmtree(tmp_path / "backups")
+    before = (tmp_path / "holdfast.toml").read_bytes()
+    (tmp_path / "holdfast.toml").unlink()
+    with open_quick(tmp_path) as store:
+        assert store.recovery.repaired is not None
+    assert (tmp_path / "holdfast.toml").read_bytes() == before
+
+
+def test_the_loss_of_a_compacted_store_is_named_too(tmp_path: Path) -> None:
+    blocks = compacted(tmp_path, drop=True)
+    shutil.rmtree(tmp_path / "backups")
+    shutil.rmtree(tmp_path / "views")
+    flip(tmp_path / "journal/0000000001.seg", 100)
+    assert holdfast.diagnose(tmp_path).others == ()
+    flip(tmp_path / "journal/0000000001.seg", 100)
+    flip(tmp_path / "journal/0000000002.seg", 100)
+    plan = plan_with(tmp_path, "backup")
+    assert plan.loss is not None
+    assert plan.loss.to_height == blocks[-1].height
+    assert {height for height, _ in names(plan.loss)} <= set(range(plan.height + 1, 120))  # type: ignore[operator]
+    with open_quick(tmp_path, recovery="backup") as store:
+        assert store.tip is not None
+        assert store.tip.height == plan.height

@@ -51,6 +51,7 @@ from .examine import (
     examine_identity,
     examine_segments,
     fits_journal,
+    read_kept,
     read_watermark,
     segment_path,
 )
@@ -285,7 +286,7 @@ def _examine_base(case: Case, told: Told | None) -> None:
 def _base_part(fs: FileSystem, path: Path, identity: Identity) -> bytes | None:
     file = open_segment(fs, path, salt=identity.salt)
     try:
-        head = file.pread(HEAD_BYTES_MAX, SEGMENT_HEADER_BYTES)
+        head = read_kept(file, HEAD_BYTES_MAX, SEGMENT_HEADER_BYTES)
         frame = parse_head(head, salt=identity.salt, segment=1, offset=SEGMENT_HEADER_BYTES)
         for part in frame.parts:
             if part.kind == Kind.BASE:

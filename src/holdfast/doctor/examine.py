@@ -18,7 +18,7 @@ from .._fs import File, FileSystem
 from ..errors import CorruptionError, HoldfastError, MissingFile
 from ..journal.api import DurableMark, Frame, Kind
 from ..journal.codec import HEAD_BYTES_MAX, decode_part, parse_head, peek_parts
-from ..journal.compacted import open_segment
+from ..journal.compacted import CompactedFile, is_compacted, open_segment
 from ..journal.recovery import JOURNAL_DIRECTORY
 from ..journal.scan import scan_frames
 from ..journal.segment import (
@@ -42,6 +42,7 @@ __all__ = [
     "examine_segments",
     "fits_journal",
     "identity_in_journal",
+    "read_kept",
     "read_watermark",
     "segment_path",
 ]
@@ -129,7 +130,9 @@ def identity_in_journal(fs: FileSystem, root: Path) -> bytes | None:
     except MissingFile:
         return None
     try:
-        data = file.pread(SEGMENT_HEADER_BYTES + HEAD_BYTES_MAX, 0)
+        if is_compacted(file):
+            file = CompactedFile(file, salt=None)
+        data = read_kept(file, SEGMENT_HEADER_BYTES + HEAD_BYTES_MAX, 0)
         head = data[SEGMENT_HEADER_BYTES:]
         parts = peek_parts(head, segment=1, offset=SEGMENT_HEADER_BYTES)
         for part in parts:
@@ -139,12 +142,20 @@ def identity_in_journal(fs: FileSystem, root: Path) -> bytes | None:
                 frame = parse_head(head, salt=identity.salt, segment=1, offset=SEGMENT_HEADER_BYTES)
                 header = decode_header(data, store_id=identity.store_id, salt=identity.salt, path=path)
                 if frame.seq == 1 and header is not None and (header.number, header.first_seq) == (1, 1):
+                    open_segment(fs, path, salt=identity.salt).close()  # a compacted one proves itself, too
                     return raw
     except HoldfastError:
         return None  # whatever it is, it proves nothing
     finally:
         file.close()
     return None
+
+
+def read_kept(file: File, length: int, offset: int) -> bytes:
+    """Up to ``length`` bytes at ``offset``; fewer at the end, or where a compacted segment has a hole."""
+    if isinstance(file, CompactedFile):
+        length = min(length, file.kept_from(offset))
+    return file.pread(length, offset)
 
 
 def claimed_store_id(fs: FileSystem, root: Path) -> bytes | None:

@@ -20,7 +20,7 @@ from ..journal.codec import decode_part
 from ..journal.compacted import open_segment
 from ..journal.recovery import frames_alone
 from ..store.identity import Identity
-from .examine import SegmentState, segment_path
+from .examine import SegmentState, examine_file, segment_path
 from .pieces import Builder, Chain
 from .report import LOST_NAMES_MAX, Loss, LostBlock
 
@@ -154,11 +154,23 @@ def _frames_behind(
         except HoldfastError:
             continue
         try:
-            for frame in frames_alone(file, 0, identity.salt):
+            for frame in _frames_of(file, state, identity):
                 if frame.seq > last_seq:
                     yield frame, file
+        except HoldfastError:
+            continue  # what cannot be read names nothing
         finally:
             file.close()
+
+
+def _frames_of(file: File, state: SegmentState, identity: Identity) -> Iterator[Frame]:
+    """Frames of one segment: in order where it is whole, which may have holes, else wherever one stands."""
+    if state.state != "sealed":
+        yield from frames_alone(file, 0, identity.salt)
+        return
+    found: list[Frame] = []
+    examine_file(file, state.number, identity, found.append)
+    yield from found
 
 
 def _raw(frame: Frame, index: int, file: File, cipher: PartCipher | None) -> bytes:

@@ -17,8 +17,8 @@ from .._fs import File, FileSystem
 from ..backup.manifest import Manifest, SegmentFile
 from ..errors import BackupDamaged, CorruptionError, HoldfastError
 from ..journal.api import Frame
-from ..journal.compacted import open_segment
-from ..journal.segment import SEGMENT_HEADER_BYTES, Segment, decode_header
+from ..journal.compacted import CompactedFile, open_segment
+from ..journal.segment import SEGMENT_HEADER_BYTES, Segment, SegmentHeader, decode_header, encode_header
 from ..store.identity import Identity
 from .examine import SegmentState, examine_file, segment_path
 from .sources import Backups, PatchedFile, TailFile
@@ -203,9 +203,9 @@ class Builder:
             stored = open_segment(self._fs, path, salt=self._identity.salt)
         else:
             stored = self._join(piece.backup[1], piece.split)
-        if piece.sealed:
-            return TailFile(stored, piece.state.frames_end, self._seal(piece))
-        return TailFile(stored, piece.state.frames_end, b"") if cut or piece.backup is not None else stored
+        if piece.keep and (piece.sealed or not cut):
+            return stored
+        return TailFile(stored, piece.state.frames_end, self._seal(piece) if piece.sealed else b"")
 
     def _seal(self, piece: Piece) -> bytes:
         file = self.open(Piece(piece.number, piece.state, False, False, piece.backup, piece.split), cut=True)
@@ -228,6 +228,22 @@ class Builder:
             return segment.seal_bytes(self._identity.salt)
         finally:
             file.close()
+
+    def compacted(self, piece: Piece) -> CompactedFile | None:
+        """The piece, if it is a compacted file of the store itself; closed, for its figures alone."""
+        if piece.backup is not None:
+            return None
+        file = open_segment(self._fs, segment_path(self._root, piece.number), salt=self._identity.salt)
+        file.close()
+        return file if isinstance(file, CompactedFile) else None
+
+    def begun_behind(self, piece: Piece) -> tuple[Piece, bytes]:
+        """A segment behind ``piece`` that holds nothing yet, and its bytes."""
+        number, seq, digest = piece.number + 1, piece.state.last_seq, piece.state.digest
+        header = SegmentHeader(number, seq + 1, digest)
+        data = encode_header(header, store_id=self._identity.store_id, salt=self._identity.salt)
+        state = SegmentState(number, "open", seq + 1, seq, digest, digest, len(data), len(data))
+        return Piece(number, state, sealed=False, keep=False), data
 
     def check(self, piece: Piece, file: File) -> None:
         """Raises ``CorruptionError`` unless ``file`` holds the piece."""

@@ -31,6 +31,7 @@ from .loss import loss_above, loss_behind, tip_of
 from .overlay import Overlay
 from .pieces import Builder, Chain, Piece
 from .report import Loss, Plan, Rung, Step
+from .sources import BytesFile
 
 __all__ = ["Place", "Work", "plan_checkpoint", "plan_journal", "plan_lossless"]
 
@@ -216,13 +217,18 @@ def plan_journal(case: Case, builder: Builder, chain: Chain) -> Work | None:
     if case.identity is None or not chain.last_seq or case.base_problem is not None or case.keyless:
         return None
     draft = _Draft(case)
-    while chain.pieces[-1].state.last_seq < chain.pieces[-1].state.first_seq:
-        chain.pieces.pop()  # a header and nothing behind it: the watermark could not name it
+    _strip(builder, chain)
+    if not chain.last_seq:
+        return None
     last = chain.pieces[-1]
     for piece in chain.pieces:
         cut = piece is last and not piece.sealed
         if cut or not piece.keep:
             _put_piece(draft, builder, piece, cut=cut)
+    if last.keep and builder.compacted(last) is not None:  # the newest segment is never a compacted one (4.1)
+        behind, data = builder.begun_behind(last)
+        make = partial(BytesFile, case.root / segment_file(behind.number), data)
+        draft.put(segment_file(behind.number), len(data), OWN, Place(make, partial(builder.check, behind)))
     for name in case.fs.names(case.root / JOURNAL_DIRECTORY):
         number = segment_number(name)
         if number is None or number > last.number:
@@ -247,6 +253,16 @@ def plan_journal(case: Case, builder: Builder, chain: Chain) -> Work | None:
     )
     height = None if tip is None else tip[0]
     return draft.work("backup", height, loss, fenced=True, frames=chain.last_seq, mark=mark)
+
+
+def _strip(builder: Builder, chain: Chain) -> None:
+    """The last piece ends with a frame, so that a watermark can name it, and its bytes can be had."""
+    while chain.pieces:
+        last = chain.pieces[-1]
+        compacted = None if last.sealed else builder.compacted(last)
+        if last.state.last_seq >= last.state.first_seq and not (compacted is not None and compacted.pruned_bytes):
+            return
+        chain.pieces.pop()
 
 
 def plan_checkpoint(case: Case, told: Callable[[int, int], None] | None = None) -> Work | None:

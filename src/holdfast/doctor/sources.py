@@ -23,7 +23,7 @@ from ..config import Settings
 from ..errors import BackupNotFound, HoldfastError, StateError
 from ..state.checkpoint import CHECKPOINTS_NAME, CheckpointDirectory, CheckpointInfo
 
-__all__ = ["Backups", "PatchedFile", "TailFile", "checkpoints_of", "environment_key", "find_backups"]
+__all__ = ["Backups", "BytesFile", "PatchedFile", "TailFile", "checkpoints_of", "environment_key", "find_backups"]
 
 PASSPHRASE_VARIABLE = "HOLDFAST_BACKUP_PASSPHRASE"
 
@@ -118,7 +118,25 @@ class TailFile(_ReadFile):
         self._first.close()
 
 
+class BytesFile(_ReadFile):
+    """A file that holds ``data``."""
+
+    def __init__(self, path: Path, data: bytes) -> None:
+        self.path = path
+        self._data = data
+
+    def pread(self, length: int, offset: int) -> bytes:
+        return self._data[offset : offset + length]
+
+    def size(self) -> int:
+        return len(self._data)
+
+    def close(self) -> None:
+        """Nothing happens: nothing is open."""
+
+
 if TYPE_CHECKING:
+    _bytes: type[File] = BytesFile
     _patched: type[File] = PatchedFile
     _tail: type[File] = TailFile
 

@@ -104,8 +104,11 @@ class CompactedFile:
         stored_bytes: length of the compacted file.
     """
 
-    def __init__(self, file: File, *, salt: bytes) -> None:
-        """Raises ``CorruptionError``, ``FormatTooNew``; ``file`` stays open then, else it belongs to this one."""
+    def __init__(self, file: File, *, salt: bytes | None) -> None:
+        """Raises ``CorruptionError``, ``FormatTooNew``; ``file`` stays open then, else it belongs to this one.
+
+        ``None`` where the salt is not known yet: then nothing that is read proves anything.
+        """
         self.path = file.path
         self.generation: int
         self.store_id: bytes
@@ -132,7 +135,7 @@ class CompactedFile:
         ):
             raise self._bad("has no valid end")
         table = file.pread(table_bytes, end.table)
-        if sha256(b"".join((salt, head, table, end_data[:-32]))).digest() != end_data[-32:]:
+        if salt is not None and sha256(b"".join((salt, head, table, end_data[:-32]))).digest() != end_data[-32:]:
             raise self._bad("has a wrong digest")
         if form != _FORMAT:
             raise FormatTooNew(
