@@ -185,6 +185,13 @@ _row(
     "test_explorer_store.py::test_no_image_of_a_copy_is_less_than_whole",
 )
 _row(
+    21,
+    "double sign: after a crash, from a copy, a restored backup, a second process, a lost record",
+    "the same vote may leave again, another never; `fenced` or `safety_missing`",
+    "test_faults_safety.py::test_no_vote_is_contradicted_after_a_power_cut",
+    "test_faults_safety.py::test_a_copy_of_a_signer_does_not_sign",
+)
+_row(
     22,
     "backup, checkpoint and restore cut off, failing, damaged, onto something else",
     "listed copies are whole; the target is there whole or not at all; the next run ends well",
