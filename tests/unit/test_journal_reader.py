@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import pytest
@@ -78,6 +79,32 @@ def test_it_writes_nothing() -> None:
     assert (fs.files(), dict(fs.counts)) == (before, counts)
     with pytest.raises(ReadOnlyError):
         fs.open(DATA / "watermark", read_only=True).pwrite(b"x", 0)
+
+
+def test_a_frame_that_is_read_alone_takes_no_more_than_its_head_from_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    fs = CrashableFileSystem()
+    big = JournalOptions(background=False, compression="none")
+    journal = Journal.create(fs, DATA, store_id=STORE_ID, salt=SALT, first_parts=FIRST, options=big)
+    for number in range(100):
+        journal.append([Part(Kind.NOTE, bytes([number]) * 5_000)])
+    many = journal.append([Part(Kind.NOTE, b"%d" % number) for number in range(100)])
+    journal.sync()
+    reader = JournalReader.open(fs, DATA, store_id=STORE_ID, salt=SALT)
+    read: list[int] = []
+    handle = reader._handle(reader._segments[0])
+    pread = handle.file.pread
+
+    def counted(length: int, offset: int) -> bytes:
+        data = pread(length, offset)
+        read.append(len(data))
+        return data
+
+    monkeypatch.setattr(handle, "file", types.SimpleNamespace(pread=counted, close=handle.file.close))
+    frame = reader.frame(50)
+    assert sum(read) <= 1024
+    assert reader.part(frame, 0) == bytes([48]) * 5_000
+    assert sum(read) <= 1024 + 5_000
+    assert reader.part(reader.frame(many), 99) == b"99"  # a head longer than that is read all the same
 
 
 def test_what_is_missing_or_damaged_is_named() -> None:

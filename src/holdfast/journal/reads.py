@@ -22,7 +22,7 @@ from ..events import corruption_found
 from .api import Frame
 from .codec import decode_part
 from .compacted import CompactedFile, open_segment
-from .scan import Window, read_frame_at, scan_frames, verify_sealed_content
+from .scan import HEAD_READ_BYTES, Window, read_frame_at, scan_frames, verify_sealed_content
 from .segment import SEGMENT_HEADER_BYTES, Segment, SegmentInfo
 
 __all__ = ["FrameReads"]
@@ -110,7 +110,8 @@ class FrameReads:
         handle = self._handle(segment)
         offset = self._offset_of(segment, handle.file, seq)
         stop = segment.frames_end
-        frame = read_frame_at(Window(handle.file, stop), offset, salt=self._salt, segment=segment.number, stop=stop)
+        window = Window(handle.file, stop, HEAD_READ_BYTES)
+        frame = read_frame_at(window, offset, salt=self._salt, segment=segment.number, stop=stop)
         self._check_seq(frame, seq, segment)
         return frame
 

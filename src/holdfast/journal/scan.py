@@ -21,6 +21,7 @@ from .segment import SEAL_BYTES, SEGMENT_HEADER_BYTES, Segment
 
 __all__ = [
     "DROPPABLE",
+    "HEAD_READ_BYTES",
     "Window",
     "check_parts",
     "read_frame_at",
@@ -29,7 +30,7 @@ __all__ = [
     "verify_sealed_content",
 ]
 
-_HEAD_READ_BYTES: Final = 1024
+HEAD_READ_BYTES: Final = 1024
 _WINDOW_BYTES: Final = 1 << 18
 _HASH_STEP_BYTES: Final = 1 << 20
 
@@ -38,12 +39,16 @@ DROPPABLE: Final = frozenset((Kind.BODY, Kind.EXTRA))
 
 
 class Window:
-    """Sequential reads of one file below ``stop`` through a buffer of bounded size."""
+    """Sequential reads of one file below ``stop`` through a buffer of bounded size.
 
-    __slots__ = ("_buffer", "_compacted", "_file", "_start", "_stop")
+    ``ahead``: bytes that are read at once; few for a frame that is read alone.
+    """
 
-    def __init__(self, file: File, stop: int) -> None:
+    __slots__ = ("_ahead", "_buffer", "_compacted", "_file", "_start", "_stop")
+
+    def __init__(self, file: File, stop: int, ahead: int = _WINDOW_BYTES) -> None:
         self._file = file
+        self._ahead = ahead
         self._compacted = file if isinstance(file, CompactedFile) and file.floor else None
         self._stop = stop
         self._start = 0
@@ -58,9 +63,9 @@ class Window:
         if self._compacted is not None:
             most = min(most, self._compacted.kept_from(offset))
         length = max(0, min(length, most))
-        if length > _WINDOW_BYTES:
+        if length > self._ahead:
             return self._file.pread(length, offset)
-        self._buffer = self._file.pread(min(_WINDOW_BYTES, most), offset) if length else b""
+        self._buffer = self._file.pread(min(self._ahead, most), offset) if length else b""
         self._start = offset
         return self._buffer[:length]
 
@@ -76,7 +81,7 @@ def read_frame_at(window: Window, offset: int, *, salt: bytes, segment: int, sto
     Raises:
         CorruptionError: there is no valid frame.
     """
-    head = window.read(offset, _HEAD_READ_BYTES)
+    head = window.read(offset, HEAD_READ_BYTES)
     size = head_length(head[:FRAME_HEAD_BYTES])
     if size > len(head):
         head = window.read(offset, size)
