@@ -33,12 +33,13 @@ _NONCE_START = bytes(NONCE_BYTES - _NUMBER_BYTES)
 _SEGMENTS_KEPT = 64
 _BATCHES_KEPT = 4096
 
-_PLACE = struct.Struct(">16sQHHBBI")
+_PLACE = struct.Struct(">16s32sQHHBBI")
 _place = _PLACE.pack
-assert _PLACE.size == 34
+assert _PLACE.size == 66
 
-PartPlace = tuple[int, int, int, int, int, int]
-"""Where a part stands and how it is read: seq, index in its frame, kind, codec, flags, raw length."""
+PartPlace = tuple[bytes, int, int, int, int, int, int]
+"""Where a part stands and how it is read: digest of the frame before, seq, index in its frame, kind, codec, flags, raw
+length. The digest binds all frames before it: none can be left out or replaced without the key."""
 
 
 def _boxes(key: bytes, kept: int) -> Callable[[bytes], AESGCM]:

@@ -43,13 +43,14 @@ def parts(data: Path, secret: bytes, segment: int = 1) -> Iterator[tuple[int, in
     journal = hmac.digest(store_key(identity, secret), b"holdfast store journal 1", "sha256")
     box = AESGCM(hmac.digest(journal, segment.to_bytes(8, "big"), "sha256"))
     owner = bytes.fromhex(identity["store_id"])
+    previous = bytes(32)
     for frame in mini_reader.frames(data):
         for index, part in enumerate(frame.parts):
             need((part.kind in PLAIN) == (part.codec & 0x80 == 0), f"frame {frame.seq}: part {index}")
             raw = part.data
             if part.kind not in PLAIN:
-                bound = owner + struct.pack(
-                    ">QHHBBI", frame.seq, index, part.kind, part.codec, part.flags, part.raw_length
-                )
+                where = (previous, frame.seq, index, part.kind, part.codec, part.flags, part.raw_length)
+                bound = owner + struct.pack(">32sQHHBBI", *where)
                 raw = mini_reader.decode(part.codec & 0x7F, box.decrypt(raw[:12], raw[12:], bound), part.raw_length)
             yield frame.seq, part.kind, raw
+        previous = frame.digest

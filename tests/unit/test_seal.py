@@ -24,7 +24,7 @@ from holdfast.journal.codec import CODEC_SEALED, decode_part, encode_frame, enco
 from holdfast.limits import ROW_VALUE_BYTES_MAX
 
 SALT = bytes(range(32))
-PLACE: PartPlace = (7, 1, Kind.BODY, 0x80, 0, 3)
+PLACE: PartPlace = (bytes(32), 7, 1, Kind.BODY, 0x80, 0, 3)
 
 
 def cipher(key: int = 1, store: int = 1) -> PartCipher:
@@ -44,8 +44,9 @@ def test_a_part_opens_where_it_was_sealed(data: bytes, segment: int) -> None:
 @pytest.mark.parametrize("field", range(len(PLACE)))
 def test_a_part_does_not_open_in_another_place(field: int) -> None:
     sealed = cipher().seal(b"abc", 1, PLACE)
-    other = list(PLACE)
-    other[field] += 1
+    other: list[object] = list(PLACE)
+    was = other[field]
+    other[field] = was + 1 if isinstance(was, int) else b"\1" * 32
     assert cipher().open(sealed, 1, cast("PartPlace", tuple(other))) is None
 
 
@@ -84,7 +85,7 @@ def test_a_frame_of_sealed_parts_comes_back(compress: bool) -> None:
     ]
     encoding = encode_parts(parts, compress=compress, seal=True)
     data, _ = encode_frame(
-        encoding, salt=SALT, seq=3, durable_seq=2, time_us=5, previous=bytes(32), cipher=cipher(), segment=9
+        encoding, salt=SALT, seq=3, durable_seq=2, time_us=5, previous=b"p" * 32, cipher=cipher(), segment=9
     )
     assert len(data) == encoding.length
     assert b"plain" not in data
@@ -97,6 +98,8 @@ def test_a_frame_of_sealed_parts_comes_back(compress: bool) -> None:
         opened(data, frame, 1, None)
     with pytest.raises(CorruptionError, match="not sealed for its place"):
         opened(data, frame, 1, cipher(key=2))
+    with pytest.raises(CorruptionError, match="not sealed for its place"):
+        opened(data, msgspec.structs.replace(frame, previous=bytes(32)), 1, cipher())
 
 
 def stored_of(data: bytes, info: PartInfo) -> bytes:
@@ -105,7 +108,9 @@ def stored_of(data: bytes, info: PartInfo) -> bytes:
 
 def opened(data: bytes, frame: Frame, index: int, by: PartCipher | None) -> bytes:
     info = frame.parts[index]
-    return decode_part(stored_of(data, info), info, segment=9, seq=frame.seq, index=index, cipher=by)
+    return decode_part(
+        stored_of(data, info), info, segment=9, seq=frame.seq, index=index, previous=frame.previous, cipher=by
+    )
 
 
 def test_a_plain_part_in_an_encrypted_journal_is_corruption() -> None:
@@ -221,7 +226,7 @@ def test_subkeys_of_a_store_have_labels_of_their_own() -> None:
     sealed = ciphers.parts.seal(b"abc", 5, PLACE)
     journal = hmac.digest(master, b"holdfast store journal 1", "sha256")
     key = hmac.digest(journal, (5).to_bytes(8, "big"), "sha256")
-    bound = store + struct.pack(">QHHBBI", *PLACE)
+    bound = store + struct.pack(">32sQHHBBI", *PLACE)
     assert AESGCM(key).decrypt(sealed[:12], sealed[12:], bound) == b"abc"
     row = ciphers.rows.batch()(b"\x80\x02key", b"value")
     rows = hmac.digest(master, b"holdfast store rows 1", "sha256")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 import subprocess
@@ -17,6 +18,18 @@ from holdfast.engine.api import Batch, Engine
 from holdfast.engine.open import open_engine
 from holdfast.engine.sealed import sealed_engine
 from holdfast.errors import CorruptionError, HoldfastError, KeyRejected, KeyRequired, Recovery
+from holdfast.journal.api import Kind, Part
+from holdfast.journal.codec import (
+    FRAME_FIXED_BYTES,
+    FRAME_HEAD_BYTES,
+    ROW_BYTES,
+    PartsEncoding,
+    encode_frame,
+    encode_parts,
+)
+from holdfast.journal.reader import JournalReader
+from holdfast.journal.segment import Segment, SegmentHeader, encode_header
+from holdfast.journal.watermark import Watermark
 from holdfast.recovery import rows
 from holdfast.recovery.advice import recover
 from holdfast.recovery.parallel import Pool
@@ -190,3 +203,67 @@ def test_the_pure_twin_reads_and_writes_it(store: Path, tmp_path: Path) -> None:
     with holdfast.open(tmp_path / "copy", key=KEY) as opened:
         assert opened.state[b"pure"] == b"PLAINTEXT-MARKER of the twin"
     assert files_with(tmp_path / "copy", MARK) == []
+
+
+# -- forgery ----------------------------------------------------------------------------------------------------------
+
+
+def forged(path: Path, leave_out: int) -> None:
+    """The journal of the closed store at ``path`` without one frame, by somebody who has no key but knows the format.
+
+    In its place stands a frame of a part that is not encrypted; digests, seal and watermark are right again.
+    """
+    fs = RealFileSystem()
+    identity = read_identity(fs, path)
+    salt = identity.salt
+    reader = JournalReader.open(fs, path, store_id=identity.store_id, salt=salt)
+    file = path / "journal" / "0000000001.seg"
+    whole = file.read_bytes()
+    header = SegmentHeader(1, 1, bytes(32))
+    segment = Segment(file, header)
+    data = encode_header(header, store_id=identity.store_id, salt=salt)
+    previous = bytes(32)
+    for frame in reader.frames(1):
+        head_end = frame.offset + FRAME_FIXED_BYTES + ROW_BYTES * len(frame.parts)
+        table = whole[frame.offset + FRAME_HEAD_BYTES : head_end - 32]
+        parts = PartsEncoding(
+            len(frame.parts), table, [whole[head_end : frame.offset + frame.length]], frame.length, []
+        )
+        if frame.seq == leave_out:
+            parts = encode_parts([Part(Kind.INCARNATION, bytes(32), True)])
+        more, previous = encode_frame(
+            parts,
+            salt=salt,
+            seq=frame.seq,
+            durable_seq=frame.durable_seq,
+            time_us=frame.time_us,
+            previous=previous,
+        )
+        segment.add(len(data), len(data) + len(more), previous)
+        data += more
+    mark = reader.mark
+    reader.close()
+    file.write_bytes(data + segment.seal_bytes(salt))
+    (path / "watermark").unlink()
+    first = dataclasses.replace(mark, digest=previous, end_offset=len(data))
+    Watermark.create(fs, path, salt=salt, first=first).close()
+    shutil.rmtree(path / "views")
+    shutil.rmtree(path / "tree", ignore_errors=True)
+
+
+@pytest.mark.parametrize("key", [KEY, None])
+def test_no_frame_can_be_left_out_without_the_key(key: bytes | None, tmp_path: Path) -> None:
+    """Of documents nobody else would miss one. The control: where nothing is encrypted, it is not missed."""
+    path = tmp_path / "store"
+    with holdfast.open(f"sqlite:{path}", key=key, settings=quick()) as store:
+        for number in range(4):
+            store.documents("space").put(b"%d" % number, MARK)
+    forged(path, 3)
+    assert verify_store(path, level="links").ok, "the digests alone cannot tell"
+    if key is None:
+        with holdfast.open(path, settings=quick()) as store:
+            found = store.documents("space")
+            assert [found.get(b"%d" % number) for number in range(4)] == [MARK, None, MARK, MARK]
+        return
+    with pytest.raises(CorruptionError, match="not sealed for its place"):
+        holdfast.open(path, key=key, settings=quick())

@@ -176,7 +176,9 @@ def _frames_of(file: File, state: SegmentState, identity: Identity) -> Iterator[
 def _raw(frame: Frame, index: int, file: File, cipher: PartCipher | None) -> bytes:
     part = frame.parts[index]
     stored = file.pread(part.stored_bytes, part.offset)
-    return decode_part(stored, part, segment=frame.segment, seq=frame.seq, index=index, cipher=cipher)
+    return decode_part(
+        stored, part, segment=frame.segment, seq=frame.seq, index=index, previous=frame.previous, cipher=cipher
+    )
 
 
 def _blocks_of(frame: Frame, file: File, cipher: PartCipher | None) -> Iterator[BlockEntry]:

@@ -151,13 +151,15 @@ def encode_parts(
     return PartsEncoding(count, b"".join(rows), pieces, length, unsealed)
 
 
-def _sealed(parts: PartsEncoding, cipher: PartCipher, segment: int, seq: int) -> tuple[bytes, list[bytes]]:
+def _sealed(
+    parts: PartsEncoding, cipher: PartCipher, segment: int, seq: int, previous: bytes
+) -> tuple[bytes, list[bytes]]:
     """Part table and pieces with every part encrypted that has to be."""
     table, pieces = bytearray(parts.table), list(parts.pieces)
     for index, at in parts.unsealed:
         start = ROW_BYTES * index
         kind, codec, flags, stored, raw, _, _ = _ROW.unpack_from(table, start)
-        data = cipher.seal(pieces[at], segment, (seq, index, kind, codec, flags, raw))
+        data = cipher.seal(pieces[at], segment, (previous, seq, index, kind, codec, flags, raw))
         pieces[at] = data
         _ROW.pack_into(table, start, kind, codec, flags, stored, raw, 0, sha256(data).digest())
     return bytes(table), pieces
@@ -178,7 +180,7 @@ def encode_frame(
     table, pieces = parts.table, parts.pieces
     if parts.unsealed:
         assert cipher is not None
-        table, pieces = _sealed(parts, cipher, segment, seq)
+        table, pieces = _sealed(parts, cipher, segment, seq, previous)
     fixed = _pack_head(FRAME_MAGIC, _VERSION, parts.count, parts.length, seq, durable_seq, time_us, previous)
     head = fixed + table
     digest = sha256(salt + head).digest()
@@ -275,11 +277,19 @@ def peek_parts(head: bytes | memoryview, *, segment: int, offset: int) -> tuple[
 
 
 def decode_part(
-    stored: bytes, part: PartInfo, *, segment: int, seq: int, index: int = 0, cipher: PartCipher | None = None
+    stored: bytes,
+    part: PartInfo,
+    *,
+    segment: int,
+    seq: int,
+    index: int = 0,
+    previous: bytes = b"",
+    cipher: PartCipher | None = None,
 ) -> bytes:
     """The raw bytes of a part whose hash and raw length were right.
 
-    ``index`` is its number in the frame, ``cipher`` that of an encrypted store.
+    ``index`` is its number in the frame, ``previous`` the digest of the frame before, ``cipher`` that of an encrypted
+    store.
 
     Raises:
         CorruptionError: a wrong hash, not its raw length once decoded, or not sealed for this place.
@@ -290,7 +300,7 @@ def decode_part(
         raise CorruptionError("a part has a wrong hash", segment=segment, seq=seq, offset=part.offset, kind=part.kind)
     codec = part.codec & ~CODEC_SEALED
     if part.codec & CODEC_SEALED or (cipher is not None and part.kind not in PLAIN_KINDS):
-        stored = _opened(stored, part, segment, seq, index, cipher)
+        stored = _opened(stored, part, segment, (previous, seq, index), cipher)
     if codec == CODEC_RAW:
         return stored
     if codec != CODEC_ZSTD:
@@ -304,13 +314,16 @@ def decode_part(
     return raw
 
 
-def _opened(stored: bytes, part: PartInfo, segment: int, seq: int, index: int, cipher: PartCipher | None) -> bytes:
-    """The bytes of the codec that were sealed as this part."""
+def _opened(
+    stored: bytes, part: PartInfo, segment: int, where: tuple[bytes, int, int], cipher: PartCipher | None
+) -> bytes:
+    """The bytes of the codec that were sealed as this part, ``where``: digest of the frame before, seq, index."""
+    previous, seq, index = where
     if cipher is None:
         raise KeyRequired("the journal is encrypted", segment=segment, seq=seq, kind=part.kind)
     opened = None
     if part.codec & CODEC_SEALED:
-        place = (seq, index, part.kind, part.codec, 1 if part.critical else 0, part.raw_bytes)
+        place = (previous, seq, index, part.kind, part.codec, 1 if part.critical else 0, part.raw_bytes)
         opened = cipher.open(stored, segment, place)
     if opened is None:
         raise CorruptionError(

@@ -132,7 +132,15 @@ class FrameReads:
             error.context |= {"seq": frame.seq, "least_readable": self.retained_from}
             raise
         try:
-            return decode_part(stored, part, segment=frame.segment, seq=frame.seq, index=index, cipher=self._cipher)
+            return decode_part(
+                stored,
+                part,
+                segment=frame.segment,
+                seq=frame.seq,
+                index=index,
+                previous=frame.previous,
+                cipher=self._cipher,
+            )
         except CorruptionError as error:
             corruption_found(error)
             raise
