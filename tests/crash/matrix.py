@@ -183,6 +183,7 @@ _row(
     "upgrade: an older format, a newer one, a migration that is cut off",
     "older is migrated, resumably, or `format_too_old`; newer is `format_too_new`, and not a byte is touched",
     "test_explorer_store.py::test_no_image_of_a_copy_is_less_than_whole",
+    "test_faults_input.py::test_a_newer_format_is_refused_untouched",
 )
 _row(
     21,
@@ -197,6 +198,43 @@ _row(
     "listed copies are whole; the target is there whole or not at all; the next run ends well",
     "test_explorer_store.py::test_no_image_of_a_copy_is_less_than_whole",
     "test_copies_errors.py::test_an_error_at_every_operation_of_a_copy",
+    "test_faults_input.py::test_damage_in_a_repository_is_found",
+)
+_row(
+    23,
+    "sizes at and beyond the limits",
+    "`limit_exceeded` or `invalid_input` before anything is written; the same on every engine",
+    "test_faults_input.py::test_limits_are_the_same_everywhere_and_refuse_before_anything_is_written",
+)
+_row(
+    24,
+    "names that climb out of a directory",
+    "refused; nothing outside is touched",
+    "test_faults_hostile.py::test_names_do_not_climb",
+)
+_row(
+    25,
+    "bombs: compressed, nested, of digits",
+    "refused, within a few buffers of memory",
+    "test_faults_hostile.py::test_bombs_do_not_explode",
+)
+_row(
+    26,
+    "texts that run code or confuse a reader",
+    "no code runs; a typed error, or mended from the journal",
+    "test_faults_hostile.py::test_no_text_runs_code_or_ends_untyped",
+)
+_row(
+    27,
+    "a forged snapshot of an untrusted peer",
+    "refused; never a store",
+    "test_faults_hostile.py::test_a_forged_snapshot_is_never_a_store",
+)
+_row(
+    28,
+    "forged proofs",
+    "`proof_invalid`",
+    "test_faults_hostile.py::test_a_forged_proof_proves_nothing",
 )
 LATER: dict[int, str] = {20: "partition, loss and heal between replicas: comes with consensus"}
 """Rows that no code of this version can meet."""

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.crash import matrix
-from tests.crash.matrix import ROWS, Tally
+from tests.crash.matrix import LATER, ROWS, Tally
 from tests.meta.source import ROOT
 from tests.meta.tables import TESTING, renewed
 
@@ -32,6 +32,11 @@ def test_every_row_names_tests_of_the_crash_tier(number: int) -> None:
     for test in ROWS[number].tests:
         file, _, name = test.partition("::")
         assert name in crash_tests(file), f"row {number} names {test}, which is none"
+
+
+def test_every_row_of_the_plan_is_there() -> None:
+    assert {*ROWS, *LATER} == set(range(1, 29))
+    assert not {*ROWS} & {*LATER}
 
 
 def test_the_table_of_faults_equals_the_matrix() -> None:
