@@ -16,7 +16,6 @@ from holdfast.recovery import verify_store
 from holdfast.recovery.migrate import STAGING, migrate_store
 from holdfast.store.base import read_base
 from holdfast.store.checkpoints import restore_checkpoint
-from holdfast.store.compacting import segments_below_finality
 from holdfast.store.factory import open_store
 from holdfast.store.identity import FORMAT, IDENTITY_BYTES_MAX, IDENTITY_NAME, stored_format
 from holdfast.testing.explorer import EXPECTED, Acks
@@ -25,7 +24,7 @@ from tests.crash.backup_rig import PLACE, SETTINGS, Rig, Source
 from tests.crash.explorer_workloads import Explored
 from tests.unit.format0 import Format0, write_format0
 from tests.unit.state_support import Values, after, commit, root_of, writer_backend
-from tests.unit.store_support import hash_of, open_quick
+from tests.unit.store_support import open_quick
 
 BLOCKS = 8
 NO_ENGINE = tuple(name for name in EXPECTED if name != "batches")
@@ -265,33 +264,6 @@ class Migrated:
         return int(done)
 
 
-class Compacted(Copied):
-    """Sealed segments of a running store are compacted, blocks before and after; what it holds stays the same."""
-
-    def grow(self, store: Store) -> None:
-        above = store.tip.hash if store.tip is not None else b""
-        height = 0 if store.tip is None else store.tip.height + 1
-        draft = store.draft()
-        draft.state.update(changes_of(height))
-        store.commit(draft, hash=hash_of(above, height), header=b"header", body=b"a body that shrinks. " * 150)
-
-    def steps(self, machine: Machine, store: Store) -> list[Callable[[], object]]:
-        def grow() -> None:
-            self.grow(store)
-
-        return [grow, store.compact, *[grow] * 5, store.compact, grow]
-
-    def shape(self, machine: Machine, store: Store) -> object:
-        for info in store.blocks.canonical():
-            assert info.hash == hash_of(info.parent if info.height else b"", info.height)
-            assert store.blocks.block(info).body == b"a body that shrinks. " * 150
-        journal = writer_backend(store).opened.journal
-        for segment in journal.segments():
-            journal.verify_segment(segment.number)
-        backend = writer_backend(store)
-        return blocks_of(store), all(info.generation for info in segments_below_finality(backend))
-
-
 class Restored:
     """A backup is restored; number 1: the store is there, whole. Cut off anywhere, the next run ends well."""
 
@@ -329,7 +301,6 @@ COPIES: dict[str, Callable[[Path], Explored]] = {
     "checkpoint": lambda _place: CheckpointsMade(),
     "checkpoint restore": lambda _place: CheckpointRestored(),
     "migration": lambda _place: Migrated(),
-    "compact": lambda _place: Compacted(),
     "restore": lambda place: Restored(Rig(Source(place / "source"), place / "rig")),
 }
 """Each workload, with a directory of its own."""

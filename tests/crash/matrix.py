@@ -58,6 +58,9 @@ _row(
     "test_backup_crash.py::test_a_power_cut_at_every_operation_of_a_pruning",
     "test_backup_crash.py::test_a_power_cut_at_every_second_operation_of_a_restore",
     "test_checkpoint_crash.py::test_power_cut_at_every_operation",
+    "test_doctor_crash.py::test_a_power_cut_at_every_operation_of_a_repair",
+    "test_compact_crash.py::test_no_image_loses_anything",
+    "test_encrypted_crash.py::test_no_image_of_an_encrypted_store_loses_anything",
 )
 _row(
     3,
@@ -67,6 +70,8 @@ _row(
     "test_explorer_store.py::test_no_image_of_a_copy_is_less_than_whole",
     "test_store_steps.py::test_killed_at_every_step",
     "test_journal_crash.py::test_power_cut_at_every_operation",
+    "test_compact_crash.py::test_no_image_loses_anything",
+    "test_encrypted_crash.py::test_no_image_of_an_encrypted_store_loses_anything",
 )
 _row(
     4,
@@ -75,6 +80,9 @@ _row(
     "test_explorer_store.py::test_no_image_loses_anything",
     "test_explorer_store.py::test_no_image_of_a_copy_is_less_than_whole",
     "test_journal_crash.py::test_crash_in_recovery",
+    "test_doctor_crash.py::test_a_power_cut_at_every_operation_of_a_repair",
+    "test_compact_crash.py::test_no_image_loses_anything",
+    "test_encrypted_crash.py::test_no_image_of_an_encrypted_store_loses_anything",
 )
 _row(
     5,
@@ -127,6 +135,8 @@ _row(
     "test_store_contention.py::test_a_full_disk_loses_nothing",
     "test_faults_system.py::test_files_may_not_grow",
     "test_copies_errors.py::test_an_error_at_every_operation_of_a_copy",
+    "test_compact_crash.py::test_error_at_every_operation",
+    "test_doctor_crash.py::test_an_error_at_any_operation_of_a_repair_is_typed_and_the_next_one_ends_it",
 )
 _row(
     12,
@@ -138,6 +148,8 @@ _row(
     "test_documents_crash.py::test_error_at_every_operation",
     "test_checkpoint_crash.py::test_an_error_at_every_operation_is_typed_and_costs_one_checkpoint",
     "test_copies_errors.py::test_an_error_at_every_operation_of_a_copy",
+    "test_compact_crash.py::test_error_at_every_operation",
+    "test_doctor_crash.py::test_an_error_at_any_operation_of_a_repair_is_typed_and_the_next_one_ends_it",
 )
 _row(
     13,

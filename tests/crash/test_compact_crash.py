@@ -25,6 +25,7 @@ from holdfast.testing.machine import Machine, new_machine
 from holdfast.types import Block
 from holdfast.views.api import Rows
 from tests.crash.machine import images
+from tests.crash.matrix import met
 from tests.crash.support import report
 from tests.unit.state_support import writer_backend
 from tests.unit.store_support import chain_of
@@ -189,6 +190,9 @@ def explored(images_max: int, save: Path, name: str) -> Report:
 def test_no_image_loses_anything(name: str, tmp_path: Path, crash_rounds: int) -> None:
     found = require(explored(IMAGES_ALL if crash_rounds >= ALL_FROM else IMAGES, tmp_path, name))
     print(f"{name}: {found}")
+    met(2, found.images)
+    met(3, found.kinds["torn"])
+    met(4, found.in_recovery)
     assert found.images >= IMAGES * 3 // 4
 
 
@@ -227,7 +231,8 @@ def test_error_at_every_operation(tmp_path: Path, code: int, name: str, crash_ro
             counts["images"] += 1
             with image.running():
                 assert work.check(image) >= BLOCKS
-    report(f"{name}, {errno.errorcode[code]}", counts, at_least={"raised": 5})
+    row = 11 if code == errno.ENOSPC else 12
+    report(f"{name}, {errno.errorcode[code]}", counts, at_least={"raised": 5}, rows={row: "raised"})
 
 
 # -- positive controls: each planted bug must be found ---------------------------------------------------------------

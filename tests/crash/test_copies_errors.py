@@ -1,4 +1,4 @@
-"""EIO and ENOSPC at every operation of backup, checkpoint, restore, migration and compaction."""
+"""EIO and ENOSPC at every operation of backup, checkpoint, restore and migration."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_an_error_at_every_operation_of_a_copy(
 
 
 @pytest.mark.crash
-@pytest.mark.parametrize("name", ["checkpoint", "compact", "restore"])
+@pytest.mark.parametrize("name", ["checkpoint", "restore"])
 def test_a_failed_sync_that_is_passed_over_is_found_out(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_segments: None
 ) -> None:

@@ -13,6 +13,7 @@ from holdfast.testing.explorer import Acks, explore, require
 from holdfast.testing.machine import Machine
 from tests.crash.explorer_workloads import WORKLOADS, Explored
 from tests.crash.machine import open_on
+from tests.crash.matrix import met
 from tests.crash.planted import commits_without_a_sync
 
 KEY = bytes(range(32))
@@ -56,6 +57,9 @@ def test_no_image_of_an_encrypted_store_loses_anything(name: str, tmp_path: Path
         explore(workload, workload.check, prepare=workload.prepare, images=images, expect=(), save=tmp_path)
     )
     print(f"encrypted {name}: {report}")
+    met(2, report.images)
+    met(3, report.kinds["torn"])
+    met(4, report.in_recovery)
     assert report.images >= IMAGES * 3 // 4
     assert workload.opened
 

@@ -64,7 +64,7 @@ def judged(name: str, report: Report, *, images_min: int) -> None:
 def test_no_image_of_a_copy_is_less_than_whole(
     name: str, tmp_path: Path, crash_rounds: int, small_segments: None
 ) -> None:
-    """Backup, checkpoint, restore, migration and compaction: each image holds what was done, and it can be gone on."""
+    """Backup, checkpoint, restore, migration: each image holds what was done, and it can be gone on."""
     images = IMAGES_ALL if crash_rounds >= ALL_FROM else IMAGES_OF_COPIES
     report = explored(COPIES[name](tmp_path), images, tmp_path / "failed")
     judged(name, report, images_min=IMAGES_OF_COPIES // 2)
@@ -109,7 +109,6 @@ def does_not_sync_new_files(patch: Patch) -> None:
         (does_not_sync_new_files, "checkpoint"),
         (does_not_sync_new_files, "checkpoint restore"),
         (forgets_to_sync_directories, "migration"),
-        (does_not_sync_new_files, "compact"),
         (does_not_sync_new_files, "restore"),
     ],
 )
