@@ -14,6 +14,7 @@ from holdfast.backup import BackupKey, BackupRepository, BackupSource, copy_back
 from holdfast.errors import BackupDamaged, BackupNotFound, KeyRejected, KeyRequired, OutOfSpace, PrunedError
 from holdfast.recovery.diff import StoreSource
 from holdfast.store.chain import ChainSpec
+from holdfast.store.retention import RetentionPolicy
 from tests.unit.backup_support import backup, chunk_files, forked, repository, small_segments
 from tests.unit.state_support import commit, open_state_store
 from tests.unit.store_support import chain_of, make, open_quick, quick
@@ -102,6 +103,34 @@ def test_an_empty_store(tmp_path: Path) -> None:
         backup(store, place)
         assert_same_blocks(store, source(place))
         assert holdfast.diff(store, source(place)).relation == "equal"
+
+
+@pytest.mark.usefixtures("small_segments")
+def test_what_retention_gave_up_is_not_compared_and_a_note_says_so(tmp_path: Path) -> None:
+    blocks = chain_of(None, 60)
+    other = [*blocks[:10], *chain_of(blocks[9], 50, "other")]
+    settings = {"max_reorg_depth": 6, "proof_window_blocks": 0, "compression": "none"}
+    for name, chain in (("s", blocks), ("t", other)):
+        with open_quick(tmp_path / name, **settings) as store:
+            for block in chain:
+                store.add(block)
+    places = [repository(tmp_path / name) for name in ("whole", "pruned")]
+    backup(tmp_path / "s", places[0])
+    with open_quick(tmp_path / "s", **settings) as store:
+        report = store.retention.prune(RetentionPolicy("below", 30), without_archive=True)
+        assert report.floor_after == 30
+        backup(store, places[1])
+        assert_same_blocks(store, source(places[1]))
+        with source(places[1]).moment() as now:
+            assert [at for at in range(60) if not now.block_at(at).kept] == list(range(30))  # type: ignore[union-attr]
+        for side in (store, source(places[1])):
+            parted = holdfast.diff(side, tmp_path / "t")
+            assert parted.first is not None
+            assert parted.first.parts == ("hash", "header")
+            assert [note for note in parted.notes if "were not compared" in note]
+        assert holdfast.diff(store, source(places[0])).same
+    parted = holdfast.diff(source(places[0]), tmp_path / "t")
+    assert not [note for note in parted.notes if "were not compared" in note]
 
 
 # -- reports --------------------------------------------------------------------------------------------------------

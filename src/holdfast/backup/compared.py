@@ -223,10 +223,15 @@ class _BackupMoment:
             return None
         index = info.part + 1
         found: dict[int, bytes] = {}
+        kept = True
         while index < len(frame.parts) and (kind := frame.parts[index].kind) in (Kind.HEADER, Kind.BODY, Kind.EXTRA):
-            found[kind] = self._frames.part(frame, index)
+            try:
+                found[kind] = self._frames.part(frame, index)
+            except PrunedError:
+                kept = False
             index += 1
-        return StoredBlock(info, found.get(Kind.HEADER, b""), found.get(Kind.BODY), found.get(Kind.EXTRA))
+        header, body, extra = (found.get(kind) for kind in (Kind.HEADER, Kind.BODY, Kind.EXTRA))
+        return StoredBlock(info, header or b"", body if kept else None, extra if kept else None, kept)
 
 
 class BackupSource:

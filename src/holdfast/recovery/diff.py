@@ -70,6 +70,8 @@ class StoredBlock(NamedTuple):
     header: bytes
     body: bytes | None
     extra: bytes | None
+    kept: bool = True
+    """False: retention gave up its body or its extra, and neither is told."""
 
 
 class Moment(Protocol):
@@ -107,7 +109,7 @@ class StateSide(Protocol):
 
 @runtime_checkable
 class DiffSource(Protocol):
-    """Whatever can be compared: a store, and later a backup."""
+    """Whatever can be compared: a store, or a backup (``holdfast.backup.BackupSource``)."""
 
     name: str
     """As people know it: its place."""
@@ -139,7 +141,11 @@ class _StoreMoment:
         info = self._blocks.at(height)
         if info is None:
             return None
-        return StoredBlock(info, self._blocks.header(info), self._blocks.body(info), self._blocks.extra(info))
+        header = self._blocks.header(info)
+        try:
+            return StoredBlock(info, header, self._blocks.body(info), self._blocks.extra(info))
+        except PrunedError:
+            return StoredBlock(info, header, None, None, kept=False)
 
 
 class _StoreSide:
@@ -319,8 +325,8 @@ class _Search:
                 low = middle
         return high
 
-    def difference(self, height: int, nulls: tuple[bytes, bytes]) -> BlockDifference:
-        """What differs in the two blocks at ``height``."""
+    def difference(self, height: int, nulls: tuple[bytes, bytes], notes: list[str]) -> BlockDifference:
+        """What differs in the two blocks at ``height``; ``notes`` takes what could not be compared."""
         blocks = []
         for side, source in zip(self.sides, self._pair, strict=True):
             with _named(source.name):
@@ -330,7 +336,10 @@ class _Search:
         one, two = blocks
         facts = [BlockFacts.of(block.info, null) for block, null in zip(blocks, nulls, strict=True)]
         parts = [name for name in ("hash", "parent", "root") if getattr(facts[0], name) != getattr(facts[1], name)]
-        parts += [name for name in ("header", "body", "extra") if getattr(one, name) != getattr(two, name)]
+        attached = ("header", "body", "extra") if one.kept and two.kept else ("header",)
+        parts += [name for name in attached if getattr(one, name) != getattr(two, name)]
+        if len(attached) == 1:
+            notes.append(f"the bodies at height {height} were not compared: retention gave one of them up")
         return BlockDifference(facts[0], facts[1], tuple(parts))
 
 
@@ -352,6 +361,8 @@ def _compare_chains(pair: _Pair, search: _Search) -> DiffReport:
             f"the block at height {changed} is the same and gave another root: one store executed it differently; "
             "'holdfast verify --level full' of each shows whether its changes give its root"
         )
+    first_found = search.difference(first, nulls, notes) if first is not None else None
+    executed_found = search.difference(changed, nulls, notes) if changed is not None else None
     return DiffReport(
         a=pair.a.name,
         b=pair.b.name,
@@ -360,8 +371,8 @@ def _compare_chains(pair: _Pair, search: _Search) -> DiffReport:
         tip_a=None if one.tip is None else BlockFacts.of(one.tip, nulls[0]),
         tip_b=None if two.tip is None else BlockFacts.of(two.tip, nulls[1]),
         common=BlockFacts.of(search.at(top)[0], nulls[0]) if low <= top else None,
-        first=search.difference(first, nulls) if first is not None else None,
-        executed=search.difference(changed, nulls) if changed is not None else None,
+        first=first_found,
+        executed=executed_found,
         state=None,
         notes=tuple(notes),
         reads=search.reads,
