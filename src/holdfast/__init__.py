@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from .store.draft import Draft
     from .store.indexes import IndexSpec, index
     from .store.pruning import PruneReport
+    from .store.retention import RetentionPolicy
     from .store.snapshots import import_snapshot
     from .store.states import StateAt
     from .store.store import Store, StoreSnapshot
@@ -74,6 +75,7 @@ __all__ = [
     "RecoveryStats",
     "ReorgInfo",
     "RepairReport",
+    "RetentionPolicy",
     "Settings",
     "SnapshotInfo",
     "StateAt",
@@ -113,6 +115,7 @@ _HOMES = {
     "store.draft": ("Draft",),
     "store.indexes": ("IndexSpec", "index"),
     "store.pruning": ("PruneReport",),
+    "store.retention": ("RetentionPolicy",),
     "store.snapshots": ("import_snapshot",),
     "store.states": ("StateAt",),
     "store.store": ("Store", "StoreSnapshot"),

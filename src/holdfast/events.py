@@ -133,6 +133,21 @@ EVENTS: Final[Mapping[str, EventInfo]] = {
         "A scheduled run failed and is tried again later; commits go on.",
         ("repository", "schedule", "due_us", "step", "failures", "retry_seconds"),
     ),
+    "journal_compacted": EventInfo(
+        _INFO,
+        "Segments of the journal were compacted; all that can be read is the same.",
+        ("compacted", "bytes_before", "bytes_after", "seconds"),
+    ),
+    "journal_pruned": EventInfo(
+        _WARNING,
+        "Bodies and extras of old final blocks were given up in the journal.",
+        ("floor_before", "floor_after", "blocks", "pruned_bytes", "freed_bytes", "archived"),
+    ),
+    "journal_refilled": EventInfo(
+        _INFO,
+        "Bodies and extras came back into the journal out of a backup.",
+        ("floor_before", "floor_after", "filled_bytes"),
+    ),
     "checkpoint_made": EventInfo(
         _INFO,
         "A checkpoint is complete.",

@@ -25,6 +25,7 @@ from holdfast.journal import Journal, JournalOptions, JournalReader, Kind, Part
 from holdfast.journal import compaction as compaction_module
 from holdfast.journal.compacted import CompactedFile, Hole, Packer, kept_ranges, open_segment
 from holdfast.journal.scan import verify_sealed_content
+from holdfast.journal.segment import Segment
 
 STORE_ID = bytes(range(16))
 SALT = bytes(range(100, 132))
@@ -333,8 +334,28 @@ def test_the_newest_segment_is_never_compacted(tmp_path: Path) -> None:
     path = journal.segments()[-1].path
     journal.close()
     path.unlink()
-    with pytest.raises(CommitLoss):
+    with pytest.raises(CommitLoss, match="newest segment is compacted"):
         reopened(fs, tmp_path)
+
+
+def test_a_part_is_read_from_a_file_that_is_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another thread makes the journal forget the file between the look for it and the read."""
+    journal = grown(RealFileSystem(), tmp_path)
+    before = content(journal)
+    handle = journal._handle
+
+    def forgotten(segment: Segment) -> object:
+        found = handle(segment)
+        journal._reopen(segment.number)
+        return found
+
+    monkeypatch.setattr(journal, "_handle", forgotten)
+    frame = journal.frame(5)
+    assert [journal.part(frame, index) for index in range(len(frame.parts))] == before[4][1]
+    assert content(journal) == before
+    assert journal.compacted_bytes(1) > 0
+    assert journal.segments()
+    journal.close()
 
 
 def test_what_would_not_become_smaller_stays(tmp_path: Path) -> None:

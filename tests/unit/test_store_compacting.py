@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,14 +12,15 @@ import pytest
 import holdfast
 from holdfast import Store
 from holdfast.errors import CorruptionError, InvalidInputError, OutOfSpace, ReadOnlyError
+from holdfast.journal import compaction
 from holdfast.journal.compacted import Packer
 from holdfast.recovery import rebuild_views, verify_store
 from holdfast.store import upkeep
 from holdfast.store.compacting import Compactions
 from holdfast.types import Block
-from tests.unit.backup_support import backup, check, grown, repository, restored, small_segments
+from tests.unit.backup_support import backup, check, grown, noise, repository, restored, small_segments
 from tests.unit.state_support import writer_backend
-from tests.unit.store_support import chain_of, open_quick, quick
+from tests.unit.store_support import chain_of, make, open_quick, quick
 
 __all__ = ["small_segments"]
 
@@ -155,17 +157,23 @@ def test_commits_and_reads_go_on_meanwhile(tmp_path: Path) -> None:
     assert verify_store(tmp_path / "s", level="full").ok
 
 
-def test_verification_does_not_take_another_file_for_the_one_it_knew(tmp_path: Path) -> None:
-    filled(tmp_path / "s")
+def test_verification_does_not_take_another_file_for_the_one_it_knew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compaction, "Packer", partial(Packer, extent_bytes=4096))
+    parent: Block | None = None
+    with opened(tmp_path / "s") as store:
+        for number in range(DEPTH + 6):
+            parent = make(parent, number, body=noise(number, 20_000).hex().encode())
+            store.add(parent)
     resume = tmp_path / "seen.json"
     assert verify_store(tmp_path / "s", resume=resume).ok
     with opened(tmp_path / "s") as store:
         store.compact()
-    path = tmp_path / "s" / "journal" / "0000000002.seg"
-    data = bytearray(path.read_bytes())
-    good = bytes(data)
-    data[90] ^= 1
-    path.write_bytes(data)
+    path = tmp_path / "s" / "journal" / "0000000003.seg"
+    good = path.read_bytes()
+    middle = len(good) // 2  # neither the extent of the header nor that of the seal, which an open reads
+    path.write_bytes(good[:middle] + bytes([good[middle] ^ 1]) + good[middle + 1 :])
     assert not verify_store(tmp_path / "s", resume=resume).ok
     path.write_bytes(good)
     assert verify_store(tmp_path / "s", resume=resume).ok

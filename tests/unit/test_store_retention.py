@@ -99,8 +99,11 @@ def test_bodies_below_the_floor_are_refused_and_all_else_stays(tmp_path: Path) -
         again = store.retention.prune(RetentionPolicy("below", 50), without_archive=True)
         assert (again.blocks, again.segments) == (0, 0)
         assert store.retention.prune(RetentionPolicy("below", 20), without_archive=True).floor_after == 50
-    for level in ("links", "full"):
-        assert verify_store(tmp_path / "s", level=level).ok
+    for level in ("quick", "links", "full"):
+        found = verify_store(tmp_path / "s", level=level)
+        assert found.ok
+        assert (found.facts["pruned_bytes"], found.facts["retained_from"]) == (report.pruned_bytes, 50)
+        assert any("were pruned" in note for note in found.notes)
     rebuild_views(tmp_path / "s")
     with opened(tmp_path / "s") as store:
         assert without(store, blocks) == list(range(50))
@@ -281,6 +284,21 @@ class Kept:
             yield file
         finally:
             file.close()
+
+
+def test_it_is_told(tmp_path: Path) -> None:
+    filled(tmp_path / "s")
+    kept = Kept(tmp_path / "s")
+    heard: list[holdfast.Event] = []
+    names = ["journal_pruned", "journal_compacted", "journal_refilled"]
+    with opened(tmp_path / "s") as store, holdfast.on_event(heard.append, names=names) as subscription:
+        store.retention.prune(RetentionPolicy("below", 50), dry_run=True)
+        store.compact(dry_run=True)
+        pruned(store, "below", 50)
+        store.compact()
+        store.retention.refill(kept)
+        subscription.wait(10)
+        assert [event.name for event in heard] == names
 
 
 def test_what_went_comes_back_and_is_checked(tmp_path: Path) -> None:

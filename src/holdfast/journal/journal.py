@@ -25,7 +25,7 @@ from ..errors import ClosedError, ForeignStore, HoldfastError, InvalidInputError
 from ..limits import SEGMENT_BYTES_FIRST, SEGMENT_BYTES_MAX
 from .api import DurableMark, JournalRecovery, Part, TipMark
 from .codec import FRAME_HEAD, FRAME_HEAD_BYTES, FRAME_MAGIC, PartsEncoding, encode_frame, encode_parts
-from .compacted import Hole
+from .compacted import Hole, is_compacted
 from .compaction import Compacted, Step, compact_segment, compacted_bytes, no_step
 from .prepare import Housekeeper, SegmentMaker
 from .reads import FrameReads
@@ -602,6 +602,8 @@ def _clear_unfinished(fs: FileSystem, directory: Path) -> None:
 def _holds_at_most_one_frame(fs: FileSystem, path: Path, number: int) -> bool:
     file = fs.open(path, read_only=True)
     try:
+        if is_compacted(file):
+            return False
         if not file.pread(SEGMENT_HEADER_BYTES, 0).strip(b"\0"):
             return True
         fixed = file.pread(FRAME_HEAD_BYTES, SEGMENT_HEADER_BYTES)

@@ -306,6 +306,10 @@ def _open_journal(
         cut = found.garbage_bytes + sum(leftover.length for leftover in found.leftovers)
         if cut:
             run.notes.append(f"{cut} bytes behind the last frame were never acknowledged; the next open cuts them")
+        gone = sum(info.pruned_bytes for info in journal.segments())
+        if gone:
+            run.facts |= {"pruned_bytes": gone, "retained_from": journal.retained_from}
+            run.notes.append(f"{gone} bytes, bodies and extras of blocks below {journal.retained_from}, were pruned")
         if journal.first_seq == 1:
             frame = journal.frame(1)
             stored = [journal.part(frame, at) for at, part in enumerate(frame.parts) if part.kind == Kind.IDENTITY]

@@ -9,6 +9,7 @@ Invariants:
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from dataclasses import asdict, dataclass
 
 from ..blocks.lookup import load_canonical
 from ..errors import InvalidInputError
+from ..events import emit
 from ..journal.compaction import Compacted
 from ..journal.segment import SegmentInfo
 from .backend import WriterBackend
@@ -121,6 +123,7 @@ class Compactions:
             else:
                 pace = Pace(sum(info.raw_bytes for info in due) * _PASSES, bytes_per_second, progress, keep_going)
                 done, complete = self._compact(due, pace)
+            self._tell([] if dry_run else done, started)
         smaller = [result for result in done if result.published]
         bytes_before = sum(result.bytes_before for result in smaller)
         bytes_after = sum(result.bytes_after for result in smaller)
@@ -152,9 +155,27 @@ class Compactions:
         if not self.lock.acquire(blocking=False):
             return
         try:
-            self._compact(self.due(), Pace(0, _BACKGROUND_BYTES_PER_SECOND, None, keep_going))
+            started = time.monotonic()
+            done, _ = self._compact(self.due(), Pace(0, _BACKGROUND_BYTES_PER_SECOND, None, keep_going))
+            self._tell(done, started)
         finally:
             self.lock.release()
+
+    def _tell(self, done: list[Compacted], started: float) -> None:
+        smaller = [result for result in done if result.published]
+        if not smaller:
+            return
+        before, after = (sum(getattr(result, name) for result in smaller) for name in ("bytes_before", "bytes_after"))
+        emit(
+            "journal_compacted",
+            logging.INFO,
+            f"compacted {len(smaller)} segments of {self._backend.path}: {before} bytes, {after} now",
+            place=self._backend.path,
+            compacted=len(smaller),
+            bytes_before=before,
+            bytes_after=after,
+            seconds=round(time.monotonic() - started, 3),
+        )
 
     def _journal_bytes(self) -> int:
         return sum(info.file_bytes for info in self._backend.opened.journal.segments())

@@ -12,6 +12,7 @@ Invariants:
 
 from __future__ import annotations
 
+import logging
 import struct
 import threading
 import time
@@ -25,6 +26,7 @@ from .._fs import File
 from ..blocks.entries import decode_block
 from ..blocks.lookup import load_canonical
 from ..errors import FinalityError, InvalidInputError, StateError
+from ..events import emit
 from ..journal.api import Frame, FrameSource, Kind, Part
 from ..journal.compacted import Hole
 from ..journal.journal import Journal
@@ -331,7 +333,7 @@ class Retention:
                 complete = self._drop(floor, cuts, archive, pace, without_archive=without_archive)
                 freed = before.file_bytes - self.status().file_bytes
             names = tuple(status.name for status in self._backend.indexes.statuses(None)) if cuts else ()
-            return RetentionReport(
+            report = RetentionReport(
                 dry_run,
                 before.floor,
                 max(floor, before.floor) if cuts else before.floor,
@@ -344,6 +346,23 @@ class Retention:
                 time.monotonic() - started,
                 complete,
             )
+            if cuts and not dry_run:
+                self._tell(report)
+            return report
+
+    def _tell(self, report: RetentionReport) -> None:
+        emit(
+            "journal_pruned",
+            logging.WARNING,
+            f"gave up bodies of {report.blocks} blocks below height {report.floor_after}",
+            place=self._backend.path,
+            floor_before=report.floor_before,
+            floor_after=report.floor_after,
+            blocks=report.blocks,
+            pruned_bytes=report.pruned_bytes,
+            freed_bytes=report.freed_bytes,
+            archived=report.archived,
+        )
 
     def _drop(
         self, floor: int, cuts: list[_Cut], archive: Archive | None, pace: Pace, *, without_archive: bool
@@ -417,6 +436,16 @@ class Retention:
                 segments += 1
             after = self.status().floor
             seconds = time.monotonic() - started
+            if segments:
+                emit(
+                    "journal_refilled",
+                    logging.INFO,
+                    f"filled {segments} segments of the journal with {filled} bytes",
+                    place=self._backend.path,
+                    floor_before=before.floor,
+                    floor_after=after,
+                    filled_bytes=filled,
+                )
             return RefillReport(before.floor, after, segments, filled, tuple(absent), seconds, complete)
 
     def _fill(self, cut: _Cut, original: Original, pace: Pace) -> None:
