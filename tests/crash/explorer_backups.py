@@ -10,7 +10,15 @@ from pathlib import Path
 import pytest
 
 from holdfast import Store
-from holdfast.backup import BackupRepository, KeepRules, create_backup, open_repository, prune_backups, verify_backup
+from holdfast.backup import (
+    BackupRepository,
+    KeepRules,
+    copy_backup,
+    create_backup,
+    open_repository,
+    prune_backups,
+    verify_backup,
+)
 from holdfast.errors import FormatTooOld
 from holdfast.recovery import verify_store
 from holdfast.recovery.migrate import STAGING, migrate_store
@@ -27,6 +35,7 @@ from tests.unit.state_support import Values, after, commit, root_of, writer_back
 from tests.unit.store_support import open_quick
 
 BLOCKS = 8
+SECOND = Path("/second")
 NO_ENGINE = tuple(name for name in EXPECTED if name != "batches")
 
 
@@ -120,12 +129,12 @@ def blocks_of(store: Store) -> int:
 
 
 class BackedUp(Copied):
-    """Backups of a running store, one verified and marked, the older ones pruned."""
+    """Backups of a running store: verified and marked, copied to a second repository, the older ones pruned."""
 
-    listed = (str(PLACE / "backups"),)
+    listed = (str(PLACE / "backups"), str(SECOND / "backups"))
 
-    def place(self, machine: Machine) -> BackupRepository:
-        return open_repository(PLACE, create=True, fs=machine.fs)
+    def place(self, machine: Machine, path: Path = PLACE) -> BackupRepository:
+        return open_repository(path, create=True, fs=machine.fs)
 
     def steps(self, machine: Machine, store: Store) -> list[Callable[[], object]]:
         def backup() -> None:
@@ -135,21 +144,32 @@ class BackedUp(Copied):
             place = self.place(machine)
             assert verify_backup(place, place.names()[-1], workers=0).ok
 
+        def copy() -> None:
+            place = self.place(machine)
+            copy_backup(place, place.names()[-1], self.place(machine, SECOND), workers=0)
+
         def prune() -> None:
             prune_backups(self.place(machine), KeepRules(last=1))
 
-        return [backup, lambda: self.grow(store), verify, backup, verify, prune, lambda: self.grow(store)]
+        def grow() -> None:
+            self.grow(store)
+
+        return [backup, grow, verify, backup, verify, copy, prune, grow]
 
     def shape(self, machine: Machine, store: Store) -> object:
-        if not machine.fs.names(PLACE):
-            return blocks_of(store), (), False
-        place = self.place(machine)
-        names = place.names()
-        for name in names:
-            found = verify_backup(place, name, workers=0, mark=False)
-            assert found.ok, found.problems
-        files = {name for name, _ in place.target.list("backups/")}
-        return blocks_of(store), tuple(names), bool(names) and f"backups/{names[-1]}.verified" in files
+        found: list[object] = [blocks_of(store)]
+        for path in (PLACE, SECOND):
+            if not machine.fs.names(path):
+                found += [(), False]
+                continue
+            place = self.place(machine, path)
+            names = place.names()
+            for name in names:
+                told = verify_backup(place, name, workers=0, mark=False)
+                assert told.ok, told.problems
+            files = {name for name, _ in place.target.list("backups/")}
+            found += [tuple(names), bool(names) and f"backups/{names[-1]}.verified" in files]
+        return tuple(found)
 
 
 class CheckpointsMade(Copied):
