@@ -34,6 +34,7 @@ from .state.reader import StateReader
 from .state.snapshot import SnapshotInfo
 from .store.chain import Chain
 from .store.checkpoints import CheckpointPruneReport
+from .store.compacting import CompactReport
 from .store.documents import Documents
 from .store.draft import Draft
 from .store.indexes import IndexSpec, IndexStatus
@@ -453,6 +454,10 @@ class AsyncStore(AbstractAsyncContextManager["AsyncStore"]):
     ) -> PruneReport:
         """Old heights of the state are given up; see ``Store.prune``. Cancelled, it goes on in its thread."""
         return await self._threads.read(self.sync_store.prune, blocks=blocks, every=every, below=below, dry_run=dry_run)
+
+    async def compact(self, *, dry_run: bool = False, bytes_per_second: int | None = None) -> CompactReport:
+        """Sealed segments of the journal need less room; see ``Store.compact``. Cancelled, it goes on in its thread."""
+        return await self._threads.read(self.sync_store.compact, dry_run=dry_run, bytes_per_second=bytes_per_second)
 
     async def export_snapshot(
         self, path: str | os.PathLike[str], *, height: int | None = None, compress: bool = True

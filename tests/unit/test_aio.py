@@ -146,6 +146,7 @@ def test_the_state_its_proofs_and_the_documents_are_there(tmp_path: Path) -> Non
             (await state.prove_many([b"key", b"none"])).verify(state.root, {b"key": b"29", b"none": None})
             await store.finalize(20)
             assert (await store.prune(below=10)).floor_after == 10
+            assert (await store.compact(dry_run=True)).complete
             with pytest.raises(PrunedError):
                 await state.at(3)
             assert (await store.export_snapshot(tmp_path / "snapshot")).height == 29
