@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import random
 from collections import Counter
 from pathlib import Path
@@ -159,3 +160,37 @@ def test_a_scheduled_run_is_cut_at_every_operation(
     counts = explore(source)
     least = {"operations": 50, "images": 150, "began anew": 3, "went on with its backup": 3, "was done": 1}
     report("scheduled run", counts, at_least=least)
+
+
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EIO])
+def test_an_error_at_any_operation_is_told_and_the_next_run_is_right(
+    error: int, source: tuple[Path, dict[Path, bytes]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever fails, once or for ever, nothing but the event comes out of a run, and no failure counts as done."""
+    monkeypatch.setattr(proof, "_restore", pretended)
+    root = source[0]
+    base = begun(source)
+    due = START_US + 2 * HOUR_US
+    counts: Counter[str] = Counter()
+    for persistent in (False, True):
+        for at in range(1, 61, 2):
+            fs = CrashableFileSystem.from_files(base.files(), base.directories())
+            fs.operations = 0
+            fs.faults = (Fault(at, error, persistent=persistent),)
+            node = Node(fs, root, due)
+            done = node.backups.run_due()
+            assert done is not None or node.backups.failure is not None
+            counts["done all the same" if done else "failed"] += 1
+            fs.faults = ()
+            later = Node(fs, root, due + 120_000_000)
+            again = later.backups.run_due()
+            assert later.backups.failure is None
+            assert done is None or again is None
+            state = load_schedule_state(root, fs=fs)
+            assert state is not None
+            assert state.handled_us == due // HOUR_US * HOUR_US
+            (name,) = later.names()
+            assert name >= new_name(due)[:16]
+            assert verify_backup(open_repository(PLACE, fs=fs), name, workers=0, mark=False).ok
+    report("scheduled run with errors", counts, at_least={"failed": 30})
+    assert bool(counts["done all the same"]) == (error == errno.ENOSPC), "a full disk stops the test restore alone"

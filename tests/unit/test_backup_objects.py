@@ -417,6 +417,40 @@ def test_many_deletions_go_together(held: ObjectTarget, flaky: Flaky) -> None:
     assert held.read(CHUNK, limit=1) == b"2"
 
 
+def test_many_chunks_are_looked_up_by_shelf(held: ObjectTarget, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [f"{CHUNKS}{shelf:02x}/{shelf:02x}{number:062x}" for number in range(20) for shelf in range(40)]
+    for name in names[::2]:
+        held.write(name, b"12")
+    with pytest.MonkeyPatch.context() as patch:
+        heads, lists = Flaky(patch), Flaky(patch)
+        heads.replace("head", lambda _, real: real())
+        lists.replace("list", lambda _, real: real())
+        assert [held.size(name) for name in names] == [2, None] * 400
+        assert (heads.calls, lists.calls) == (300, 40)
+        held.write(names[1], b"123")
+        assert held.size(names[1]) == 3
+        held.delete(names[0])
+        held.flush()
+        assert held.size(names[0]) is None
+        assert heads.calls == 301
+    monkeypatch.setattr("holdfast.limits.OBJECTS_KNOWN_MAX", -1)
+    assert [held.size(name) for name in names[:400:2]] == [None, *[2] * 199]
+
+
+def test_what_is_known_of_chunks_ends_with_the_lock() -> None:
+    store = MemoryStore()
+    mine, other = target(store), target(store)
+    with mine.lock():
+        mine._lookups = 1000
+        assert mine.size(CHUNK) is None
+    with other.lock():
+        other.write(CHUNK, b"1")
+    assert mine.size(CHUNK) == 1
+    with mine.lock():
+        mine._lookups = 1000
+        assert mine.size(CHUNK) == 1
+
+
 # -- places ---------------------------------------------------------------------------------------------------------
 
 

@@ -580,23 +580,36 @@ def grown_more(store: Any) -> Any:
     return chain_of(store.tip, 2)
 
 
-def test_the_thread_ends_with_a_store_that_nobody_closes(tmp_path: Path) -> None:
+def test_the_thread_ends_with_its_store_or_before(tmp_path: Path) -> None:
     grown(tmp_path / "data", 1)
-    store = open_quick(tmp_path / "data")
+    with open_quick(tmp_path / "data") as store:
+        BackupScheduler(store, schedule="monthly 1").start()
+        assert threads()
+    assert threads() == []
+    with open_quick(tmp_path / "data") as store:
+        with BackupScheduler(store, schedule="monthly 1") as other:
+            assert threads()
+            other.stop()
+            assert threads() == []
+
+
+def test_a_scheduler_keeps_no_store_alive_and_ends_with_one_that_was_dropped(tmp_path: Path) -> None:
+    class Dropped:
+        """As much of a store as a scheduler looks at, without what a real one leaves to its close."""
+
+        settings = Settings()
+        path = tmp_path
+        key = None
+
+    store: Any = Dropped()
     scheduler = BackupScheduler(store, schedule="monthly 1").start()
-    ended = scheduler._ended
     thread = scheduler._thread
     assert thread is not None
-    store.close()
-    store = open_quick(tmp_path / "data")
-    other = BackupScheduler(store, schedule="monthly 1")
-    with other:
-        assert threads()
-        other.stop()
-    assert threads() == []
-    assert ended.is_set()
-    store.close()
+    assert thread.is_alive()
+    del store
     gc.collect()
+    thread.join(60)
+    assert not thread.is_alive()
 
 
 def test_a_scheduler_needs_a_schedule_and_files(tmp_path: Path) -> None:

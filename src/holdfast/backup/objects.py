@@ -31,7 +31,7 @@ from ..errors import (
     TargetUnavailable,
 )
 from .object_lock import ObjectLock
-from .target import BACKUPS, check_object_name, is_object_name
+from .target import BACKUPS, CHUNKS, check_object_name, is_object_name
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -55,6 +55,8 @@ _DENIED: Final = (
     "403 Forbidden",
 )
 _DELETES_MAX: Final = 500
+_LOOKUPS_MAX: Final = 300
+"""Chunks that are looked at one by one; more are cheaper by listings of the 256 shelves."""
 _LOCK: Final = "lock"
 _CLOCK: Final = "clock"
 _FIRST_PAUSE_SECONDS: Final = 0.2
@@ -161,6 +163,8 @@ class ObjectTarget:
         self._held: ObjectLock | None = None
         self._mutex = threading.Lock()
         self._going: list[str] = []
+        self._known: dict[str, dict[str, int]] = {}
+        self._lookups = 0
 
     # -- the target -----------------------------------------------------------------------------------------------
 
@@ -196,13 +200,37 @@ class ObjectTarget:
         return found
 
     def size(self, name: str) -> int | None:
+        """As of a directory. Many chunks are looked up in listings of their shelves, while the lock is ours."""
         import obstore
 
         check_object_name(name)
+        shelf = self._shelf(name)
+        if shelf is not None:
+            return shelf.get(name)
         try:
             return self._ask("look at", name, lambda: obstore.head(self._store, name))["size"]
         except MissingFile:
             return None
+
+    def _shelf(self, name: str) -> dict[str, int] | None:
+        """The objects beside the chunk ``name`` and their lengths, which nobody else may change; or ``None``."""
+        if self._held is None or not name.startswith(CHUNKS):
+            return None
+        place = name.rpartition("/")[0]
+        with self._mutex:
+            self._lookups += 1
+            known = self._known.get(place)
+            if known is not None or self._lookups <= _LOOKUPS_MAX:
+                return known
+            if sum(map(len, self._known.values())) > limits.OBJECTS_KNOWN_MAX:
+                return None
+        found = {entry["path"]: entry["size"] for entry in self._ask("list", place, lambda: self._page(place))}
+        with self._mutex:
+            return self._known.setdefault(place, found)
+
+    def _forget(self) -> None:
+        with self._mutex:
+            self._known, self._lookups = {}, 0
 
     def read(self, name: str, *, limit: int) -> bytes:
         return self._ask("read", name, lambda: self._get(check_object_name(name), limit)).data
@@ -232,6 +260,10 @@ class ObjectTarget:
         if waiting:
             self.flush()
         self._put(name, data, "overwrite", guarded=True)
+        with self._mutex:
+            shelf = self._known.get(name.rpartition("/")[0])
+            if shelf is not None:
+                shelf[name] = len(data)
 
     def _put(self, name: str, data: bytes, mode: PutMode, *, guarded: bool) -> PutMode:
         import obstore
@@ -254,6 +286,7 @@ class ObjectTarget:
         with self._mutex:
             names, self._going = self._going, []
         if names:
+            self._forget()
             self._ask("delete", names[0], lambda: self._remove(names), guarded=True)
 
     def _remove(self, names: Sequence[str]) -> None:
@@ -284,6 +317,7 @@ class ObjectTarget:
             with self._mutex:
                 self._going.clear()
             self._held = None
+            self._forget()
             held.release()
 
     # -- what the lock needs --------------------------------------------------------------------------------------

@@ -27,6 +27,7 @@ from .schedule import Schedule
 
 __all__ = ["BackupScheduler", "follow_schedule"]
 
+_JOIN_SECONDS: Final = 30.0
 _LOOK_SECONDS: Final = 30.0
 """Longest time between two looks at the clock, which may jump."""
 
@@ -90,11 +91,15 @@ class BackupScheduler:
         return self
 
     def stop(self) -> None:
-        """The thread has ended; a run that was under way is gone on with another time. Twice is harmless."""
+        """The thread has ended; a run that was under way is gone on with another time. Twice is harmless.
+
+        A request to an object store that does not answer is waited for 30 seconds; the thread ends with it, and does no
+        more to the store until then.
+        """
         self._ended.set()
         thread = self._thread
         if thread is not None and thread is not threading.current_thread():
-            thread.join()
+            thread.join(_JOIN_SECONDS)
 
     def __enter__(self) -> BackupScheduler:
         return self.start()
