@@ -26,7 +26,7 @@ from holdfast.store.retention import RetentionPolicy
 from holdfast.types import Block
 from tests.unit.backup_support import small_segments
 from tests.unit.state_support import writer_backend
-from tests.unit.store_support import chain_of, make, open_quick
+from tests.unit.store_support import chain_of, make, open_quick, quick
 
 __all__ = ["small_segments"]
 
@@ -332,3 +332,24 @@ def test_what_went_comes_back_and_is_checked(tmp_path: Path) -> None:
             with pytest.raises(InvalidInputError):
                 store.retention.refill(kept, from_height=bad)  # type: ignore[arg-type]
     assert verify_store(tmp_path / "s", level="full").ok
+
+
+def test_an_encrypted_store_is_pruned_and_filled_as_any_other(tmp_path: Path) -> None:
+    key = bytes(range(32))
+    blocks = chain_of(None, 60)
+    fields = quick(max_reorg_depth=DEPTH, proof_window_blocks=0, compression="none")
+    with holdfast.open(tmp_path / "s", key=key, settings=fields) as store:
+        for block in blocks:
+            store.add(block)
+    kept = Kept(tmp_path / "s")
+    with holdfast.open(tmp_path / "s", key=key, settings=fields) as store:
+        store.compact()
+        assert without(store, blocks) == []
+        assert pruned(store, "below", 30) == 30
+        assert without(store, blocks) == list(range(30))
+    for given in (None, key):  # without it bytes and digests alone
+        assert verify_store(tmp_path / "s", level="links", key=given).ok
+    with holdfast.open(tmp_path / "s", key=key, settings=fields) as store:
+        assert store.retention.refill(kept).floor_after == 0
+        assert without(store, blocks) == []
+    assert verify_store(tmp_path / "s", level="full", key=key).ok
