@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from holdfast import Settings, events
 from holdfast.backup import BackupRepository, BackupScheduler, Schedule, ScheduledBackups, create_backup
 from holdfast.backup import runs as running
+from holdfast.backup.create import BESIDE_BYTES_PER_SECOND
 from holdfast.backup.runs import BACKOFF_SECONDS_MAX, ScheduleState, load_schedule_state
 from holdfast.backup.scheduler import follow_schedule
 from holdfast.errors import (
@@ -578,6 +579,13 @@ def grown_more(store: Any) -> Any:
     from tests.unit.store_support import chain_of
 
     return chain_of(store.tip, 2)
+
+
+def test_beside_commits_little_is_read_at_once(tmp_path: Path) -> None:
+    with open_quick(tmp_path / "data") as store:
+        for given, rate in ((None, BESIDE_BYTES_PER_SECOND), (1000, 1000)):
+            scheduler = BackupScheduler(store, schedule="hourly", bytes_per_second=given)
+            assert scheduler.backups._rate == rate
 
 
 def test_the_thread_ends_with_its_store_or_before(tmp_path: Path) -> None:

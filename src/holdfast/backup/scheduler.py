@@ -19,6 +19,7 @@ from .._threads import start_thread
 from ..errors import InvalidInputError, StateError
 from ..store.endings import on_close
 from ..store.store import Store
+from .create import BESIDE_BYTES_PER_SECOND
 from .keys import BackupKey
 from .place import repository_place
 from .repository import BackupRepository, open_repository
@@ -51,6 +52,8 @@ class BackupScheduler:
             schedule: words or cron text; else the setting ``backup_schedule``.
             repository: directory or URL, made if nothing is there; else the setting ``backup_target``.
             key: of an encrypted repository.
+            bytes_per_second: most that is read in a second; ``BESIDE_BYTES_PER_SECOND`` if ``None``: the commits of
+                this process share its interpreter.
         Raises:
             InvalidInputError: there is no schedule, it means nothing, or the store is in memory.
         """
@@ -76,7 +79,7 @@ class BackupScheduler:
             settings=settings,
             clock=clock,
             stopped=self._ended.is_set,
-            bytes_per_second=bytes_per_second,
+            bytes_per_second=BESIDE_BYTES_PER_SECOND if bytes_per_second is None else bytes_per_second,
             store_key=store.key,
         )
 
