@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import errno
+import json
 import random
+import signal
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -17,6 +21,7 @@ from holdfast.backup.pieces import Progress
 from holdfast.backup.runs import load_schedule_state
 from holdfast.store.opening import make_directories
 from holdfast.testing.crashfs import CrashableFileSystem, Fault, Keep, SimulatedCrash
+from tests.cli.cli_tools import child_environment
 from tests.crash.support import report
 from tests.unit.store_support import chain_of, open_quick
 
@@ -194,3 +199,25 @@ def test_an_error_at_any_operation_is_told_and_the_next_run_is_right(
             assert verify_backup(open_repository(PLACE, fs=fs), name, workers=0, mark=False).ok
     report("scheduled run with errors", counts, at_least={"failed": 30})
     assert bool(counts["done all the same"]) == (error == errno.ENOSPC), "a full disk stops the test restore alone"
+
+
+@pytest.mark.parametrize("point", ["backup.restore.piece:1", "backup.restore.before_publish:1"])
+def test_a_process_that_is_killed_in_a_run_goes_on_with_it(point: str, tmp_path: Path) -> None:
+    """With the real restore on the real disk: what the kill left is removed, and the backup is the one it made."""
+    data = tmp_path / "data"
+    with open_quick(data) as store:
+        for block in chain_of(None, 3):
+            store.add(block)
+    (data / "config.toml").write_text('backup_schedule = "hourly"\ndisk_reserve_bytes = 0\n')
+    (data / "schedule.json").write_text("")
+    command = [sys.executable, "-m", "holdfast", "backup", "schedule", "-d", str(data), "--once", "--json"]
+    for name in (point, "backup.schedule.done:1"):
+        environment = child_environment() | {"HOLDFAST_FAILPOINT": name}
+        killed = subprocess.run(command, env=environment, capture_output=True, check=False, timeout=120)
+        assert killed.returncode == -signal.SIGKILL, killed
+        (made,) = open_repository(data / "backups").names()
+    assert (tmp_path / "data.test-restore").exists() is False
+    done = subprocess.run(command, env=child_environment(), capture_output=True, check=True, timeout=120)
+    assert json.loads(done.stdout)["name"] == made
+    assert open_repository(data / "backups").names() == [made]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data"]

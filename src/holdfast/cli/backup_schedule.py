@@ -21,7 +21,16 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from ..errors import InvalidInputError, StoreNotFound
-from .backup_options import KeyFile, PassphraseFile, RateLimit, RepositoryPath, key_of, place_of, time_text_us
+from .backup_options import (
+    KeyFile,
+    PassphraseFile,
+    RateLimit,
+    RepositoryPath,
+    key_of,
+    place_of,
+    time_text_us,
+    warn_same_device,
+)
 from .options import Config, DataDir, Json
 from .output import Output, clean, flush_output
 from .progress import INTERRUPTED, StopSignals
@@ -78,6 +87,9 @@ def schedule(
         words = _command(data_dir, when, repository, rate_limit, key_file, passphrase_file, config)
         out.text((_systemd if show_unit == "systemd" else _cron)(words, data_dir, chosen.text))
         return
+
+    if not once:
+        warn_same_device(place, data_dir, out)
 
     def opened() -> BackupRepository:
         return open_repository(place, key=key_of(key_file, passphrase_file), create=True)
