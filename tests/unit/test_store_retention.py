@@ -353,3 +353,25 @@ def test_an_encrypted_store_is_pruned_and_filled_as_any_other(tmp_path: Path) ->
         assert store.retention.refill(kept).floor_after == 0
         assert without(store, blocks) == []
     assert verify_store(tmp_path / "s", level="full", key=key).ok
+
+
+def test_an_index_over_bodies_is_named_and_says_why_it_cannot_be_made_anew(tmp_path: Path) -> None:
+    @holdfast.index("by_body")
+    def by_body(block: Block) -> Iterator[tuple[bytes, bytes]]:
+        yield block.body[:4] if block.body else b"none", b"x"
+
+    fields = quick(max_reorg_depth=DEPTH, proof_window_blocks=0)
+    blocks = chain_of(None, 60)
+    with holdfast.open(tmp_path / "s", settings=fields, indexes=[by_body]) as store:
+        for block in blocks:
+            store.add(block)
+        report = store.retention.prune(RetentionPolicy("below", 30), without_archive=True)
+        assert report.indexes == ("by_body",)
+    assert verify_store(tmp_path / "s", level="views").ok
+    rebuild_views(tmp_path / "s")
+    with holdfast.open(tmp_path / "s", settings=fields, indexes=[by_body]) as store:
+        with pytest.raises(PrunedError):
+            store.wait_for_indexes(30)
+        assert store.tip is not None
+        assert without(store, blocks) == list(range(30))
+        assert "pruned" in str(store.indexes()[0].failure)
