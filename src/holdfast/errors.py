@@ -367,7 +367,9 @@ class KeyRequired(InvalidInputError):
     """The store is encrypted, and no key was given; nothing was changed."""
 
     code = "key_required"
-    default_remedy = "give its key: open(url, key=...), or 'holdfast --store-key-file FILE COMMAND'"
+    default_remedy = (
+        "give its key: open(url, key=...), or 'holdfast --store-key-file FILE COMMAND', or --store-passphrase-file"
+    )
 
 
 class KeyRejected(InvalidInputError):

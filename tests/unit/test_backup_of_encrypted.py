@@ -12,6 +12,8 @@ from holdfast import diff
 from holdfast._keys import StoreKey, using_key, without_key
 from holdfast.backup import BackupKey, BackupSource, restore_backup
 from holdfast.backup.envelope import CHUNK_BYTES
+from holdfast.backup.runs import ScheduledBackups
+from holdfast.backup.schedule import Schedule
 from holdfast.errors import BlockNotFound, KeyRejected, KeyRequired
 from holdfast.recovery.verify import verify_store
 from tests.unit.backup_support import backup, check, repository
@@ -103,3 +105,28 @@ def test_a_store_is_compared_with_its_backup(tmp_path: Path) -> None:
         other = BackupSource(place, name, workers=0, store_key=KEY)
         assert diff(opened, other, state=True).relation == "equal"
         assert diff(opened, other, at_height=2).state is not None
+
+
+@pytest.mark.parametrize("key", [KEY, None])
+def test_a_scheduled_backup_is_tested_with_the_key(key: bytes | None, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    make_store(f"sqlite:{store}", count=4)
+    now = [1_800_000_000_000_000]
+    runs = ScheduledBackups(
+        store,
+        Schedule("hourly"),
+        lambda: repository(tmp_path / "backups"),
+        settings=quick(),
+        clock=lambda: now[0],
+        workers=0,
+        store_key=StoreKey.of(key),
+    )
+    assert runs.run_due() is None
+    now[0] += 3_600_000_000
+    report = runs.run_due()
+    if key is None:
+        assert isinstance(runs.failure, KeyRequired)
+    else:
+        assert report is not None, runs.failure
+        assert report.tested == "passed"
+    assert files_with(store, MARK) == []
