@@ -11,7 +11,7 @@ import holdfast
 from holdfast._fs import RealFileSystem, Space
 from holdfast.doctor import Loss, Plan
 from holdfast.doctor.report import LOST_NAMES_MAX
-from holdfast.errors import CorruptionError, FencedError, InvalidInputError, MissingFile, OutOfSpace
+from holdfast.errors import CommitLoss, CorruptionError, FencedError, InvalidInputError, MissingFile, OutOfSpace
 from holdfast.recovery import verify_store
 from holdfast.store.retention import RetentionPolicy
 from holdfast.types import Block
@@ -381,3 +381,50 @@ def test_the_loss_of_a_compacted_store_is_named_too(tmp_path: Path) -> None:
     with open_quick(tmp_path, recovery="backup") as store:
         assert store.tip is not None
         assert store.tip.height == plan.height
+
+
+# -- what is promised -------------------------------------------------------------------------------------------------
+
+
+def test_views_that_know_more_than_the_journal_are_lost_commits(tmp_path: Path) -> None:
+    """An older copy of journal and watermark, and no backup with the frames behind it."""
+    blocks = backed_up(tmp_path, 40)
+    old = truth(tmp_path)
+    with open_quick(tmp_path) as store:
+        for block in chain_of(blocks[-1], 25):
+            store.add(block)
+    newest = chain_of(blocks[-1], 25)
+    shutil.rmtree(tmp_path / "journal")
+    for name, data in old.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(data)
+    with pytest.raises(CommitLoss):
+        open_quick(tmp_path)
+    assert truth(tmp_path) == old
+    assert not (tmp_path / "quarantine").exists()
+    found = holdfast.diagnose(tmp_path)
+    assert (found.code, found.plan) == ("commit_loss", None)
+    plan = plan_with(tmp_path, "backup")
+    assert names(plan.loss) == told(newest)
+    with open_quick(tmp_path, recovery="backup") as store:
+        assert holds(store, blocks)
+    goes_on(tmp_path, blocks, engine="sqlite")
+
+
+def test_what_is_written_is_read_back_before_anything_is_replaced(tmp_path: Path) -> None:
+    class Rotten(RealFileSystem):
+        """A disk that gives other bytes than it got, in what a repair makes ready."""
+
+        def rename(self, source: Path, target: Path) -> None:
+            if "repair/new/journal" in str(target):
+                flip(source, 700)
+            super().rename(source, target)
+
+    blocks = backed_up(tmp_path)
+    (tmp_path / SEGMENT).unlink()
+    before = truth(tmp_path)
+    with pytest.raises(CorruptionError, match="after it was written"):
+        holdfast.repair(tmp_path, fs=Rotten())
+    assert {name: data for name, data in truth(tmp_path).items() if not name.startswith("repair")} == before
+    with open_quick(tmp_path) as store:
+        assert holds(store, blocks)

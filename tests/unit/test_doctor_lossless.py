@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +10,9 @@ from pathlib import Path
 import pytest
 
 import holdfast
+from holdfast.aio import open_async
 from holdfast.backup import BackupKey
+from holdfast.chains.pow.blockchain import Blockchain
 from holdfast.errors import CommitLoss, CorruptionError, HoldfastError, MissingFile, StoreLocked
 from holdfast.journal.segment import SEGMENT_HEADER_BYTES
 from tests.unit.backup_support import backup, chunk_files, repository, small_segments
@@ -371,3 +374,47 @@ def test_a_reader_repairs_nothing(tmp_path: Path) -> None:
     with pytest.raises(MissingFile):
         holdfast.open(tmp_path, read_only=True)
     assert truth(tmp_path) == before
+
+
+def test_a_segment_of_another_copy_of_the_store_is_replaced(tmp_path: Path) -> None:
+    """It is whole, of this store and of this number, and follows from the one before; only the next one contradicts."""
+    a, b = tmp_path / "a", tmp_path / "b"
+    blocks = store_of(a, 40)
+    shutil.copytree(a, b)
+    common = len(list((a / "journal").glob("*.seg")))
+    more = chain_of(blocks[-1], 40)
+    for root, fresh in ((a, more), (b, chain_of(blocks[-1], 40, "another"))):
+        with open_quick(root) as store:
+            for block in fresh:
+                store.add(block)
+    backup(a, repository(a / "backups"))
+    place = f"journal/{common + 1:010d}.seg"
+    right = (a / place).read_bytes()
+    shutil.copy(b / place, a / place)
+    with open_quick(a) as store:
+        assert holds(store, blocks + more)
+    assert (a / place).read_bytes() == right
+
+
+def test_asyncio_has_the_same_front_door(tmp_path: Path) -> None:
+    store_of(tmp_path)
+    (tmp_path / SEGMENT).unlink()
+
+    async def tip() -> int:
+        async with await open_async(tmp_path, settings=quick(), recover="backup") as store:
+            assert store.sync_store.recovery.repaired is not None
+            return store.sync_store.tip.height  # type: ignore[union-attr]
+
+    with pytest.raises(MissingFile):
+        open_quick(tmp_path)
+    assert asyncio.run(tip()) == 7
+
+
+def test_the_ready_chains_open_by_the_front_door(tmp_path: Path) -> None:
+    with Blockchain.load_or_create(tmp_path / "other") as chain:
+        chain.store.safety.save(b"me", (1,), b"vote")
+        tip = chain.store.tip
+    (tmp_path / "other/holdfast.toml").unlink()
+    with Blockchain.load_or_create(tmp_path / "other") as chain:
+        assert chain.store.recovery.repaired is not None
+        assert chain.store.tip == tip

@@ -91,13 +91,20 @@ class Case:
     journal_problem: HoldfastError | None = None
     base: BaseEntry | None = None
     base_problem: HoldfastError | None = None
-    views: ViewsState = field(default_factory=ViewsState)
+    views_looked_at: ViewsState | None = None
     cipher: StoreCipher | None = None
     keyless: bool = False
     """The store is encrypted, and its key was not given: parts and rows cannot be read, frames can."""
     checkpoints: CheckpointDirectory | None = None
     checkpoint_infos: list[CheckpointInfo] = field(default_factory=list)
     reasons: list[str] = field(default_factory=list)
+
+    @property
+    def views(self) -> ViewsState:
+        """The views, looked at when somebody asks: it may take the start of a process."""
+        if self.views_looked_at is None:
+            self.views_looked_at = ViewsState() if self.identity is None or self.keyless else _examine_views(self)
+        return self.views_looked_at
 
     @property
     def parts(self) -> PartCipher | None:
@@ -117,12 +124,13 @@ class Case:
 
     @property
     def marks(self) -> list[Mark]:
-        """The newest frames that are known to have been acknowledged."""
+        """The newest frames that are known to have been acknowledged; of the views, if somebody looked at them."""
         marks = []
         if self.mark is not None:
             marks.append(Mark(self.mark.seq, self.mark.digest, self.mark.segment, self.mark.clean))
-        if self.views.seq:
-            marks.append(Mark(self.views.seq, self.views.digest, 0, False))
+        views = self.views_looked_at
+        if views is not None and views.seq:
+            marks.append(Mark(views.seq, views.digest, 0, False))
         return marks
 
     @property
@@ -166,7 +174,6 @@ def examine_store(
         case.mark = mark
     else:
         case.mark_problem = mark
-    case.views = ViewsState() if case.keyless else _examine_views(fs, root, case.cipher)
     case.segments = examine_segments(fs, root, identity, 1 if case.mark is None else case.mark.segment, told)
     case.journal_problem = _journal_problem(case)
     _examine_base(case, told)
@@ -207,9 +214,9 @@ def canonical_in_views(case: Case, start: int) -> list[tuple[int, bytes]]:
     return found
 
 
-def _examine_views(fs: FileSystem, root: Path, cipher: StoreCipher | None) -> ViewsState:
+def _examine_views(case: Case) -> ViewsState:
     state = ViewsState()
-    generations = Generations(fs, root)
+    generations = Generations(case.fs, case.root)
     try:
         number = generations.current()
         if number is None:
@@ -219,7 +226,7 @@ def _examine_views(fs: FileSystem, root: Path, cipher: StoreCipher | None) -> Vi
         probe_engine(state.engine, path, deadline_seconds=_PROBE_SECONDS)
         engine = open_engine(state.engine, path, create=False, read_only=True)
         try:
-            applied = load_applied(sealed_engine(engine, None if cipher is None else cipher.rows))
+            applied = load_applied(sealed_engine(engine, None if case.cipher is None else case.cipher.rows))
         finally:
             engine.close()
         if applied is not None and applied.seq:
@@ -248,7 +255,7 @@ def _journal_problem(case: Case) -> HoldfastError | None:
         closed = state.number < len(found.segments) or found.segments[-1].sealed
         if closed and state.number <= len(found.segments) and state.state != "sealed":
             return CorruptionError(f"a segment is damaged: {state.problem}", path=segment_path(case.root, state.number))
-    if case.views.seq > found.last_seq:
+    if case.identity_problem is None and case.views.seq > found.last_seq:
         return CommitLoss(
             "the views hold commits that the journal has lost",
             applied_seq=case.views.seq,

@@ -18,9 +18,9 @@ from pathlib import Path
 from types import TracebackType
 
 from ...config import ENVIRONMENT_PREFIX, Settings
+from ...doctor.ladder import open_recovered
 from ...errors import InvalidInputError, NotFoundError
 from ...store.documents import Documents
-from ...store.factory import open_store
 from ...store.store import Store
 
 try:
@@ -83,7 +83,7 @@ class HoldfastDB(BaseAtomicDB):
                     "the database has no directory",
                     remedy=f"give 'db_path' or 'store', or set {_DIRECTORY_VARIABLE}",
                 )
-            store = self._owned = open_store(db_path, settings=settings)
+            store = self._owned = open_recovered(db_path, settings=settings)
         self.store = store
         """The store under the database."""
         try:

@@ -22,8 +22,9 @@ from types import TracebackType
 from typing import TextIO
 
 from ...config import Settings
+from ...doctor.ladder import open_recovered
 from ...errors import HoldfastError, InvalidInputError, MiningCancelled, PersistenceError, StoreExists
-from ...store import Store, open_store
+from ...store import Store
 from ...types import AddResult, BlockInfo, ReorgInfo
 from .chain import PowChain, to_stored
 from .codec import PowBlock, PowData, PowHeader, data_hash, encode_data, encode_header
@@ -101,7 +102,7 @@ class Blockchain:
             if forced:
                 store.force_blocks(forced)
         else:
-            store = open_store(target, chain=chain, forced_blocks=forced, settings=settings)
+            store = open_recovered(target, chain=chain, forced_blocks=forced, settings=settings)
         blockchain = cls(store, chain, config, owned=owned, clock=clock)
         if validate:
             try:

@@ -26,8 +26,9 @@ from typing import Final
 
 from ..._fs import FileLock, FileSystem
 from ...config import Settings
+from ...doctor.ladder import open_recovered
 from ...errors import CorruptionError, ForeignStore, FormatError, InvalidInputError, StoreNotFound
-from ...store import Store, open_store
+from ...store import Store
 from ...store.opening import read_identity
 from .chain import ADDRESS_INDEX, XaiChain
 
@@ -136,4 +137,4 @@ class XaiPlace:
     def _open(self, path: Path, chain: XaiChain, *, create: bool, settings: Settings | None = None) -> Store:
         url = str(path) if self._engine is None else f"{self._engine}:{path}"
         chosen = self._settings if settings is None else settings
-        return open_store(url, chain=chain, create=create, settings=chosen, indexes=[ADDRESS_INDEX], fs=self._fs)
+        return open_recovered(url, chain=chain, create=create, settings=chosen, indexes=[ADDRESS_INDEX], fs=self._fs)
