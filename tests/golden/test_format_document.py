@@ -5,9 +5,12 @@ from __future__ import annotations
 import re
 from hashlib import sha256
 
+import msgspec
 import pytest
 
 from holdfast._seal import StoreCipher
+from holdfast.doctor.apply import Marker
+from holdfast.doctor.report import Plan
 from holdfast.journal.api import Kind
 from holdfast.merkle.api import SCHEMES
 from holdfast.merkle.backend import backend
@@ -161,3 +164,18 @@ def test_the_reference_to_a_large_value() -> None:
     value = bytes(65537)
     assert "u64 length, SHA-256 of the value" in " ".join(TEXT.split())
     assert tree_value(value) == b"HOLDFAST-BLOB" + (65537).to_bytes(8, "big") + sha256(value).digest()
+
+
+def test_the_plan_of_a_repair() -> None:
+    (text,) = re.findall(r"`(\{\"away\".*?\})`", TEXT)
+    plan = Plan("lossless", (), 0, 0, None, False, None)
+    name = "journal/0000000002.seg"
+    marker = Marker("repair-1", "00", True, (name,), (name,), "", plan)
+    data = msgspec.json.encode(marker, order="sorted").decode()
+    assert data.replace('"00"', '"..."').replace(msgspec.json.encode(plan, order="sorted").decode(), "{...}") == text
+    for bad in ("repair-0", "../x", "repair-1/.."):
+        with pytest.raises(msgspec.ValidationError):
+            msgspec.json.decode(data.replace("repair-1", bad), type=Marker)
+    for bad in ("../x", "/etc/x", "journal/../x", "journal/.x", "holdfast.toml", "backups/x", "base/chunks/a/b"):
+        with pytest.raises(msgspec.ValidationError):
+            msgspec.json.decode(data.replace(name, bad), type=Marker)
