@@ -2,7 +2,8 @@
 
 Invariants:
     * A test says what it met with ``met`` (``support.report`` does); the count goes with its result, from any worker.
-    * A test counts only for rows that name it, and after a run of the whole tier each test of a row has met it.
+    * A test counts only for rows that name it: another count fails the run.
+    * After a run of the whole tier each test of a row has met it, or the run has failed.
     * Rows are those of the plan of the crash tests; a number is never reused.
 
 A pytest plugin: it prints the matrix where anything was met, and fails a whole run (``-m crash`` and nothing else that
@@ -302,10 +303,10 @@ class Tally:
                 if number not in ROWS or name not in ROWS[number].tests:
                     self.strangers.add(f"{name} met row {number}, which does not name it")
 
-    def missed(self) -> list[str]:
-        """What a whole run should have met and did not."""
+    def missed(self, *, whole: bool) -> list[str]:
+        """What the run should have met and did not, and what it met although its row does not name it."""
         found = sorted(self.strangers)
-        for number, row in sorted(ROWS.items()):
+        for number, row in sorted(ROWS.items()) if whole else ():
             for test in row.tests:
                 if not self.by_test[number, test] and test not in self.skipped:
                     found.append(f"row {number}, {row.fault}: never met by {test}")
@@ -361,9 +362,9 @@ def is_whole(config: pytest.Config) -> bool:
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """A whole run that missed a fault has failed. Workers leave this to whom they work for."""
     config = session.config
-    if hasattr(config, "workerinput") or not is_whole(config):
+    if hasattr(config, "workerinput") or session.exitstatus != pytest.ExitCode.OK:
         return
-    if config.stash[_TALLY].missed() and session.exitstatus == pytest.ExitCode.OK:
+    if config.stash[_TALLY].missed(whole=is_whole(config)):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
@@ -375,6 +376,5 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     terminalreporter.section("fault matrix")
     for line in tally.lines(whole=is_whole(config)):
         terminalreporter.write_line(line)
-    if is_whole(config):
-        for line in tally.missed():
-            terminalreporter.write_line(f"MISSED: {line}", red=True)
+    for line in tally.missed(whole=is_whole(config)):
+        terminalreporter.write_line(f"MISSED: {line}", red=True)

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 import zstandard
 
@@ -26,7 +27,7 @@ from holdfast.config import load_settings
 from holdfast.errors import HoldfastError
 from holdfast.merkle.pure import BACKEND
 from holdfast.state.snapshot import CHUNKS_NAME, MANIFEST_NAME, verify_snapshot
-from holdfast.state.snapshot_format import decode_manifest
+from holdfast.state.snapshot_format import decode_manifest, encode_manifest
 from holdfast.store.checkpoints import restore_checkpoint
 from holdfast.store.identity import decode_identity
 from holdfast.store.snapshots import import_snapshot
@@ -314,6 +315,12 @@ def forged(fs: MemoryFileSystem, rng: random.Random, count: int) -> Iterator[tup
         foreign = bytes(other._files.get(path, whole))
         if foreign != whole:
             yield f"{path.name} of another", with_files({**good, path: foreign})
+    manifest = decode_manifest(good[PLACE / MANIFEST_NAME])
+    files = {path: bytes(data) for path, data in other._files.items()}
+    claimed = decode_manifest(files[PLACE / MANIFEST_NAME])
+    changed = msgspec.structs.replace
+    for claim in (changed(claimed, root=manifest.root), changed(manifest, chunks=claimed.chunks)):
+        yield "a claim of the root", with_files({**files, PLACE / MANIFEST_NAME: encode_manifest(claim)})
     for one, two in itertools.pairwise(chunks):
         yield "swapped", with_files({**good, one: good[two], two: good[one]})
         yield "doubled", with_files({**good, one: good[two]})

@@ -93,6 +93,8 @@ def older(rot: Rot, engine: str) -> Iterator[Damage]:
         files: dict[str, bytes | None] = {name: old.get(name) for name in {*new, *old} if name.startswith(part)}
         changed = {name: data for name, data in files.items() if name in new or data is not None}
         yield Damage(f"{part} of an older copy, {engine}", changed)
+    everything = {name: old.get(name) for name in {*new, *old} if name.startswith(("journal/", "views/"))}
+    yield Damage("journal/ and views/ of an older copy, and only the watermark is new", everything)
 
 
 def swapped(image: dict[str, bytes], count: int, seed: int) -> Iterator[Damage]:

@@ -54,15 +54,15 @@ def whole_run() -> Tally:
 
 
 def test_a_run_that_met_everything_missed_nothing() -> None:
-    assert whole_run().missed() == []
+    assert whole_run().missed(whole=True) == []
     assert f"row  1 {ROWS[1].fault}: {3 * len(ROWS[1].tests)} tried, 0 wrong" in whole_run().lines(whole=True)
 
 
 def test_a_fault_that_was_never_met_is_told() -> None:
     tally = Tally()
     tally.add("tests/crash/test_store_kill.py::test_killed_at_random[x]", [("fault matrix", [1, "tried", 0])], "passed")
-    assert any("row 1" in line and "test_killed_at_random" in line for line in tally.missed())
-    assert any(line.startswith("row 2") for line in tally.missed())
+    assert any("row 1" in line and "test_killed_at_random" in line for line in tally.missed(whole=True))
+    assert any(line.startswith("row 2") for line in tally.missed(whole=True))
 
 
 def test_a_skip_is_named_and_a_failure_counted() -> None:
@@ -71,7 +71,7 @@ def test_a_skip_is_named_and_a_failure_counted() -> None:
     for row in ROWS.values():
         for test in row.tests:
             tally.add(f"tests/crash/{test}", [], "skipped", "no loop device")
-    assert tally.missed() == []
+    assert tally.missed(whole=True) == []
     name = ROWS[2].tests[0]
     assert f"skipped: {name}: no loop device" in tally.lines(whole=True)
     tally.add(f"tests/crash/{name}", [], "failed")
@@ -81,7 +81,9 @@ def test_a_skip_is_named_and_a_failure_counted() -> None:
 def test_a_count_for_a_row_that_does_not_name_the_test_is_told() -> None:
     tally = whole_run()
     tally.add("tests/crash/test_other.py::test_it", [("fault matrix", [1, "tried", 3])], "passed")
-    assert tally.missed() == ["test_other.py::test_it met row 1, which does not name it"]
+    told = ["test_other.py::test_it met row 1, which does not name it"]
+    assert tally.missed(whole=True) == told
+    assert tally.missed(whole=False) == told
 
 
 @pytest.mark.parametrize(
