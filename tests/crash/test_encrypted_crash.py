@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import random
+import shutil
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+import holdfast
 from holdfast._keys import using_key
-from holdfast.errors import KeyRequired
+from holdfast.errors import HoldfastError, KeyRequired
+from holdfast.recovery.verify import verify_store
 from holdfast.testing.explorer import Acks, explore, require
 from holdfast.testing.machine import Machine
 from tests.crash.explorer_workloads import WORKLOADS, Explored
 from tests.crash.machine import open_on
 from tests.crash.matrix import met
 from tests.crash.planted import commits_without_a_sync
+from tests.unit.store_support import quick
+from tests.unit.test_store_encryption import make_store
 
 KEY = bytes(range(32))
 IMAGES, IMAGES_ALL, ALL_FROM = 250, 5_000, 1_000
@@ -70,3 +77,45 @@ def test_a_planted_bug_is_found_in_an_encrypted_store(tmp_path: Path, monkeypatc
     workload = Encrypted(WORKLOADS["commit"])
     report = explore(workload, workload.check, prepare=workload.prepare, images=300, expect=(), save=tmp_path)
     assert report.failures, "the bug was not found"
+
+
+def _content(path: Path) -> object:
+    """What a store holds, read from its engine and its journal."""
+    with holdfast.open(path, key=KEY, settings=quick()) as store:
+        blocks = [(info.hash, store.blocks.body(info)) for info in store.blocks.canonical()]
+        keys = [store.state.get(b"account/%d" % number) for number in range(7)]
+        return blocks, keys, store.documents("evm").get(b"document")
+
+
+@pytest.mark.crash
+def test_damage_of_an_encrypted_store_is_found_or_harmless(tmp_path: Path, crash_rounds: int) -> None:
+    """Flipped bits, zeros and cuts in every file: the same content, or a typed error; never other values."""
+    good, path = tmp_path / "good", tmp_path / "store"
+    with using_key(KEY):
+        make_store(f"sqlite:{good}", key=None)
+    truth, chance, verdicts = _content(good), random.Random(7), Counter[str]()
+    names = sorted(str(file.relative_to(good)) for file in good.rglob("*") if file.is_file() and file.stat().st_size)
+    for name in names:
+        for _ in range(8 if crash_rounds < ALL_FROM else 200):
+            shutil.rmtree(path, ignore_errors=True)
+            shutil.copytree(good, path)
+            data = bytearray((path / name).read_bytes())
+            at, how = chance.randrange(len(data)), chance.choice(["flip", "zeros", "cut"])
+            if how == "flip":
+                data[at] ^= 1 << chance.randrange(8)
+            elif how == "zeros":
+                data[at : at + 64] = bytes(len(data[at : at + 64]))
+            else:
+                del data[at:]
+            (path / name).write_bytes(data)
+            if name.startswith("journal/") and data != (good / name).read_bytes():
+                assert not verify_store(path, level="links").ok, f"{how} of {name} at {at}: not found without the key"
+                verdicts["found without the key"] += 1
+            try:
+                assert _content(path) == truth, f"{how} of {name} at {at}"
+                verdicts["same"] += 1
+            except HoldfastError as error:
+                verdicts[error.code] += 1
+    print(f"rot, encrypted: {dict(verdicts)}")
+    assert verdicts["same"] >= len(names)
+    assert verdicts["found without the key"]
