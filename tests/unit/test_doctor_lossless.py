@@ -13,6 +13,7 @@ import holdfast
 from holdfast.aio import open_async
 from holdfast.backup import BackupKey
 from holdfast.chains.pow.blockchain import Blockchain
+from holdfast.doctor import apply as applying
 from holdfast.errors import CommitLoss, CorruptionError, HoldfastError, MissingFile, StoreLocked
 from holdfast.journal.segment import SEGMENT_HEADER_BYTES
 from tests.unit.backup_support import backup, chunk_files, repository, small_segments
@@ -418,3 +419,51 @@ def test_the_ready_chains_open_by_the_front_door(tmp_path: Path) -> None:
     with Blockchain.load_or_create(tmp_path / "other") as chain:
         assert chain.store.recovery.repaired is not None
         assert chain.store.tip == tip
+
+
+@pytest.mark.parametrize("at", ["staged", "begun", "aside", "placed", "published"])
+def test_a_repair_that_was_cut_off_is_told_by_whoever_ends_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str
+) -> None:
+    blocks = backed_up(tmp_path)
+    flip(tmp_path / SEGMENT, 700)
+
+    def die(name: str) -> None:
+        if name == f"doctor.repair.{at}":
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(applying, "hit", die)
+        with pytest.raises(KeyboardInterrupt):
+            holdfast.repair(tmp_path)
+    with hearing("repaired") as heard, open_quick(tmp_path) as store:
+        assert at == "staged" or holds(store, blocks)
+        assert (store.recovery.repaired is not None) is (at != "staged"), "what had not begun is forgotten"
+    assert len(heard) == (at != "staged")
+    assert not (tmp_path / "repair").exists()
+
+
+def test_a_damaged_plan_of_a_repair_is_for_a_person(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    backed_up(tmp_path)
+    flip(tmp_path / SEGMENT, 700)
+
+    def die(name: str) -> None:
+        if name == "doctor.repair.begun":
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(applying, "hit", die)
+        with pytest.raises(KeyboardInterrupt):
+            holdfast.repair(tmp_path)
+    plan = tmp_path / "repair/plan.json"
+    good = plan.read_bytes()
+    for bad in (good[:-5], good.replace(b"repair-1", b"../../../"), b"[" * 100_000, b"{}"):
+        plan.write_bytes(bad)
+        before = truth(tmp_path)
+        with pytest.raises(CorruptionError, match="plan of a repair") as caught:
+            open_quick(tmp_path)
+        assert "quarantine" in caught.value.remedy
+        assert truth(tmp_path) == before
+    plan.write_bytes(good)
+    with open_quick(tmp_path) as store:
+        assert store.recovery.repaired is not None
