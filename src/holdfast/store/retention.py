@@ -160,20 +160,17 @@ def journal_status(infos: Iterable[SegmentInfo]) -> JournalStatus:
 # -- what goes -------------------------------------------------------------------------------------------------------
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Cut:
-    """What one segment loses below a height."""
+    """What one segment loses below a height; not the holes themselves, which are many."""
 
     info: SegmentInfo
-    holes: list[Hole]
+    below: int
     blocks: int
     height_max: int
+    hole_bytes: int
     floor: int
     """Behind the highest block that loses something."""
-
-    @property
-    def hole_bytes(self) -> int:
-        return sum(hole.stop - hole.start for hole in self.holes)
 
     @property
     def new_bytes(self) -> int:
@@ -196,22 +193,32 @@ def _parts_of_blocks(source: FrameSource, frame: Frame) -> Iterator[tuple[int, i
             yield height, part.offset, part.offset + part.stored_bytes + (-part.stored_bytes & 7)
 
 
-def _cut_of(journal: Journal, info: SegmentInfo, floor: int) -> _Cut:
-    """What is absent of the segment once blocks below ``floor`` miss their bodies and extras, and no others do."""
-    holes: list[Hole] = []
+def _cut_of(journal: Journal, info: SegmentInfo, below: int) -> _Cut:
+    """What is absent of the segment once blocks below that height miss their bodies and extras, and no others do."""
     heights: set[int] = set()
-    highest = -1
+    highest, gone = -1, 0
     for frame in journal.frames(info.first_seq, info.first_seq + info.count):
         for height, start, stop in _parts_of_blocks(journal, frame):
             highest = max(highest, height)
-            if height >= floor:
+            if height < below:
+                heights.add(height)
+                gone += stop - start
+    return _Cut(info, below, len(heights), highest, gone, max(heights, default=-1) + 1)
+
+
+def _holes_of(journal: Journal, cut: _Cut) -> list[Hole]:
+    """Where that is."""
+    info = cut.info
+    holes: list[Hole] = []
+    for frame in journal.frames(info.first_seq, info.first_seq + info.count):
+        for height, start, stop in _parts_of_blocks(journal, frame):
+            if height >= cut.below:
                 continue
-            heights.add(height)
             if holes and holes[-1].stop == start:
                 holes[-1] = Hole(holes[-1].start, stop)
             else:
                 holes.append(Hole(start, stop))
-    return _Cut(info, holes, len(heights), highest, max(heights, default=-1) + 1)
+    return holes
 
 
 class Retention:
@@ -383,8 +390,9 @@ class Retention:
         writer.sync(seq)
         hit("store.retention.after_floor")
         for cut in cuts:
+            holes = _holes_of(self._journal, cut)
             try:
-                self._journal.compact(cut.info.number, holes=cut.holes, floor=cut.floor, step=pace.step)
+                self._journal.compact(cut.info.number, holes=holes, floor=cut.floor, step=pace.step)
             except Stopped:
                 return False
             hit("store.retention.after_segment")
@@ -449,7 +457,7 @@ class Retention:
             return RefillReport(before.floor, after, segments, filled, tuple(absent), seconds, complete)
 
     def _fill(self, cut: _Cut, original: Original, pace: Pace) -> None:
-        info = cut.info
+        info, holes = cut.info, _holes_of(self._journal, cut)
         with original(info.number, self._last_digest(info)) as file:
-            self._journal.compact(info.number, holes=cut.holes, floor=cut.floor, original=file, step=pace.step)
+            self._journal.compact(info.number, holes=holes, floor=cut.floor, original=file, step=pace.step)
         hit("store.retention.after_segment")
