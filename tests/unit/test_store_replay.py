@@ -14,8 +14,6 @@ from holdfast.journal.api import Kind, Part
 from holdfast.journal.journal import Journal, JournalOptions
 from holdfast.store.opening import read_identity
 
-RESERVED = 0x0022
-
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
@@ -45,10 +43,9 @@ def append(path: Path, *parts: Part) -> None:
             "without the block",
         ),
         (Part(Kind.CHANGES, bytes(4), True), CorruptionError, "without the block"),
-        (Part(RESERVED, b"\x01" + bytes(8), True), UnsupportedFormat, "not known"),
         (Part(0x7777, b"", True), UnsupportedFormat, "not known"),
     ],
-    ids=["executed", "changes", "reserved", "unknown"],
+    ids=["executed", "changes", "unknown"],
 )
 def test_what_must_not_be_ignored_is_refused(part: Part, error: type[HoldfastError], message: str, path: Path) -> None:
     append(path, part)
@@ -56,7 +53,7 @@ def test_what_must_not_be_ignored_is_refused(part: Part, error: type[HoldfastErr
         holdfast.open(path)
 
 
-@pytest.mark.parametrize("kind", [Kind.NOTE, RESERVED, 0x7777])
+@pytest.mark.parametrize("kind", [Kind.NOTE, 0x7777])
 def test_what_may_be_skipped_is_skipped(kind: int, path: Path) -> None:
     append(path, Part(kind, b"text"))
     with holdfast.open(path) as store:
