@@ -54,7 +54,7 @@ CALLS: list[tuple[str, list[Any], Call]] = [
     ("block", [5, None, b"i" * 32], lambda store, bad: store.blocks.block(bad)),
     ("open settings", [5, {}, "settings"], lambda store, bad: holdfast.open("memory:", settings=bad)),
     ("open chain", [5, {}, "pow"], lambda store, bad: holdfast.open("memory:", chain=bad)),
-    ("diff", [5, None, b"store"], lambda store, bad: holdfast.diff(store, bad)),
+    ("diff", [5, None, b"store"], holdfast.diff),
     ("settings of", [5, b"data", ""], lambda store, bad: holdfast.load_settings(bad)),
     ("draft key", NO_KEY, lambda store, bad: store.draft().state.__setitem__(bad, b"1")),
 ]
