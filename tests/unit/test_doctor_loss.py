@@ -9,10 +9,12 @@ import pytest
 
 import holdfast
 from holdfast._fs import RealFileSystem, Space
+from holdfast.blocks.entries import BlockEntry
 from holdfast.doctor import Loss, Plan
+from holdfast.doctor.loss import _Lost
 from holdfast.doctor.report import LOST_NAMES_MAX
 from holdfast.errors import CommitLoss, CorruptionError, FencedError, InvalidInputError, MissingFile, OutOfSpace
-from holdfast.journal.api import Kind
+from holdfast.journal.api import Kind, TipMark
 from holdfast.journal.reader import JournalReader
 from holdfast.recovery import verify_store
 from holdfast.store.opening import read_identity
@@ -21,7 +23,7 @@ from holdfast.types import Block
 from tests.unit.backup_support import backup, repository, small_segments
 from tests.unit.doctor_support import SEGMENT, backed_up, flip, holds, last_segment, store_of, truth
 from tests.unit.state_support import commit, open_state_store
-from tests.unit.store_support import chain_of, make, open_quick, quick
+from tests.unit.store_support import chain_of, hash_of, make, open_quick, quick
 from tests.unit.test_event_sources import hearing
 
 __all__ = ["small_segments"]
@@ -133,6 +135,19 @@ def test_names_are_bounded_and_counts_are_not(tmp_path: Path) -> None:
     assert len(plan.loss.names) == LOST_NAMES_MAX
     assert plan.loss.blocks == len(blocks) - plan.height - 1
     assert names(plan.loss) == told(blocks[plan.height + 1 :][:LOST_NAMES_MAX])
+
+
+def test_each_block_counts_once_however_many_there_are() -> None:
+    """Named by the views, by its own frame and as a parent; names are forgotten, counts are not."""
+    count = 3 * LOST_NAMES_MAX * 4
+    hashes = [hash_of("lost", height) for height in range(count)]
+    lost = _Lost(9, [(height, hashes[height]) for height in range(10, 200)])
+    for height in range(10, count):
+        entry = BlockEntry(hashes[height], hashes[height - 1], height, 0, 1, 1, b"", None, None, None)
+        lost.add_entry(entry)
+    loss = lost.loss(TipMark(count - 1, hashes[-1], bytes(32)), "", exact=True)
+    assert (loss.blocks, loss.from_height, loss.to_height, loss.complete) == (count - 10, 10, count - 1, True)
+    assert names(loss) == [(height, hashes[height].hex()) for height in range(10, 10 + LOST_NAMES_MAX)]
 
 
 def test_a_backup_gives_what_it_has_and_the_rest_is_lost(tmp_path: Path) -> None:

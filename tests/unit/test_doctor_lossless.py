@@ -95,6 +95,8 @@ def test_the_identity_of_another_store_is_not_taken_from_its_journal(tmp_path: P
     with pytest.raises(CorruptionError, match="another store") as caught:
         open_quick(tmp_path / "a")
     assert "holdfast doctor" in caught.value.remedy
+    with pytest.raises(CorruptionError):
+        open_quick(tmp_path / "a", recovery="checkpoint")
     assert truth(tmp_path / "a") == before
 
 
