@@ -58,6 +58,7 @@ _row(
     "test_backup_crash.py::test_a_power_cut_at_every_operation_of_a_backup",
     "test_backup_crash.py::test_a_power_cut_at_every_operation_of_a_pruning",
     "test_backup_crash.py::test_a_power_cut_at_every_second_operation_of_a_restore",
+    "test_backup_crash.py::test_a_power_cut_at_some_operations_of_a_restore_to_a_height",
     "test_checkpoint_crash.py::test_power_cut_at_every_operation",
     "test_doctor_crash.py::test_a_power_cut_at_every_operation_of_a_repair",
     "test_compact_crash.py::test_no_image_loses_anything",

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from holdfast.errors import HoldfastError, OutOfSpace, PoisonedError
+from tests.crash.matrix import met
 from tests.crash.support import (
     ENGINES,
     Agent,
@@ -110,6 +111,7 @@ store.close()
         assert done.returncode == 0
         with open_store(url) as store:
             assert check_frontier(store, Model(SEED).advance(10), ahead=0) == 10
+        met(16, 3)
 
 
 def _environment() -> dict[str, str]:
