@@ -399,6 +399,31 @@ def test_a_segment_of_another_copy_of_the_store_is_replaced(tmp_path: Path) -> N
     assert (a / place).read_bytes() == right
 
 
+@pytest.mark.parametrize("what", ["two segments", "behind an open end"])
+def test_the_backup_of_another_copy_of_the_store_is_not_mixed_in(tmp_path: Path, what: str) -> None:
+    """Both copies back up to one place, and the other one did so last."""
+    a, b = tmp_path / "a", tmp_path / "b"
+    blocks = store_of(a, 40)
+    shutil.copytree(a, b)
+    common = len(list((a / "journal").glob("*.seg")))
+    blocks += chain_of(blocks[-1], 40)
+    place = repository(tmp_path / "backups")
+    for root, fresh in ((a, blocks[40:]), (b, chain_of(blocks[39], 80, "another"))):
+        with open_quick(root) as store:
+            for block in fresh:
+                store.add(block)
+        backup(root, place)
+    if what == "two segments":
+        for number in (common + 1, common + 2):
+            (a / f"journal/{number:010d}.seg").unlink()
+    else:
+        killed(a)
+        (a / SEGMENT).unlink()
+    with open_quick(a, backup_target=str(tmp_path / "backups")) as store:
+        assert holds(store, blocks)
+        assert not store.safety.fenced
+
+
 def test_asyncio_has_the_same_front_door(tmp_path: Path) -> None:
     store_of(tmp_path)
     (tmp_path / SEGMENT).unlink()

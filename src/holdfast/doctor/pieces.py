@@ -91,7 +91,7 @@ class Builder:
         seq, digest, number = 0, bytes(32), 1
         newest = max(marks, key=lambda mark: mark.seq, default=None)
         while True:
-            piece = self._closed(number, seq, digest, marks)
+            piece = self._closed(number, seq, digest, marks, newest)
             last = piece is None
             if piece is None:
                 piece = self._tail(number, seq, digest, newest)
@@ -121,7 +121,7 @@ class Builder:
 
     # -- one segment --------------------------------------------------------------------------------------------
 
-    def _closed(self, number: int, seq: int, digest: bytes, marks: list[Mark]) -> Piece | None:
+    def _closed(self, number: int, seq: int, digest: bytes, marks: list[Mark], newest: Mark | None) -> Piece | None:
         """Segment ``number`` with its seal, or ``None``."""
         wanted = self._wanted(number, marks)
         local = self._segments.get(number)
@@ -132,6 +132,8 @@ class Builder:
                 return Piece(number, local, sealed=True, keep=True)
             if wanted == end:
                 return Piece(number, local, sealed=True, keep=False)
+            if wanted is None and (newest is None or newest.seq <= local.last_seq):
+                return None  # the segment that was written to last: a backup may be of another copy of the store
         for piece in self._offers(number, seq, digest, local if follows else None, wanted):
             found = (piece.state.last_seq, piece.state.digest)
             if found == wanted or (wanted is None and piece.sealed):
@@ -156,7 +158,12 @@ class Builder:
     ) -> Iterator[Piece]:
         """What the backups have of segment ``number``, read and found right; with what follows in the local file."""
         entries = list(self._backups.entries(number))
-        entries.sort(key=lambda each: wanted != (each[1].last_seq, bytes.fromhex(each[1].digest)))  # exact ones first
+        entries.sort(
+            key=lambda each: (
+                wanted != (each[1].last_seq, bytes.fromhex(each[1].digest)),
+                not self._agrees(each[0], number),
+            )
+        )
         for form, entry, before in entries:
             if entry.first_seq != seq + 1 or (before is not None and before != digest.hex()):
                 continue
@@ -168,6 +175,12 @@ class Builder:
                 state = self._examined(form, entry, entry.frames_end)
                 if state is not None and state.last_seq > entry.last_seq:
                     yield Piece(number, state, False, False, (form, entry), entry.frames_end)
+
+    def _agrees(self, form: Manifest, number: int) -> bool:
+        """True if the backup goes on with the next segment that is there: one of another copy of the store does not."""
+        after = min((each.number for each in self._segments.values() if each.begun and each.number > number), default=0)
+        index = after - 1 - form.segments[0].number
+        return 0 <= index < len(form.segments) and form.segments[index].digest == self._segments[after].previous.hex()
 
     def _examined(self, form: Manifest, entry: SegmentFile, split: int | None) -> SegmentState | None:
         try:
