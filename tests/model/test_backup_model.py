@@ -144,7 +144,7 @@ class BackupMachine(RuleBasedStateMachine):
         key = BackupKey("key-file", bytes(32))
         self.other = open_repository(DirectoryTarget("/other", fs=MemoryFileSystem()), create=True, key=key)
         self._take()
-        self.create(0, check=False, verified=False)
+        self._create(0, check=False)
 
     def teardown(self) -> None:
         self.clock.stop()
@@ -200,13 +200,21 @@ class BackupMachine(RuleBasedStateMachine):
         self.at[store] = min(self.at[store] + steps, len(histories()[store]) - 1)
         self._take()
 
-    @rule(hours=st.sampled_from([0.5, 3, 24, 24 * 8, 24 * 40]))
-    def wait(self, hours: float) -> None:
-        self.seconds += int(hours * HOUR)
+    @rule(
+        store=st.sampled_from([0, 0, 1]),
+        check=st.booleans(),
+        hours=st.lists(st.sampled_from([0, 0.5, 3, 24, 24 * 8, 24 * 40]), min_size=1, max_size=3),
+        verified=st.sampled_from([True, True, False]),
+    )
+    def create(self, store: int, check: bool, hours: list[float], verified: bool) -> None:
+        """One or more, so long after one another."""
+        for passed in hours:
+            self.seconds += 1 + int(passed * HOUR)
+            self._create(store, check=check)
+            if verified:
+                self._verify(max(self.made))
 
-    @rule(store=st.sampled_from([0, 0, 1]), check=st.booleans(), verified=st.booleans())
-    def create(self, store: int, check: bool, verified: bool) -> None:
-        self.seconds += 1
+    def _create(self, store: int, *, check: bool) -> None:
         form = create_backup(
             Path("/stores", "ab"[store]),
             self.repository,
@@ -226,8 +234,6 @@ class BackupMachine(RuleBasedStateMachine):
         assert verify_backup(self.repository, form.name, level="quick", workers=0).ok
         if check:
             assert self._good(form.name), "what was damaged is stored again"
-        if verified:
-            self._verify(form.name)
 
     @rule(data=st.data())
     def verify(self, data: st.DataObject) -> None:
@@ -245,9 +251,9 @@ class BackupMachine(RuleBasedStateMachine):
     @rule(
         rules=st.builds(
             KeepRules,
-            last=st.integers(0, 3),
-            within_seconds=st.sampled_from([0, HOUR, 48 * HOUR]),
-            **{word: st.integers(0, 2) for word in PERIODS},
+            last=st.sampled_from([0, 0, 1, 3]),
+            within_seconds=st.sampled_from([0, 0, 0, HOUR, 48 * HOUR]),
+            **{word: st.sampled_from([0, 0, 0, 1, 2]) for word in PERIODS},
         ),
         dry_run=st.booleans(),
     )
