@@ -53,7 +53,7 @@ def doctor(
     far back one may go. What is replaced lies in 'quarantine' afterwards. Exit code 0 = sound, 3 = damaged, 4 = commits
     lost.
     """
-    from ..doctor import diagnose, repair
+    from ..doctor.examination import diagnose, repair
     from .session import load
 
     if recover != "lossless" and not apply:

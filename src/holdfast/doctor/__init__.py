@@ -1,8 +1,10 @@
-"""The doctor: what of a store at rest is whole, how it can go on, and the front door that recovers it by itself."""
+"""The doctor: what of a store at rest is whole, how it can go on, and the front door that recovers it by itself.
+
+``diagnose`` and ``repair`` are in ``doctor.examination``: what a sound store never needs is not loaded with its open.
+"""
 
 from __future__ import annotations
 
-from .examination import diagnose, repair
 from .ladder import open_recovered
 from .report import DoctorReport, Finding, Loss, LostBlock, Plan, RepairReport, Step
 
@@ -14,7 +16,5 @@ __all__ = [
     "Plan",
     "RepairReport",
     "Step",
-    "diagnose",
     "open_recovered",
-    "repair",
 ]

@@ -41,11 +41,10 @@ from ..store.snapshots import take_in
 from ..store.unlocking import unlock
 from .diagnose import Case
 from .plan import Work
-from .report import Plan, RepairReport
+from .report import REPAIR_NAME, Plan, RepairReport
 
-__all__ = ["REPAIR_NAME", "execute", "lock_of", "resume"]
+__all__ = ["execute", "lock_of", "resume"]
 
-REPAIR_NAME = "repair"
 QUARANTINE_NAME = "quarantine"
 _NEW, _PLAN = "new", "plan.json"
 _PLAN_BYTES_MAX = 256 * 1024 * 1024

@@ -11,22 +11,21 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import get_args
 
 from .._fs import FileSystem, RealFileSystem, path_of
 from ..backup.keys import BackupKey
 from ..config import Settings
-from ..errors import HoldfastError, InvalidInputError, MissingFile, StoreNotFound
+from ..errors import HoldfastError, MissingFile, StoreNotFound
 from ..journal.recovery import JOURNAL_DIRECTORY
 from ..store.checks import check_settings
 from ..store.identity import IDENTITY_NAME
-from .apply import REPAIR_NAME, execute, lock_of, resume
+from .apply import execute, lock_of, resume
 from .diagnose import Case, examine_store
 from .pieces import Builder
 from .plan import Work, plan_checkpoint, plan_journal, plan_lossless
-from .report import DoctorReport, Finding, Plan, RepairReport, Rung
+from .report import REPAIR_NAME, DoctorReport, Finding, Plan, RepairReport, Rung, check_rung
 
-__all__ = ["Treatment", "check_rung", "diagnose", "repair"]
+__all__ = ["Treatment", "diagnose", "remedy_for", "repair"]
 
 Progress = Callable[[int, int], None]
 """(bytes or keys done, in all; 0 if that is not known)."""
@@ -74,13 +73,6 @@ class Treatment:
         if rung == "lossless":
             return plan_lossless(case, builder, chain)
         return None if chain is None else plan_journal(case, builder, chain)
-
-
-def check_rung(rung: object) -> Rung:
-    """``rung``, which is one. Raises ``InvalidInputError``."""
-    if rung not in get_args(Rung):
-        raise InvalidInputError("there is no such rung", found=rung, expected=", ".join(get_args(Rung)))
-    return rung  # type: ignore[return-value]
 
 
 def diagnose(

@@ -28,10 +28,7 @@ from ..store.factory import open_store
 from ..store.indexes import IndexSpec
 from ..store.store import Store
 from ..store.url import parse_url
-from .apply import execute, lock_of, resume
-from .diagnose import examine_store
-from .examination import Treatment, check_rung, remedy_for
-from .report import RepairReport, Rung
+from .report import REPAIR_NAME, RepairReport, Rung, check_rung
 
 __all__ = ["open_recovered", "recovered"]
 
@@ -110,7 +107,7 @@ def recovered(
     Raises ``CorruptionError`` as ``call`` did where nothing more can be repaired, its remedy names the doctor.
     """
     files = fs or RealFileSystem()
-    report = resume(files, root)
+    report = _resumed(files, root)
     for attempt in range(_TRIES):
         try:
             return call(report)
@@ -125,8 +122,20 @@ def recovered(
     raise AssertionError("every attempt returns or raises")
 
 
+def _resumed(fs: FileSystem, root: Path) -> RepairReport | None:
+    if not fs.exists(root / REPAIR_NAME):
+        return None
+    from .apply import resume  # what a sound store never needs is not loaded for it
+
+    return resume(fs, root)
+
+
 def _mend(fs: FileSystem, root: Path, settings: Settings, rung: Rung, error: CorruptionError) -> RepairReport:
     """A repair was done. Raises ``error`` if there is none to do."""
+    from .apply import execute, lock_of
+    from .diagnose import examine_store
+    from .examination import Treatment, remedy_for
+
     release = lock_of(fs, root)
     try:
         treatment = Treatment(examine_store(fs, root, settings))

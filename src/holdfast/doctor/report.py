@@ -2,16 +2,40 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 import msgspec
 
-__all__ = ["LOST_NAMES_MAX", "DoctorReport", "Finding", "Loss", "LostBlock", "Plan", "RepairReport", "Rung", "Step"]
+from ..errors import InvalidInputError
+
+__all__ = [
+    "LOST_NAMES_MAX",
+    "REPAIR_NAME",
+    "DoctorReport",
+    "Finding",
+    "Loss",
+    "LostBlock",
+    "Plan",
+    "RepairReport",
+    "Rung",
+    "Step",
+    "check_rung",
+]
+
+REPAIR_NAME = "repair"
+"""Directory in a store in which a repair is made ready."""
 
 LOST_NAMES_MAX = 100
 """Blocks that a loss names; all of them are counted."""
 
 Rung = Literal["lossless", "backup", "checkpoint"]
+
+
+def check_rung(rung: object) -> Rung:
+    """``rung``, which is one. Raises ``InvalidInputError``."""
+    if rung not in get_args(Rung):
+        raise InvalidInputError("there is no such rung", found=rung, expected=", ".join(get_args(Rung)))
+    return rung  # type: ignore[return-value]
 
 
 class Finding(msgspec.Struct, frozen=True):
