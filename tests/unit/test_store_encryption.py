@@ -110,6 +110,19 @@ def test_no_value_lies_in_plain_text_below_the_directory(engine: str, tmp_path: 
     assert files_with(path, MARK) == []
 
 
+def test_pages_of_lmdb_are_not_filled_up_with_the_memory_of_the_process(tmp_path: Path) -> None:
+    path = tmp_path / "store"
+    with holdfast.open(f"lmdb:{path}", key=KEY, settings=quick()) as store:
+        for number in range(60):
+            draft = store.draft()
+            draft.state[b"large"] = MARK * 6000
+            draft.state[b"small %d" % (number % 5)] = MARK
+            store.commit(draft, hash=hash_of(number, "main"), header=MARK, body=MARK * 2000, extra=MARK)
+            store.documents("evm").put(b"key %d" % number, MARK * 10)
+        store.rebuild()
+    assert files_with(path, MARK) == []
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 def test_the_search_for_plain_text_finds_some_in_a_plain_store(engine: str, tmp_path: Path) -> None:
     """The positive control: journal and engine both hold the marker where nothing is encrypted."""

@@ -365,7 +365,7 @@ class LmdbEngine:
             metasync=True,
             writemap=False,
             readahead=False,
-            meminit=False,
+            meminit=True,  # else pages are filled up with whatever the memory of the process held
             max_readers=126,
             max_spare_txns=4,
             **version,
