@@ -27,7 +27,6 @@ from holdfast.errors import (
 )
 from holdfast.limits import SAFETY_IDENTITIES_MAX
 from holdfast.store.chain import ChainSpec, CustomChain
-from holdfast.store.factory import open_store
 from holdfast.types import AddStatus, Block, BlockInfo
 from tests.unit.store_support import chain_of, hash_of, make, open_quick, quick
 
@@ -311,7 +310,7 @@ def test_no_fence_is_forgotten_at_the_next_open(tmp_path: Path) -> None:
 
 def test_a_cancelled_open_leaves_no_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     begun, go_on, closed = threading.Event(), threading.Event(), threading.Event()
-    real, close = open_store, Store.close
+    real, close = holdfast.open, Store.close
 
     def slow(*args: object, **kwargs: object) -> Store:
         begun.set()
@@ -322,7 +321,7 @@ def test_a_cancelled_open_leaves_no_lock(tmp_path: Path, monkeypatch: pytest.Mon
         close(store)
         closed.set()
 
-    monkeypatch.setattr("holdfast.aio.open_store", slow)
+    monkeypatch.setattr("holdfast.aio.open_recovered", slow)
     monkeypatch.setattr(Store, "close", noticed)
 
     async def cancelled() -> None:
