@@ -227,6 +227,8 @@ def limited(child: Child, *, url: str, limits: dict[str, int], operations: int, 
                 assert picture_of(store) == model.picture(), "a refused operation has changed something"
             except HoldfastError as later:
                 child.say(f"l {later.code}")
+            except MemoryError:
+                child.say("l MemoryError")
     except MemoryError:
         child.say("e MemoryError")
     child.say("x")
