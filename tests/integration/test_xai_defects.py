@@ -9,6 +9,7 @@ import shutil
 import stat
 import threading
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +40,17 @@ from holdfast.errors import (
     MiningError,
     MissingFile,
     OutOfSpace,
+    PrunedError,
     StoreLocked,
 )
+from holdfast.events import Event, on_event
+from holdfast.store.retention import RetentionPolicy
 from holdfast.types import BlockInfo
 from tests import xai_makers as make
 from tests.integration.test_xai_seed import StoppedAt, StoppingFileSystem, loaded, opened, saved
+from tests.unit.backup_support import small_segments
+
+__all__ = ["small_segments"]
 
 TXID = "2e7b53252f5e593587da84dd93d0d63769a533c542b1f980479a25c1ec63e2d6"
 HASH = "0d97b3ac52aa549aa628255de260813f599bd2148221740632910bfb08a11392"
@@ -531,6 +538,34 @@ def test_a_shorter_chain_takes_nothing_away_unless_asked(tmp_path: Path) -> None
     assert loaded(place)["chain"] == inner["chain"][:3]
     saved(place, inner)
     assert loaded(place) == inner
+    place.close()
+
+
+@pytest.mark.usefixtures("small_segments")
+def test_a_pruned_journal_takes_new_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "Settings", partial(Settings, max_reorg_depth=6, proof_window_blocks=0))
+    inner = make.chain(60)
+    settings = XaiSettings(tmp_path, checkpoint_interval=50)
+    short = [{**inner, "chain": inner["chain"][:count]} for count in (45, 49, 50, 55)]
+    place = BlockchainStorage(tmp_path, settings=settings, engine="sqlite")
+    saved(place, short[0])
+    store = place.open()
+    assert store is not None
+    assert store.retention.prune(RetentionPolicy("below", store.retention.floor_max()), without_archive=True).blocks > 9
+    saved(place, short[1])
+    refused(place, short[2], PrunedError, create_backup=True)  # asked for, so it is not left out
+    heard: list[Event] = []
+    with on_event(heard.append, names=["backup_failed", "checkpoint_failed"]) as subscription:
+        saved(place, short[2])
+        assert isinstance(place.failure, PrunedError)
+        assert subscription.wait(10)
+    assert [event.name for event in heard] == ["backup_failed", "checkpoint_failed"]
+    place.close()
+    place = BlockchainStorage(tmp_path, settings=settings, engine="sqlite")  # knows no running checksum
+    saved(place, short[3])
+    metadata = place.get_metadata()
+    assert metadata is not None
+    assert (metadata["block_height"], metadata["checksum"]) == (55, "")
     place.close()
 
 

@@ -31,6 +31,7 @@ from ...errors import (
     InvalidBlock,
     InvalidInputError,
     MissingFile,
+    PrunedError,
 )
 from ...events import emit
 from ...store import Store
@@ -243,7 +244,8 @@ class BlockchainStorage:
         it does not, the fork is looked for downwards and the store reorganises to the given chain.
 
         Args:
-            create_backup: ``True`` backs up what is stored before the save; ``None`` does so where a checkpoint is due.
+            create_backup: ``True`` backs up what is stored before the save, which fails if that does; ``None`` does so
+                where a checkpoint is due, and if that fails the save goes on and ``failure`` says it.
             verify: compare every given block with the stored one instead of the tip's hash alone.
             truncate: a given chain that ends below the stored tip takes blocks away; without it that is refused.
         """
@@ -273,10 +275,15 @@ class BlockchainStorage:
         else:
             fork = -1
         due = len(chain) // self.settings.checkpoint_interval > before // self.settings.checkpoint_interval
-        if before and (create_backup if create_backup is not None else due):
+        failed = None
+        if before and create_backup:
             self._back_up(store)
+        elif before and create_backup is None and due:
+            failed = self._back_up_by_itself(store)
         self._store_chain(store, chain, fork)
-        return self.record(rest, before=before)
+        message = self.record(rest, before=before)
+        self.failure = self.failure or failed
+        return message
 
     def _create(self, first: object) -> Store:
         if self._store is None:
@@ -349,11 +356,15 @@ class BlockchainStorage:
             if count // interval > before // interval:
                 self._check_point(store, rest, count - count % interval)
             self.failure = None
-            text = f"Blockchain saved successfully (height: {count}, checksum: {metadata['checksum'][:8]}...)"
-            return text + note
+            checksum = f"{metadata['checksum'][:8]}..." if metadata["checksum"] else "none, old blocks were pruned"
+            return f"Blockchain saved successfully (height: {count}, checksum: {checksum})" + note
 
     def _write_rest(self, store: Store, rest: Mapping[str, Any]) -> dict[str, Any]:
-        metadata = metadata_of(_count(store), self._checksum_of(store, rest), self._clock())
+        try:
+            checksum = self._checksum_of(store, rest)
+        except PrunedError:
+            checksum = ""  # it is over all blocks, and not all of them are here
+        metadata = metadata_of(_count(store), checksum, self._clock())
         save_rest(store, rest, metadata)
         return metadata
 
@@ -410,7 +421,7 @@ class BlockchainStorage:
             if last is not None:
                 self._checksum = (last.hash, running)
             saved = metadata if metadata is not None and metadata.get("block_height") == len(chain) else None
-            if saved is not None and saved.get("checksum") != running.value(rest):
+            if saved is not None and saved.get("checksum") not in ("", running.value(rest)):
                 raise CorruptionError(
                     "the checksum of the chain is not the one that was saved",
                     found=running.value(rest),
@@ -425,7 +436,10 @@ class BlockchainStorage:
             return load_rest(store.documents(SPACE))[0] if store is not None else {}
 
     def get_metadata(self) -> dict[str, Any] | None:
-        """Time, number of blocks, checksum and version of the last save; ``None`` if there is none."""
+        """Time, number of blocks, checksum and version of the last save; ``None`` if there is none.
+
+        The checksum is empty where blocks that it is over had been pruned from the journal.
+        """
         with self._lock:
             try:
                 store = self.open()
@@ -469,6 +483,21 @@ class BlockchainStorage:
             name = self.archive.create_backup(block_documents(moment.blocks, moment.blocks.canonical()), rest)
         self.archive.prune_backups(self.settings.max_backups)
         return name
+
+    def _back_up_by_itself(self, store: Store) -> HoldfastError | None:
+        """As ``_back_up``, but what goes wrong is told: nobody asked for it, and a save does not depend on it."""
+        try:
+            self._back_up(store)
+        except HoldfastError as error:
+            emit(
+                "backup_failed",
+                logging.ERROR,
+                f"no backup was made of {self.data_dir} before a save: {error}",
+                error=error,
+                repository=str(self.data_dir),
+            )
+            return error
+        return None
 
     def _check_point(self, store: Store, rest: Mapping[str, Any], count: int) -> None:
         documents = block_documents(store.blocks, store.blocks.canonical(0, count))
