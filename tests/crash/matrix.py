@@ -139,6 +139,7 @@ _row(
     "test_copies_errors.py::test_an_error_at_every_operation_of_a_copy",
     "test_compact_crash.py::test_error_at_every_operation",
     "test_doctor_crash.py::test_an_error_at_any_operation_of_a_repair_is_typed_and_the_next_one_ends_it",
+    "test_schedule_crash.py::test_an_error_at_any_operation_is_told_and_the_next_run_is_right",
 )
 _row(
     12,
@@ -152,6 +153,7 @@ _row(
     "test_copies_errors.py::test_an_error_at_every_operation_of_a_copy",
     "test_compact_crash.py::test_error_at_every_operation",
     "test_doctor_crash.py::test_an_error_at_any_operation_of_a_repair_is_typed_and_the_next_one_ends_it",
+    "test_schedule_crash.py::test_an_error_at_any_operation_is_told_and_the_next_run_is_right",
 )
 _row(
     13,
@@ -213,6 +215,9 @@ _row(
     "test_explorer_store.py::test_no_image_of_a_copy_is_less_than_whole",
     "test_copies_errors.py::test_an_error_at_every_operation_of_a_copy",
     "test_faults_input.py::test_damage_in_a_repository_is_found",
+    "test_schedule_crash.py::test_a_scheduled_run_is_cut_at_every_operation",
+    "test_objects_crash.py::test_a_backup_is_killed_at_every_request",
+    "test_objects_crash.py::test_a_pruning_is_killed_at_every_request",
 )
 _row(
     23,
