@@ -5,6 +5,7 @@ what the watermark says is durable is copied.
 
 Invariants:
     * What is copied is what was checked: every frame that is read, and the chain of digests from the first to the last.
+    * Its name comes after those of all earlier backups of the store, also when the clock went back.
     * The manifest is written last. Whatever ends a run before that, its chunks are used by the next one.
     * A sealed segment that an earlier backup has, with the same end digest and length, is not read again; nor is one
       from which retention has dropped parts since then, which are kept in the backups so.
@@ -30,7 +31,15 @@ from .._fs import File, FileSystem, RealFileSystem
 from .._keys import using_key
 from .._seal import PartCipher
 from ..blocks.entries import decode_canonical
-from ..errors import CorruptionError, HoldfastError, InvalidInputError, KeyRequired, MissingFile, SnapshotInvalid
+from ..errors import (
+    BackupDamaged,
+    CorruptionError,
+    HoldfastError,
+    InvalidInputError,
+    KeyRequired,
+    MissingFile,
+    SnapshotInvalid,
+)
 from ..journal.api import Frame, Kind
 from ..journal.compacted import CompactedFile, open_segment
 from ..journal.reader import JournalReader
@@ -46,14 +55,27 @@ from ..store.store import Store
 from ..store.unlocking import unlock
 from ..store.url import parse_url
 from .envelope import CHUNK_BYTES
-from .manifest import BaseFile, ChainName, ChunkRef, Manifest, SegmentFile, Tip, new_name, totals_of
+from .manifest import (
+    NAME_US_MAX,
+    BaseFile,
+    ChainName,
+    ChunkRef,
+    Manifest,
+    SegmentFile,
+    Tip,
+    name_time,
+    new_name,
+    totals_of,
+)
 from .pieces import (
     Ahead,
     PieceFile,
     Progress,
     Throttle,
     Whole,
+    chunks_of,
     exhaust,
+    file_name,
     pool_of,
     raw_bytes_of,
     scan_segment,
@@ -70,6 +92,7 @@ BESIDE_BYTES_PER_SECOND = 16 * 1024 * 1024
 """What a backup reads in a second in the process that commits, unless it is told otherwise."""
 
 _TIP_FRAMES_MAX = 10_000
+_BEHIND_US = 60_000_000
 _ZERO = bytes(HASH_BYTES)
 _UNSET = "0" * 64
 
@@ -123,12 +146,14 @@ def create_backup(
 
     Args:
         store: an open store, or the directory of one that any process, or none, has open.
-        check: read every file and every chunk that is there, and store damaged ones again.
+        check: read every file and every chunk that is there, and store damaged ones again. Of a pruned segment whose
+            earlier copy is damaged the compacted file is stored; the event ``corruption_found`` names it.
         bytes_per_second: most that is read in a second; if ``None``, ``BESIDE_BYTES_PER_SECOND`` for a store that is
             open for writing here, so that its commits are hardly slowed, and no limit for a directory.
         workers: threads that compress and write; 2 if ``None``, 0 for none.
         progress: called with (bytes done, bytes in all); what it raises ends the run, and the next one goes on there.
-        clock: microseconds since 1970, for the name.
+        clock: microseconds since 1970, for the name; where it is behind the newest backup of the store, the name
+            comes right after that one.
     Raises:
         CorruptionError: a byte of the store is not as it was written; there is no backup then.
         RepositoryLocked: somebody else is at work in the repository.
@@ -157,6 +182,7 @@ def create_backup(
             remedy=error.remedy,
         )
         raise
+    _tell_notes(run, report, root, repository.place)
     events.emit(
         "backup_made",
         logging.INFO,
@@ -167,6 +193,22 @@ def create_backup(
         **report.as_dict(),
     )
     return report
+
+
+def _tell_notes(run: _Run, report: BackupReport, root: Path, where: str) -> None:
+    """What is worth a warning although the backup is made."""
+    name = report.manifest.name
+    if run.behind_seconds:
+        events.emit(
+            "backup_clock_behind",
+            logging.WARNING,
+            f"the clock is {run.behind_seconds} seconds behind the newest backup of {root}: {name} is named after that",
+            path=str(root),
+            repository=where,
+            name=name,
+            behind_seconds=run.behind_seconds,
+            remedy="set the clock; names of backups follow it again once it has passed them",
+        )
 
 
 def _root_of(store: Store | str | os.PathLike[str]) -> Path:
@@ -215,6 +257,9 @@ class _Run:
         self._progress = progress
         self._done = self._total = 0
         self._backups: list[Manifest] | None = None
+        self._newest: Manifest | None = None
+        self.behind_seconds = 0
+        """How far the clock is behind the newest backup, if that is more than a minute."""
         self._read = self._written = self._chunks = self._taken = 0
 
     def make(self, clock: Callable[[], int] | None) -> BackupReport:
@@ -222,9 +267,12 @@ class _Run:
         identity = read_identity(self._fs, self._root)
         data = self._fs.read_bytes(self._root / IDENTITY_NAME, limit=IDENTITY_BYTES_MAX)
         parts = _parts_of(identity, self._root)
+        wanted = identity.store_id.hex()
+        self._newest = next((form for form in self._repository.readable() if form.store_id == wanted), None)
+        name = self._name(time.time_ns() // 1000 if clock is None else clock())
         reader = _Source.open(self._fs, self._root, store_id=identity.store_id, salt=identity.salt, cipher=parts)
         try:
-            form = self._manifest(reader, identity, data, new_name(clock() if clock is not None else None))
+            form = self._manifest(reader, identity, data, name)
         finally:
             reader.close()
         hit("backup.create.before_manifest")
@@ -236,7 +284,7 @@ class _Run:
         mark = reader.mark
         segments = [entry_of(segment, mark.seq, mark.end_offset, mark.digest) for segment in reader.layout()]
         base = self._base_lengths(reader)
-        earlier = self._earlier(identity)
+        earlier = None if self._check else self._newest
         self._total = sum(entry.length for entry in segments) + sum(length for _, length, _ in base)
         files = tuple(self._base_file(path, length, digest, earlier) for path, length, digest in base)
         done: list[SegmentFile] = []
@@ -266,12 +314,12 @@ class _Run:
             totals=totals_of(tuple(done), files),
         )
 
-    def _earlier(self, identity: Identity) -> Manifest | None:
-        """The newest backup of this store that can be read."""
-        if self._check:
-            return None
-        wanted = identity.store_id.hex()
-        return next((form for form in self._repository.readable() if form.store_id == wanted), None)
+    def _name(self, now_us: int) -> str:
+        """A name after that of the newest backup of this store, whatever the clock says."""
+        latest_us = 0 if self._newest is None else name_time(self._newest.name)
+        if now_us + _BEHIND_US < latest_us:
+            self.behind_seconds = (latest_us - now_us) // 1_000_000
+        return new_name(max(now_us, min(latest_us + 1, NAME_US_MAX)))
 
     # -- files --------------------------------------------------------------------------------------------------
 
@@ -302,7 +350,7 @@ class _Run:
     def _pruned_segment(
         self, entry: SegmentFile, compacted: CompactedFile, identity: Identity, previous: str | None
     ) -> SegmentFile:
-        """What an earlier backup has of the segment, if it has all of it; else the compacted file as it is."""
+        """What an earlier backup has of the segment, if it has all of it unharmed; else the compacted file as it is."""
         self._step(max(0, entry.length - compacted.stored_bytes))
         known = self._whole_before(entry, identity)
         if known is not None:
@@ -322,16 +370,44 @@ class _Run:
             file.close()
 
     def _whole_before(self, entry: SegmentFile, identity: Identity) -> SegmentFile | None:
-        """The newest backup's entry for the segment as it was before anything was pruned from it."""
+        """The newest backup's entry for the segment as it was before anything was pruned from it.
+
+        A backup that has the segment as it is now was made when no such entry was sound: before it nothing is believed
+        unread.
+        """
         if self._backups is None:
             wanted = identity.store_id.hex()
             self._backups = [form for form in self._repository.readable() if form.store_id == wanted]
+        tried: list[tuple[ChunkRef, ...]] = []
         for form in self._backups:
             index = entry.number - form.segments[0].number
             known = form.segments[index] if 0 <= index < len(form.segments) else None
-            if known is not None and _same(known, entry) and self._has(known.chunks):
-                return known
+            if known is None or not known.sealed or known.digest != entry.digest or known.chunks in tried:
+                continue
+            if known.raw_length and not self._check:
+                return None
+            if _same(known, entry):
+                tried.append(known.chunks)
+                if self._sound(known, form.name):
+                    return known
         return None
+
+    def _sound(self, known: SegmentFile, name: str) -> bool:
+        """The chunks of the entry are there, with ``check`` as they were written; told if they are not."""
+        try:
+            if not self._has(known.chunks):
+                raise BackupDamaged("a chunk of the backup is missing", path=self._repository.place)
+            if self._check:
+                whole = Whole(lambda piece: self._throttle.take(len(piece)))
+                load = chunks_of(self._repository, known, self._pool, self._workers)
+                for index in range(len(known.chunks)):
+                    whole(load(index))
+                whole.check(known, file_name(known))
+        except (BackupDamaged, MissingFile) as error:
+            text = f"what backup {name} keeps of segment {known.number}, pruned since, is damaged: {error}"
+            events.emit("corruption_found", logging.ERROR, text, error=error, context=error.as_dict()["context"])
+            return False
+        return True
 
     def _base_lengths(self, reader: JournalReader) -> list[tuple[str, int, bytes]]:
         """Path below ``base/``, length and SHA-256 of each file that the store stands on; checked as far as that goes.
