@@ -33,13 +33,13 @@ _NONCE_START = bytes(NONCE_BYTES - _NUMBER_BYTES)
 _SEGMENTS_KEPT = 64
 _BATCHES_KEPT = 4096
 
-_PLACE = struct.Struct(">16s32sQHHBBI")
+_PLACE = struct.Struct(">16s32sH")
 _place = _PLACE.pack
-assert _PLACE.size == 66
+assert _PLACE.size == 50
 
-PartPlace = tuple[bytes, int, int, int, int, int, int]
-"""Where a part stands and how it is read: digest of the frame before, seq, index in its frame, kind, codec, flags, raw
-length. The digest binds all frames before it: none can be left out or replaced without the key."""
+PartPlace = tuple[bytes, int]
+"""Where a part stands: what its frame is bound by (``Frame.bound``), index in it. That binds everything in the frame's
+head and part table, and all frames before it: nothing can be left out, added or replaced without the key."""
 
 
 def _boxes(key: bytes, kept: int) -> Callable[[bytes], AESGCM]:

@@ -50,6 +50,7 @@ class MiniFrame:
     time_us: int
     digest: bytes
     parts: tuple[MiniPart, ...]
+    head: bytes
 
 
 @dataclass(frozen=True)
@@ -180,7 +181,7 @@ def read_frame(
         parts.append(MiniPart(kind, bool(flags & 1), decode(codec, body, length_raw), False, codec, flags, length_raw))
         place += stored + padding
     need(place == at + length, f"frame {seq}: its parts do not fill it")
-    return MiniFrame(seq, durable_seq, time_us, digest, tuple(parts)), place
+    return MiniFrame(seq, durable_seq, time_us, digest, tuple(parts), raw[at:table_end]), place
 
 
 def check_seal(raw: bytes, offsets: list[int], end: int, salt: bytes, last_seq: int, digest: bytes) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import struct
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -43,14 +42,21 @@ def parts(data: Path, secret: bytes, segment: int = 1) -> Iterator[tuple[int, in
     journal = hmac.digest(store_key(identity, secret), b"holdfast store journal 1", "sha256")
     box = AESGCM(hmac.digest(journal, segment.to_bytes(8, "big"), "sha256"))
     owner = bytes.fromhex(identity["store_id"])
-    previous = bytes(32)
     for frame in mini_reader.frames(data):
+        need(any(part.codec & 0x80 for part in frame.parts), f"frame {frame.seq}: nothing is encrypted")
         for index, part in enumerate(frame.parts):
             need((part.kind in PLAIN) == (part.codec & 0x80 == 0), f"frame {frame.seq}: part {index}")
             raw = part.data
             if part.kind not in PLAIN:
-                where = (previous, frame.seq, index, part.kind, part.codec, part.flags, part.raw_length)
-                bound = owner + struct.pack(">32sQHHBBI", *where)
+                bound = owner + bound_to(frame.head) + index.to_bytes(2, "big")
                 raw = mini_reader.decode(part.codec & 0x7F, box.decrypt(raw[:12], raw[12:], bound), part.raw_length)
             yield frame.seq, part.kind, raw
-        previous = frame.digest
+
+
+def bound_to(head: bytes) -> bytes:
+    """SHA-256 of head and part table without the hashes of encrypted parts (5.5)."""
+    found = head[:72]
+    for at in range(72, len(head), 48):
+        row = head[at : at + 48]
+        found += row[:16] + bytes(32) if row[2] & 0x80 else row
+    return hashlib.sha256(found).digest()

@@ -24,7 +24,7 @@ from holdfast.journal.codec import CODEC_SEALED, decode_part, encode_frame, enco
 from holdfast.limits import ROW_VALUE_BYTES_MAX
 
 SALT = bytes(range(32))
-PLACE: PartPlace = (bytes(32), 7, 1, Kind.BODY, 0x80, 0, 3)
+PLACE: PartPlace = (bytes(32), 7)
 
 
 def cipher(key: int = 1, store: int = 1) -> PartCipher:
@@ -99,7 +99,50 @@ def test_a_frame_of_sealed_parts_comes_back(compress: bool) -> None:
     with pytest.raises(CorruptionError, match="not sealed for its place"):
         opened(data, frame, 1, cipher(key=2))
     with pytest.raises(CorruptionError, match="not sealed for its place"):
-        opened(data, msgspec.structs.replace(frame, previous=bytes(32)), 1, cipher())
+        opened(data, msgspec.structs.replace(frame, bound=bytes(32)), 1, cipher())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seq": 4}, {"durable_seq": 1}, {"time_us": 6}, {"previous": bytes(32)}, {"cut": 1}, {"critical": 1},
+        {"incarnation": 1}, {"raw": 1},
+    ],
+)  # fmt: skip
+def test_nothing_of_a_frame_can_be_changed_without_the_key(change: dict[str, object]) -> None:
+    """The digest is right again each time: it only needs the salt, which everybody can read."""
+    parts = [Part(Kind.INCARNATION, b"i" * 32, True), Part(Kind.NOTE, b"a" * 8), Part(Kind.SAFETY, b"vote" * 2, True)]
+    data, _ = encode_frame(
+        encode_parts(parts, seal=True),
+        salt=SALT, seq=3, durable_seq=2, time_us=5, previous=b"p" * 32, cipher=cipher(), segment=9,
+    )  # fmt: skip
+    frame = parse_head(data, salt=SALT, segment=9, offset=0)
+    assert opened(data, frame, 1, cipher()) == b"a" * 8
+    count = 2 if "cut" in change else 3
+    bodies = data[frame.parts[0].offset : frame.parts[2].offset if count == 2 else None]
+    rows = [bytearray(data[72 + 48 * index : 120 + 48 * index]) for index in range(count)]
+    rows[-1][3] ^= "critical" in change
+    if "incarnation" in change:
+        bodies = b"j" * 32 + bodies[32:]
+        rows[0][16:] = sha256(b"j" * 32).digest()
+    if "raw" in change:  # of a part that is compressed, or so it says
+        rows[-1][2] |= 1
+    told = {"seq": 3, "durable_seq": 2, "time_us": 5, "previous": b"p" * 32} | change
+    names = ("seq", "durable_seq", "time_us", "previous")
+    length = 72 + 48 * count + 32 + len(bodies)
+    head = struct.pack(">4sHHQQQQ32s", b"HFRM", 1, count, length, *(told[name] for name in names)) + b"".join(rows)
+    forged = head + sha256(SALT + head).digest() + bodies
+    with pytest.raises(CorruptionError, match="not sealed for its place"):
+        opened(forged, parse_head(forged, salt=SALT, segment=9, offset=0), 1, cipher())
+
+
+def test_a_frame_of_plain_parts_gets_a_note_that_is_encrypted() -> None:
+    plain = [Part(kind, b"abc", True) for kind in sorted(PLAIN_KINDS)]
+    assert encode_parts(plain).count == 3
+    assert encode_parts(plain, seal=True).count == 4
+    assert len(encode_parts(plain, seal=True).unsealed) == 1
+    with pytest.raises(InvalidInputError, match="at least one part"):
+        encode_parts([], seal=True)
 
 
 def stored_of(data: bytes, info: PartInfo) -> bytes:
@@ -108,9 +151,7 @@ def stored_of(data: bytes, info: PartInfo) -> bytes:
 
 def opened(data: bytes, frame: Frame, index: int, by: PartCipher | None) -> bytes:
     info = frame.parts[index]
-    return decode_part(
-        stored_of(data, info), info, segment=9, seq=frame.seq, index=index, previous=frame.previous, cipher=by
-    )
+    return decode_part(stored_of(data, info), info, segment=9, seq=frame.seq, index=index, bound=frame.bound, cipher=by)
 
 
 def test_a_plain_part_in_an_encrypted_journal_is_corruption() -> None:
@@ -226,7 +267,7 @@ def test_subkeys_of_a_store_have_labels_of_their_own() -> None:
     sealed = ciphers.parts.seal(b"abc", 5, PLACE)
     journal = hmac.digest(master, b"holdfast store journal 1", "sha256")
     key = hmac.digest(journal, (5).to_bytes(8, "big"), "sha256")
-    bound = store + struct.pack(">32sQHHBBI", *PLACE)
+    bound = store + struct.pack(">32sH", *PLACE)
     assert AESGCM(key).decrypt(sealed[:12], sealed[12:], bound) == b"abc"
     row = ciphers.rows.batch()(b"\x80\x02key", b"value")
     rows = hmac.digest(master, b"holdfast store rows 1", "sha256")

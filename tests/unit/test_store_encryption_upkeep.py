@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,8 +18,8 @@ from holdfast._keys import StoreKey, using_key
 from holdfast.engine.api import Batch, Engine
 from holdfast.engine.open import open_engine
 from holdfast.engine.sealed import sealed_engine
-from holdfast.errors import CorruptionError, HoldfastError, KeyRejected, KeyRequired, Recovery
-from holdfast.journal.api import Kind, Part
+from holdfast.errors import CorruptionError, HoldfastError, KeyRejected, KeyRequired, Recovery, SafetyStateMissing
+from holdfast.journal.api import Frame, Kind, Part
 from holdfast.journal.codec import (
     FRAME_FIXED_BYTES,
     FRAME_HEAD_BYTES,
@@ -39,7 +40,7 @@ from holdfast.store.unlocking import unlock
 from holdfast.views.flush import load_applied
 from tests.cli.cli_tools import ROOT
 from tests.unit.backup_support import backup, repository, small_segments
-from tests.unit.store_support import chain_of, quick
+from tests.unit.store_support import chain_of, hash_of, quick
 from tests.unit.test_store_encryption import KEY, MARK, files_with, make_store, tip_height
 
 __all__ = ["small_segments"]
@@ -208,10 +209,13 @@ def test_the_pure_twin_reads_and_writes_it(store: Path, tmp_path: Path) -> None:
 # -- forgery ----------------------------------------------------------------------------------------------------------
 
 
-def forged(path: Path, leave_out: int) -> None:
-    """The journal of the closed store at ``path`` without one frame, by somebody who has no key but knows the format.
+Change = Callable[[Frame, PartsEncoding], PartsEncoding]
 
-    In its place stands a frame of a part that is not encrypted; digests, seal and watermark are right again.
+
+def forged(path: Path, change: Change) -> None:
+    """The journal of the closed store at ``path``, changed by somebody who has no key but knows the format.
+
+    ``change`` says what each frame becomes; digests, seal and watermark are right again.
     """
     fs = RealFileSystem()
     identity = read_identity(fs, path)
@@ -229,10 +233,8 @@ def forged(path: Path, leave_out: int) -> None:
         parts = PartsEncoding(
             len(frame.parts), table, [whole[head_end : frame.offset + frame.length]], frame.length, []
         )
-        if frame.seq == leave_out:
-            parts = encode_parts([Part(Kind.INCARNATION, bytes(32), True)])
         more, previous = encode_frame(
-            parts,
+            change(frame, parts),
             salt=salt,
             seq=frame.seq,
             durable_seq=frame.durable_seq,
@@ -251,6 +253,60 @@ def forged(path: Path, leave_out: int) -> None:
     shutil.rmtree(path / "tree", ignore_errors=True)
 
 
+def without_frame_3(frame: Frame, parts: PartsEncoding) -> PartsEncoding:
+    """In its place stands one of a part that is not encrypted."""
+    return encode_parts([Part(Kind.INCARNATION, bytes(32), True)]) if frame.seq == 3 else parts
+
+
+def shorter(frame: Frame, parts: PartsEncoding) -> PartsEncoding:
+    """The last part is gone."""
+    gone = frame.parts[-1].stored_bytes
+    padded = gone + -gone % 8
+    pieces = [b"".join(parts.pieces)[:-padded]]
+    return PartsEncoding(parts.count - 1, parts.table[:-ROW_BYTES], pieces, parts.length - ROW_BYTES - padded, [])
+
+
+def without_the_vote(frame: Frame, parts: PartsEncoding) -> PartsEncoding:
+    """The frame of a block forgets what was signed."""
+    vote = frame.parts[0].kind == Kind.BLOCK and frame.parts[-1].kind == Kind.SAFETY
+    return shorter(frame, parts) if vote else parts
+
+
+def first_frame_without_its_note(frame: Frame, parts: PartsEncoding) -> PartsEncoding:
+    """Its plain parts are the same."""
+    return shorter(frame, parts) if frame.seq == 1 and frame.parts[-1].kind == Kind.NOTE else parts
+
+
+@pytest.mark.parametrize("key", [KEY, None])
+def test_no_part_of_the_newest_frame_can_be_left_out_without_the_key(key: bytes | None, tmp_path: Path) -> None:
+    """A vote would be forgotten, and its block kept. The control: where nothing is encrypted, it is."""
+    path = tmp_path / "store"
+    with holdfast.open(f"sqlite:{path}", key=key, settings=quick()) as store:
+        store.commit(store.draft(), hash=hash_of("vote", 0), header=b"header", safety=(b"validator", (2,), b"vote"))
+    forged(path, without_the_vote)
+    assert verify_store(path, level="links").ok, "the digests alone cannot tell"
+    if key is None:
+        with holdfast.open(path, settings=quick()) as store:
+            assert tip_height(store) == 0
+            with pytest.raises(SafetyStateMissing):
+                store.safety.load(b"validator")
+        return
+    with pytest.raises(CorruptionError, match="not sealed for its place"):
+        holdfast.open(path, key=key, settings=quick())
+    assert not verify_store(path, level="links", key=key).ok
+
+
+def test_the_first_frame_cannot_be_made_without_the_key(tmp_path: Path) -> None:
+    """All that it says is plain; the note in it vouches for that."""
+    path = tmp_path / "store"
+    holdfast.open(f"sqlite:{path}", key=KEY, settings=quick()).close()
+    forged(path, first_frame_without_its_note)
+    assert verify_store(path, level="links").ok, "the digests alone cannot tell"
+    with pytest.raises(CorruptionError, match="nothing in a frame of an encrypted journal is encrypted"):
+        holdfast.open(path, key=KEY, settings=quick())
+    assert not verify_store(path, level="links", key=KEY).ok
+
+
 @pytest.mark.parametrize("key", [KEY, None])
 def test_no_frame_can_be_left_out_without_the_key(key: bytes | None, tmp_path: Path) -> None:
     """Of documents nobody else would miss one. The control: where nothing is encrypted, it is not missed."""
@@ -258,12 +314,12 @@ def test_no_frame_can_be_left_out_without_the_key(key: bytes | None, tmp_path: P
     with holdfast.open(f"sqlite:{path}", key=key, settings=quick()) as store:
         for number in range(4):
             store.documents("space").put(b"%d" % number, MARK)
-    forged(path, 3)
+    forged(path, without_frame_3)
     assert verify_store(path, level="links").ok, "the digests alone cannot tell"
     if key is None:
         with holdfast.open(path, settings=quick()) as store:
             found = store.documents("space")
             assert [found.get(b"%d" % number) for number in range(4)] == [MARK, None, MARK, MARK]
         return
-    with pytest.raises(CorruptionError, match="not sealed for its place"):
+    with pytest.raises(CorruptionError, match="nothing in a frame of an encrypted journal is encrypted"):
         holdfast.open(path, key=key, settings=quick())

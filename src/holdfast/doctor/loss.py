@@ -177,7 +177,7 @@ def _raw(frame: Frame, index: int, file: File, cipher: PartCipher | None) -> byt
     part = frame.parts[index]
     stored = file.pread(part.stored_bytes, part.offset)
     return decode_part(
-        stored, part, segment=frame.segment, seq=frame.seq, index=index, previous=frame.previous, cipher=cipher
+        stored, part, segment=frame.segment, seq=frame.seq, index=index, bound=frame.bound, cipher=cipher
     )
 
 

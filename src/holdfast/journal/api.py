@@ -74,7 +74,11 @@ class PartInfo(msgspec.Struct, frozen=True, gc=False):
 
 
 class Frame(msgspec.Struct, frozen=True, gc=False):
-    """A frame whose header, digest and part table are verified; part bytes are verified when they are read."""
+    """A frame whose header, digest and part table are verified; part bytes are verified when they are read.
+
+    ``bound``: SHA-256 of header and part table, without the hashes of encrypted parts: what these are bound to. Empty
+    if it has none.
+    """
 
     seq: int
     durable_seq: int
@@ -85,6 +89,7 @@ class Frame(msgspec.Struct, frozen=True, gc=False):
     offset: int
     length: int
     parts: tuple[PartInfo, ...]
+    bound: bytes = b""
 
 
 class TipMark(msgspec.Struct, frozen=True, gc=False):

@@ -16,11 +16,11 @@ from hashlib import sha256
 
 import zstandard
 
-from .._seal import PART_OVERHEAD_BYTES, PartCipher
+from .._seal import PART_OVERHEAD_BYTES, PartCipher, PartPlace
 from .._zstd import read_bounded
 from ..errors import CorruptionError, InvalidInputError, KeyRequired, LimitExceeded, UnsupportedFormat
 from ..limits import FRAME_BYTES_MAX, FRAME_PARTS_MAX, PART_BYTES_MAX
-from .api import PLAIN_KINDS, Frame, Part, PartInfo
+from .api import PLAIN_KINDS, Frame, Kind, Part, PartInfo
 
 __all__ = [
     "CODEC_RAW",
@@ -100,12 +100,15 @@ def encode_parts(
 ) -> PartsEncoding:
     """The parts hashed and, where asked for and worth it (5 % saved), compressed. Needs no lock.
 
-    With ``seal`` there is room for their encryption, and their hashes are not known yet.
+    With ``seal`` there is room for their encryption, and their hashes are not known yet. If all of them are of kinds
+    that stay plain, an empty note is added, which is encrypted: it says that whoever wrote the frame had the key.
 
     Raises:
         LimitExceeded: too many parts, a part or the frame is too long; nothing was changed.
         InvalidInputError: no parts, or a kind that is not a u16.
     """
+    if seal and parts and all(part.kind in PLAIN_KINDS for part in parts):
+        parts = [*parts, Part(Kind.NOTE, b"")]
     count = len(parts)
     if not 0 < count <= FRAME_PARTS_MAX:
         if count:
@@ -151,17 +154,15 @@ def encode_parts(
     return PartsEncoding(count, b"".join(rows), pieces, length, unsealed)
 
 
-def _sealed(
-    parts: PartsEncoding, cipher: PartCipher, segment: int, seq: int, previous: bytes
-) -> tuple[bytes, list[bytes]]:
-    """Part table and pieces with every part encrypted that has to be."""
+def _sealed(parts: PartsEncoding, cipher: PartCipher, segment: int, fixed: bytes) -> tuple[bytes, list[bytes]]:
+    """Part table and pieces with every part encrypted that has to be; ``fixed`` is the header of the frame."""
     table, pieces = bytearray(parts.table), list(parts.pieces)
+    bound = sha256(fixed + parts.table).digest()
     for index, at in parts.unsealed:
-        start = ROW_BYTES * index
-        kind, codec, flags, stored, raw, _, _ = _ROW.unpack_from(table, start)
-        data = cipher.seal(pieces[at], segment, (previous, seq, index, kind, codec, flags, raw))
+        data = cipher.seal(pieces[at], segment, (bound, index))
         pieces[at] = data
-        _ROW.pack_into(table, start, kind, codec, flags, stored, raw, 0, sha256(data).digest())
+        end = ROW_BYTES * (index + 1)
+        table[end - DIGEST_BYTES : end] = sha256(data).digest()
     return bytes(table), pieces
 
 
@@ -177,11 +178,11 @@ def encode_frame(
     segment: int = 0,
 ) -> tuple[bytes, bytes]:
     """All bytes of the frame, and its digest. What was encoded with ``seal`` needs ``cipher`` and ``segment``."""
+    fixed = _pack_head(FRAME_MAGIC, _VERSION, parts.count, parts.length, seq, durable_seq, time_us, previous)
     table, pieces = parts.table, parts.pieces
     if parts.unsealed:
         assert cipher is not None
-        table, pieces = _sealed(parts, cipher, segment, seq, previous)
-    fixed = _pack_head(FRAME_MAGIC, _VERSION, parts.count, parts.length, seq, durable_seq, time_us, previous)
+        table, pieces = _sealed(parts, cipher, segment, fixed)
     head = fixed + table
     digest = sha256(salt + head).digest()
     return b"".join((head, digest, *pieces)), digest
@@ -232,7 +233,20 @@ def parse_head(head: bytes | memoryview, *, salt: bytes, segment: int, offset: i
             "a frame has a version that is not known", segment=segment, offset=offset, version=version
         )
     parts = _table(head, size, segment, offset)
-    return Frame(seq, durable_seq, time_us, previous, digest, segment, offset, length, parts)
+    bound = _bound(head[:table_end], parts)
+    return Frame(seq, durable_seq, time_us, previous, digest, segment, offset, length, parts, bound)
+
+
+def _bound(head: bytes | memoryview, parts: tuple[PartInfo, ...]) -> bytes:
+    """What the encrypted parts are bound to, of header and part table; empty if there are none."""
+    sealed = [index for index, part in enumerate(parts) if part.codec & CODEC_SEALED]
+    if not sealed:
+        return b""
+    plain = bytearray(head)
+    for index in sealed:
+        end = FRAME_HEAD_BYTES + ROW_BYTES * (index + 1)
+        plain[end - DIGEST_BYTES : end] = bytes(DIGEST_BYTES)
+    return sha256(plain).digest()
 
 
 def _table(head: bytes | memoryview, size: int, segment: int, offset: int) -> tuple[PartInfo, ...]:
@@ -283,13 +297,12 @@ def decode_part(
     segment: int,
     seq: int,
     index: int = 0,
-    previous: bytes = b"",
+    bound: bytes = b"",
     cipher: PartCipher | None = None,
 ) -> bytes:
     """The raw bytes of a part whose hash and raw length were right.
 
-    ``index`` is its number in the frame, ``previous`` the digest of the frame before, ``cipher`` that of an encrypted
-    store.
+    ``index`` is its number in the frame, ``bound`` that of the frame, ``cipher`` that of an encrypted store.
 
     Raises:
         CorruptionError: a wrong hash, not its raw length once decoded, or not sealed for this place.
@@ -300,7 +313,7 @@ def decode_part(
         raise CorruptionError("a part has a wrong hash", segment=segment, seq=seq, offset=part.offset, kind=part.kind)
     codec = part.codec & ~CODEC_SEALED
     if part.codec & CODEC_SEALED or (cipher is not None and part.kind not in PLAIN_KINDS):
-        stored = _opened(stored, part, segment, (previous, seq, index), cipher)
+        stored = _opened(stored, part, segment, seq, (bound, index), cipher)
     if codec == CODEC_RAW:
         return stored
     if codec != CODEC_ZSTD:
@@ -315,15 +328,13 @@ def decode_part(
 
 
 def _opened(
-    stored: bytes, part: PartInfo, segment: int, where: tuple[bytes, int, int], cipher: PartCipher | None
+    stored: bytes, part: PartInfo, segment: int, seq: int, place: PartPlace, cipher: PartCipher | None
 ) -> bytes:
-    """The bytes of the codec that were sealed as this part, ``where``: digest of the frame before, seq, index."""
-    previous, seq, index = where
+    """The bytes of the codec that were sealed as this part."""
     if cipher is None:
         raise KeyRequired("the journal is encrypted", segment=segment, seq=seq, kind=part.kind)
     opened = None
     if part.codec & CODEC_SEALED:
-        place = (previous, seq, index, part.kind, part.codec, 1 if part.critical else 0, part.raw_bytes)
         opened = cipher.open(stored, segment, place)
     if opened is None:
         raise CorruptionError(

@@ -19,10 +19,10 @@ from .._fs import File, FileSystem
 from .._seal import PartCipher
 from ..errors import ClosedError, CorruptionError, InvalidInputError, NotFoundError, PrunedError
 from ..events import corruption_found
-from .api import Frame
+from .api import PLAIN_KINDS, Frame
 from .codec import decode_part
 from .compacted import CompactedFile, open_segment
-from .scan import HEAD_READ_BYTES, Window, read_frame_at, scan_frames, verify_sealed_content
+from .scan import DROPPABLE, HEAD_READ_BYTES, Window, read_frame_at, scan_frames, verify_sealed_content
 from .segment import SEGMENT_HEADER_BYTES, Segment, SegmentInfo
 
 __all__ = ["FrameReads"]
@@ -125,6 +125,8 @@ class FrameReads:
             PrunedError: retention dropped it; ``least_readable`` is the lowest height that misses nothing.
         """
         part = frame.parts[index]
+        if self._cipher is not None and part.kind in PLAIN_KINDS:
+            self._vouch(frame)
         handle = self._handle(self._segment_of(frame.seq))  # held until the bytes are read: others may forget the file
         try:
             stored = handle.file.pread(part.stored_bytes, part.offset)
@@ -138,12 +140,27 @@ class FrameReads:
                 segment=frame.segment,
                 seq=frame.seq,
                 index=index,
-                previous=frame.previous,
+                bound=frame.bound,
                 cipher=self._cipher,
             )
         except CorruptionError as error:
             corruption_found(error)
             raise
+
+    def _vouch(self, frame: Frame) -> None:
+        """A part of ``frame`` is encrypted, so whoever wrote its plain ones had the key. Else ``CorruptionError``."""
+        sealed = [
+            (part.stored_bytes, index)
+            for index, part in enumerate(frame.parts)
+            if part.kind not in PLAIN_KINDS and part.kind not in DROPPABLE
+        ]
+        if not sealed:
+            error = CorruptionError(
+                "nothing in a frame of an encrypted journal is encrypted", segment=frame.segment, seq=frame.seq
+            )
+            corruption_found(error)
+            raise error
+        self.part(frame, min(sealed)[1])
 
     def frames(self, start_seq: int, stop_seq: int | None = None) -> Iterator[Frame]:
         """Frames from ``start_seq`` up to and without ``stop_seq``, in order, their chain of digests checked.
