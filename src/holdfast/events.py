@@ -109,6 +109,11 @@ EVENTS: Final[Mapping[str, EventInfo]] = {
         _ERROR, "A verification found damage; code and remedy are those of the first.", ("level", "seconds", "problems")
     ),
     "backup_made": EventInfo(_INFO, "A backup is complete.", ("repository", "and everything of its report")),
+    "backup_clock_behind": EventInfo(
+        _WARNING,
+        "The clock is behind the newest backup of the store; the new one is named after that.",
+        ("repository", "name", "behind_seconds"),
+    ),
     "backup_failed": EventInfo(_ERROR, "A backup was not made, or did not verify.", ("repository",)),
     "backup_restored": EventInfo(
         _INFO, "A store was made from a backup.", ("repository", "and everything of its report")

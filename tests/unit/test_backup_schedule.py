@@ -650,6 +650,52 @@ def test_the_loop_looks_at_the_clock_again_and_again(node: Node) -> None:
 
 def test_a_backup_made_by_hand_is_not_in_the_way(node: Node) -> None:
     runs_at(node, "2026-05-13 12:00")
-    create_backup(node.root, node.open(), workers=0)
+    made = create_backup(node.root, node.open(), workers=0, clock=node.clock)
+    assert check(node.open(), made.manifest.name).ok
     assert runs_at(node, "2026-05-14 03:00") == ["2026-05-14 03:00"]
     assert len(node.names()) == 2
+
+
+# -- a clock that was wrong ---------------------------------------------------------------------------------------
+
+
+def test_after_a_clock_that_was_ahead_each_run_keeps_its_own_backup(node: Node) -> None:
+    """Names come from the clock; those of later backups come after those of earlier ones all the same."""
+    node.settings = node.settings.model_copy(update={"backup_test_restore": False, "max_backups": 2})
+    runs_at(node, "2026-05-13 12:00", "2041-01-01 04:00", "2041-01-02 04:00", "2026-05-14 12:00")
+    for day in range(16, 21):
+        node.blocks += grown(node.root, 2, after=node.blocks[-1])
+        node.now = at(f"2026-05-{day} 03:00")
+        done = node.backups().run_due()
+        assert done is not None
+        place = node.open()
+        assert place.names()[-1] == place.newest().name == done.name
+        tip = place.newest().tip
+        assert tip is not None
+        assert tip.height == node.blocks[-1].height
+        assert done.name not in done.removed
+        assert len(place.names()) == 2
+        assert node.told("backup_clock_behind")[-1].fields["name"] == done.name
+    node.events.clear()
+    assert runs_at(node, "2041-01-03 03:00") == ["2041-01-03 03:00"]
+    assert node.told("backup_clock_behind") == []
+
+
+def test_a_run_never_prunes_its_own_backup(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even where the repository orders it before others, as one whose names an older program chose."""
+    node.settings = node.settings.model_copy(update={"backup_test_restore": False, "max_backups": 1})
+    runs_at(node, "2026-05-13 12:00", "2041-01-01 04:00", "2026-05-14 12:00")
+    monkeypatch.setattr("holdfast.backup.create.name_time", lambda _: 0)
+    node.now = at("2026-05-16 03:00")
+    done = node.backups().run_due()
+    assert done is not None
+    assert done.name in node.names()
+
+
+def test_names_have_a_last_time() -> None:
+    from holdfast.backup.manifest import NAME_US_MAX, check_name, name_time, new_name
+
+    for time in (0, 1, at(NOW), NAME_US_MAX):
+        assert name_time(check_name(new_name(time))) == time
+    for impossible in ("00000000T000000000000Z-00000000", "20260230T000000000000Z-00000000"):
+        assert name_time(check_name(impossible)) == 0

@@ -27,6 +27,7 @@ from .target import NAME_PATTERN
 
 __all__ = [
     "FORMAT",
+    "NAME_US_MAX",
     "BaseFile",
     "ChunkRef",
     "Manifest",
@@ -41,12 +42,15 @@ __all__ = [
     "decode_repository",
     "decode_store",
     "encode",
+    "name_time",
     "new_name",
     "pieces_of",
     "totals_of",
 ]
 
 FORMAT = 1
+NAME_US_MAX = 253_402_300_799_999_999
+"""The last microsecond of the year 9999, after which names have no room."""
 _REPOSITORY_KIND = "holdfast-backups"
 _MANIFEST_KIND = "holdfast-backup"
 _SEGMENT_BYTES_MAX = 2 * FRAME_BYTES_MAX
@@ -196,6 +200,15 @@ def new_name(time_us: int | None = None) -> str:
     now = time.time_ns() // 1000 if time_us is None else time_us
     stamp = datetime.fromtimestamp(now // 1_000_000, UTC).strftime("%Y%m%dT%H%M%S")
     return f"{stamp}{now % 1_000_000:06d}Z-{secrets.token_hex(4)}"
+
+
+def name_time(name: str) -> int:
+    """The time in a name, microseconds since 1970; 0 if no clock could have shown it."""
+    try:
+        moment = datetime.strptime(name[:15], "%Y%m%dT%H%M%S").replace(tzinfo=UTC)
+    except ValueError:
+        return 0
+    return max(0, int(moment.timestamp()) * 1_000_000 + int(name[15:21]))
 
 
 def check_name(name: str) -> str:

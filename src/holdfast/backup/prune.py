@@ -89,6 +89,7 @@ def prune_backups(
     repository: BackupRepository,
     rules: KeepRules | None = None,
     *,
+    keep: Iterable[str] = (),
     dry_run: bool = False,
     progress: Progress | None = None,
     now_us: Callable[[], int] = lambda: time.time_ns() // 1000,
@@ -96,6 +97,7 @@ def prune_backups(
     """Backups that no rule keeps are gone, and the chunks that no backup names.
 
     Args:
+        keep: names of backups that stay, whatever the rules say.
         dry_run: only say what would go; the lock is not taken.
         progress: called with (chunks looked at, 0); what it raises ends the run, the next one goes on.
     Raises:
@@ -103,13 +105,19 @@ def prune_backups(
     """
     rules = rules or KeepRules()
     if dry_run:
-        return _prune(repository, rules, now_us(), progress, dry_run=True)
+        return _prune(repository, rules, frozenset(keep), now_us(), progress, dry_run=True)
     with repository.lock():
-        return _prune(repository, rules, now_us(), progress, dry_run=False)
+        return _prune(repository, rules, frozenset(keep), now_us(), progress, dry_run=False)
 
 
 def _prune(
-    repository: BackupRepository, rules: KeepRules, now_us: int, progress: Progress | None, *, dry_run: bool
+    repository: BackupRepository,
+    rules: KeepRules,
+    keep: frozenset[str],
+    now_us: int,
+    progress: Progress | None,
+    *,
+    dry_run: bool,
 ) -> PruneReport:
     forms: list[Manifest] = []
     verified: set[str] = set()
@@ -123,7 +131,7 @@ def _prune(
         forms.append(form)
         if repository.verified_us(name, digest) is not None:
             verified.add(name)
-    kept = _kept(forms, verified, rules, now_us)
+    kept = _kept(forms, verified, rules, now_us) | keep
     going = [form.name for form in forms if form.name not in kept]
     if not dry_run:
         repository.target.sweep()

@@ -9,7 +9,7 @@ Invariants:
       One that went back further was wrong before, and holds up no more than one run.
     * A run that was cut off goes on with the backup that it made, if it made one.
     * One run at a time and store: whoever has ``DATA/schedule.lock``. It reads the state first.
-    * Nothing is pruned by a run whose backup is not verified, or did not pass its test.
+    * Nothing is pruned by a run whose backup is not verified, or did not pass its test; and never that backup.
 """
 
 from __future__ import annotations
@@ -277,7 +277,11 @@ class ScheduledBackups:
             tested = self._test(repository, state.backup)
             step = "prune"
             removed = prune_backups(
-                repository, KeepRules.of(self._settings), progress=self._look, now_us=self._clock
+                repository,
+                KeepRules.of(self._settings),
+                keep=(state.backup,),
+                progress=self._look,
+                now_us=self._clock,
             ).removed
             step = "state"
             hit("backup.schedule.done")
