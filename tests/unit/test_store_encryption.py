@@ -29,6 +29,7 @@ from holdfast.journal.reader import JournalReader
 from holdfast.recovery.convert import convert_store
 from holdfast.recovery.rebuild import rebuild_views
 from holdfast.recovery.verify import verify_store
+from holdfast.store.factory import open_store
 from holdfast.store.identity import decode_identity, encode_identity
 from holdfast.store.opening import read_identity
 from holdfast.types import Block
@@ -261,6 +262,47 @@ def test_a_store_that_is_not_encrypted_takes_no_key(tmp_path: Path) -> None:
     with pytest.raises(KeyRejected, match="is not encrypted"):
         verify_store(path, key=KEY)
     assert contents(path) == before
+
+
+@pytest.mark.parametrize("name", ["salt", "sealed_key"])
+def test_a_rotten_identity_is_not_a_wrong_key(name: str, tmp_path: Path) -> None:
+    """The first frame holds the identity once more, and the ladder puts it back."""
+    path = tmp_path / "store"
+    make_store(f"sqlite:{path}", count=2)
+    file = path / "holdfast.toml"
+    good = file.read_text("ascii")
+    at = good.index(f"{name} = ", good.index("[encryption]")) + len(name) + 10
+    bad = good[:at] + ("0" if good[at] != "0" else "1") + good[at + 1 :]
+    file.write_text(bad, "ascii")
+    ways: list[Callable[[], object]] = [
+        lambda: holdfast.open(path, key=KEY, read_only=True),
+        lambda: rebuild_views(path, key=KEY),
+        lambda: open_store(path, key=KEY, create=False),
+    ]
+    for way in ways:
+        with pytest.raises(CorruptionError, match="differs from the first frame"):
+            way()
+    assert not verify_store(path, key=KEY).ok
+    assert file.read_text("ascii") == bad
+    with holdfast.open(path, key=KEY, settings=quick()) as store:
+        assert store.recovery.repaired is not None
+        assert tip_height(store) == 1
+    assert file.read_text("ascii") == good
+
+
+def test_an_identity_whose_key_was_taken_away_says_what_may_have_happened(tmp_path: Path) -> None:
+    path = tmp_path / "store"
+    make_store(f"sqlite:{path}", count=2)
+    file = path / "holdfast.toml"
+    good = file.read_text("ascii")
+    file.write_text(good[: good.index("[encryption]")], "ascii")
+    with holdfast.open(path, key=KEY, settings=quick()) as store:
+        assert store.recovery.repaired is not None
+    assert file.read_text("ascii") == good
+    make_store(f"sqlite:{tmp_path / 'plain'}", key=None, count=2)
+    with pytest.raises(KeyRejected, match="is not encrypted") as caught:
+        holdfast.open(tmp_path / "plain", key=KEY)
+    assert "somebody changed its files" in caught.value.remedy
 
 
 def test_a_key_that_is_none_is_refused_before_anything_is_made(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from holdfast._keys import StoreKey, using_key
 from holdfast.engine.api import Batch, Engine
 from holdfast.engine.open import open_engine
 from holdfast.engine.sealed import sealed_engine
-from holdfast.errors import CorruptionError, HoldfastError, KeyRejected, KeyRequired, Recovery, SafetyStateMissing
+from holdfast.errors import CorruptionError, HoldfastError, KeyRequired, Recovery, SafetyStateMissing
 from holdfast.journal.api import Frame, Kind, Part
 from holdfast.journal.codec import (
     FRAME_FIXED_BYTES,
@@ -28,13 +29,19 @@ from holdfast.journal.codec import (
     encode_frame,
     encode_parts,
 )
+from holdfast.journal.journal import Journal
 from holdfast.journal.reader import JournalReader
 from holdfast.journal.segment import Segment, SegmentHeader, encode_header
 from holdfast.journal.watermark import Watermark
 from holdfast.recovery import rows
 from holdfast.recovery.advice import recover
 from holdfast.recovery.parallel import Pool
+from holdfast.recovery.rebuild import rebuild_views
 from holdfast.recovery.verify import verify_store
+from holdfast.state.snapshot import MANIFEST_NAME, SnapshotReader
+from holdfast.store.base import base_parts
+from holdfast.store.factory import open_store
+from holdfast.store.fingerprint import fingerprint
 from holdfast.store.opening import read_identity
 from holdfast.store.unlocking import unlock
 from holdfast.views.flush import load_applied
@@ -153,16 +160,21 @@ def test_what_is_repaired_at_open_is_repaired_with_the_key(store: Path, name: st
         holdfast.open(store)
 
 
-def test_an_identity_that_says_it_is_not_encrypted_is_refused(store: Path) -> None:
+def test_an_identity_that_says_it_is_not_encrypted_is_mended(store: Path) -> None:
     """Who takes the table out gets no plain store out of it, and none that is written to in plain text."""
     file = store / "holdfast.toml"
-    file.write_bytes(file.read_bytes().partition(b"\n[encryption]")[0])
+    good = file.read_bytes()
+    file.write_bytes(good.partition(b"\n[encryption]")[0])
     journal = (store / "journal" / "0000000001.seg").read_bytes()
-    with pytest.raises(KeyRejected):
-        holdfast.open(store, key=KEY)
-    with pytest.raises((CorruptionError, KeyRequired)):
+    for key in (KEY, None):
+        with pytest.raises(CorruptionError, match="differs from the first frame"):
+            open_store(store, key=key, create=False)
+    with pytest.raises(KeyRequired):
         holdfast.open(store)
     assert (store / "journal" / "0000000001.seg").read_bytes() == journal
+    with holdfast.open(store, key=KEY, settings=quick()) as opened:
+        assert tip_height(opened) == 29
+    assert file.read_bytes() == good
 
 
 def test_recover_takes_the_key_of_the_store(store: Path) -> None:
@@ -305,6 +317,63 @@ def test_the_first_frame_cannot_be_made_without_the_key(tmp_path: Path) -> None:
     with pytest.raises(CorruptionError, match="nothing in a frame of an encrypted journal is encrypted"):
         holdfast.open(path, key=KEY, settings=quick())
     assert not verify_store(path, level="links", key=KEY).ok
+
+
+def on_a_base_of_mine(path: Path, snapshot: Path) -> None:
+    """The encrypted store at ``path`` stands on ``snapshot``, by somebody who has no key."""
+    fs = RealFileSystem()
+    identity = read_identity(fs, path)
+    data = (path / "holdfast.toml").read_bytes()
+    manifest = (snapshot / MANIFEST_NAME).read_bytes()
+    reader = SnapshotReader(snapshot)
+    reader.trust(manifest_digest=sha256(manifest).digest())
+    base, _ = base_parts(reader.manifest, sha256(manifest).digest())
+    place = fingerprint(path, identity.store_id)
+    for name in ("journal", "views", "tree"):
+        shutil.rmtree(path / name, ignore_errors=True)
+    (path / "watermark").unlink()
+    parts = [base, Part(Kind.IDENTITY, data, True), Part(Kind.INCARNATION, place, True)]
+    Journal.create(fs, path, store_id=identity.store_id, salt=identity.salt, first_parts=parts).close()
+    shutil.copytree(snapshot, path / "base")
+
+
+@pytest.mark.parametrize("way", ["write", "read", "rebuild", "verify"])
+def test_an_encrypted_store_takes_no_base(way: str, tmp_path: Path) -> None:
+    """A base is plain and proves itself without a key, so anybody can make one that holds what he likes."""
+    plain, path, snapshot = tmp_path / "plain", tmp_path / "store", tmp_path / "snapshot"
+    make_store(f"sqlite:{plain}", key=None, count=3)
+    with holdfast.open(plain) as opened:
+        opened.export_snapshot(snapshot)
+    make_store(f"sqlite:{path}", count=3)
+    views = tmp_path / "views"
+    shutil.copytree(path / "views", views)
+    on_a_base_of_mine(path, snapshot)
+    if way == "verify":
+        for key in (None, KEY):
+            assert not verify_store(path, level="quick", key=key).ok
+        return
+    if way == "read":
+        shutil.copytree(views, path / "views")
+    ways: dict[str, Callable[[], object]] = {
+        "write": lambda: holdfast.open(path, key=KEY, settings=quick()),
+        "read": lambda: holdfast.open(path, key=KEY, read_only=True, settings=quick()),
+        "rebuild": lambda: rebuild_views(path, key=KEY),
+    }
+    with pytest.raises(CorruptionError, match=r"nothing in a frame of an encrypted|has a base in plain text"):
+        ways[way]()
+
+
+def test_base_beside_a_journal_that_began_empty_is_refused(store: Path) -> None:
+    (store / "base").mkdir()
+    with pytest.raises(CorruptionError, match="has a base in plain text"):
+        holdfast.open(store, key=KEY, read_only=True)
+    with pytest.raises(CorruptionError, match="has a base in plain text"):
+        holdfast.open(store, key=KEY, settings=quick())
+    for key in (None, KEY):
+        (problem,) = verify_store(store, level="quick", key=key).problems
+        assert "has a base in plain text" in problem.message
+    (store / "base").rmdir()
+    holdfast.open(store, key=KEY, settings=quick()).close()
 
 
 @pytest.mark.parametrize("key", [KEY, None])

@@ -50,7 +50,7 @@ def inspect(
     out = Output(as_json=as_json)
     fs, cipher = RealFileSystem(), None
     with contextlib.suppress(KeyRequired):  # segments and frames are readable without it
-        cipher = unlock(identity, None, data_dir)
+        cipher = unlock(identity, None, data_dir, fs)
     parts = cipher.parts if cipher is not None else None
     reader = JournalReader.open(fs, data_dir, store_id=identity.store_id, salt=identity.salt, cipher=parts)
     try:

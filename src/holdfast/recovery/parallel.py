@@ -92,7 +92,7 @@ class _Worker:
         fs = RealFileSystem()
         self._stop = stop
         identity = read_identity(fs, root)
-        cipher = None if keyless else unlock(identity, key, root)
+        cipher = None if keyless else unlock(identity, key, root, fs)
         self._row_cipher = cipher.rows if cipher is not None else None
         mark = read_marks(fs, root, identity.salt)[0]
         self.journal = RestingJournal.open(fs, root, identity, mark, cipher.parts if cipher is not None else None)

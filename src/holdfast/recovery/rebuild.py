@@ -25,6 +25,7 @@ from ..consensus.safety import SafetyBook
 from ..engine.open import engine_names
 from ..errors import CorruptionError, HoldfastError, InvalidInputError
 from ..journal.journal import Journal, JournalOptions
+from ..store.base import check_base
 from ..store.generations import Generations
 from ..store.opening import read_identity, view_options
 from ..store.renewal import build_generation
@@ -124,7 +125,7 @@ def _journal_at_rest(
     """The recovered journal of a store that is locked meanwhile, and the ciphers of an encrypted one."""
     fs = RealFileSystem()
     identity = read_identity(fs, root)
-    cipher = unlock(identity, key, root)
+    cipher = unlock(identity, key, root, fs)
     lock = fs.lock(root / "LOCK", f"{os.getpid()} {socket.gethostname()}")
     try:
         book = SafetyBook()
@@ -139,6 +140,7 @@ def _journal_at_rest(
         for cut in recovery.discarded:
             notes.append(f"{cut.length} bytes that were never acknowledged are now in {cut.quarantined_as}")
         try:
+            check_base(fs, root, journal, identity)
             yield journal, cipher
         except BaseException:
             with contextlib.suppress(HoldfastError):

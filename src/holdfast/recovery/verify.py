@@ -45,7 +45,7 @@ from ..events import emit
 from ..journal.api import DurableMark, Kind
 from ..journal.recovery import JOURNAL_DIRECTORY
 from ..journal.segment import segment_number
-from ..store.base import base_of, read_base
+from ..store.base import base_of, check_base, read_base
 from ..store.generations import Generations
 from ..store.identity import IDENTITY_BYTES_MAX, IDENTITY_NAME, Identity, decode_identity
 from ..store.opening import read_identity
@@ -182,11 +182,11 @@ def _held(fs: FileSystem, root: Path, run: Verification) -> Iterator[None]:
 
 
 def _unlocked(
-    identity: Identity, key: StoreKey | None, root: Path, level: Level, run: Verification
+    fs: FileSystem, identity: Identity, key: StoreKey | None, root: Path, level: Level, run: Verification
 ) -> StoreCipher | None:
     """The ciphers of an encrypted store; ``None`` where there are none, or where the level can do without."""
     try:
-        return unlock(identity, key, root)
+        return unlock(identity, key, root, fs)
     except KeyRequired:
         if _reaches(level, "state"):
             raise
@@ -213,7 +213,11 @@ def _verify(
     if identity is None:
         return
     run.facts["chain"] = identity.spec.name
-    cipher = _unlocked(identity, secret, root, level, run)
+    try:
+        cipher = _unlocked(fs, identity, secret, root, level, run)
+    except CorruptionError as error:
+        tally.problem(error)
+        return
     keyless = identity.encryption is not None and cipher is None
     _verify_checkpoints(fs, root, run)
     mark: DurableMark | None = None
@@ -317,6 +321,7 @@ def _open_journal(
                 raise CorruptionError(
                     f"{IDENTITY_NAME} differs from the first frame of the journal", path=root / IDENTITY_NAME, seq=1
                 )
+        check_base(fs, root, journal, identity)
     return journal
 
 

@@ -35,6 +35,7 @@ from ..state.snapshot_format import Manifest, SnapshotChain
 from ..types import Block
 from ..views.rows import FLUSHING_KEY, encode_flushing, encode_row
 from .chain import ChainSpec, ForkChoiceName, SchemeName
+from .identity import Identity
 
 __all__ = [
     "BASE_NAME",
@@ -42,6 +43,7 @@ __all__ = [
     "base_of",
     "base_parts",
     "chain_of",
+    "check_base",
     "decode_base",
     "encode_base",
     "first_part",
@@ -107,6 +109,19 @@ def base_of(source: FrameSource) -> BaseEntry | None:
     """The snapshot that the journal stands on, ``None`` if it began empty or if its first frame is gone."""
     data = first_part(source, Kind.BASE, "base")
     return None if data is None else decode_base(data)
+
+
+def check_base(fs: FileSystem, root: Path, source: FrameSource, identity: Identity) -> None:
+    """Nothing happens unless the store is encrypted and there is a base: nobody who has its key ever made one.
+
+    Raises ``CorruptionError``: a base proves itself without a key, so anybody can make one.
+    """
+    if identity.encryption is not None and (fs.exists(root / BASE_NAME) or base_of(source) is not None):
+        raise CorruptionError(
+            "an encrypted store has a base in plain text, which somebody without its key put there",
+            path=root / BASE_NAME,
+            remedy="keep the directory as evidence, and restore the store from a backup",
+        )
 
 
 # -- chain and block ------------------------------------------------------------------------------------------------

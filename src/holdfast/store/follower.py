@@ -39,6 +39,7 @@ from ..views.flush import load_applied
 from ..views.rows import decode_row
 from ..views.views import Views
 from .backend import Pinned, RowsOf, keep_for_ever
+from .base import check_base
 from .branches import Branches, Moment
 from .generations import Generations
 from .identity import Identity
@@ -106,7 +107,7 @@ class Follower:
         started = time.monotonic()
         self.identity: Identity = read_identity(fs, root)
         self.key = key_for(key)
-        cipher = unlock(self.identity, self.key, root)
+        cipher = unlock(self.identity, self.key, root, fs)
         self._row_cipher = cipher.rows if cipher is not None else None
         self._reader = JournalReader.open(
             fs,
@@ -120,6 +121,7 @@ class Follower:
         self._tree: tuple[Tree, int] | None = None
         self.engine_name = ""
         try:
+            check_base(fs, root, self._reader, self.identity)
             self._session = self._patiently(self._open_session)
         except BaseException:
             self._reader.close()

@@ -47,7 +47,7 @@ from ..state.history import StateHistory
 from ..types import RecoveryStats
 from ..views.api import ViewOptions
 from ..views.views import Views
-from .base import BASE_NAME, encode_base, first_part, load_base
+from .base import BASE_NAME, check_base, encode_base, first_part, load_base
 from .chain import ChainSpec, check_same_chain
 from .fingerprint import NOWHERE, fingerprint
 from .generations import Generations
@@ -243,7 +243,7 @@ def open_for_writing(plan: OpenPlan) -> Opened:
     if state == "store":
         identity = read_identity(fs, root)
         check_spec(identity, plan.spec, root)
-        unlock(identity, plan.key, root)
+        unlock(identity, plan.key, root, fs)
     elif plan.key is not None:
         _check_new(plan)
     if state == "absent":
@@ -338,7 +338,7 @@ def _open_locked(plan: OpenPlan, lock: FileLock) -> Opened:
         data = fs.read_bytes(path, limit=IDENTITY_BYTES_MAX)
         identity = decode_identity(data, path=path)
         check_spec(identity, plan.spec, root)
-        plan.cipher = unlock(identity, plan.key, root)
+        plan.cipher = unlock(identity, plan.key, root, fs)
         if not fs.exists(root / "views"):
             fs.sync_directory(root)  # creation may have died before it had synced the name of the identity
         journal, recovery = Journal.open(
@@ -352,6 +352,7 @@ def _open_locked(plan: OpenPlan, lock: FileLock) -> Opened:
     try:
         if not created:
             _check_first_frame(journal, data, path)
+            check_base(fs, root, journal, identity)
         return _open_views(plan, lock, identity, journal, recovery, created)
     except BaseException:
         journal.close(clean=False)

@@ -3,16 +3,19 @@
 Invariants:
     * Whether a store is encrypted is decided when it is created, for ever: one that is not takes no key.
     * A wrong or missing key is refused before anything is written.
+    * No key is called wrong because of a damaged identity: the first frame of the journal holds it once more.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from .._fs import FileSystem
 from .._keys import StoreKey, given_key, open_master
 from .._seal import StoreCipher
-from ..errors import KeyRejected, KeyRequired
-from .identity import Identity
+from ..errors import CorruptionError, KeyRejected, KeyRequired
+from .first_frame import identity_in_journal
+from .identity import IDENTITY_NAME, Identity, decode_identity
 
 __all__ = ["key_for", "unlock"]
 
@@ -22,21 +25,42 @@ def key_for(key: StoreKey | None) -> StoreKey | None:
     return key if key is not None else given_key()
 
 
-def unlock(identity: Identity, key: StoreKey | None, place: Path) -> StoreCipher | None:
+def unlock(identity: Identity, key: StoreKey | None, place: Path, fs: FileSystem | None = None) -> StoreCipher | None:
     """The ciphers of the store, ``None`` if it is not encrypted. ``key``: else the one that ``using_key`` gave.
+
+    ``fs``: where the store lies at ``place``, so that its journal can be asked.
 
     Raises:
         KeyRequired: it is encrypted, and there is no key.
         KeyRejected: the key is another one, or the store is not encrypted.
+        CorruptionError: so it seems, but the first frame of its journal says that the identity is another one.
         InvalidInputError: the package ``cryptography`` is not there.
     """
-    form, key = identity.encryption, key_for(key)
+    try:
+        return _unlocked(identity, key_for(key), place)
+    except KeyRejected:
+        if fs is not None:
+            _check_identity(identity, fs, place)
+        raise
+
+
+def _check_identity(identity: Identity, fs: FileSystem, place: Path) -> None:
+    inner = identity_in_journal(fs, place)
+    if inner is not None and decode_identity(inner) != identity:
+        raise CorruptionError(
+            f"{IDENTITY_NAME} differs from the first frame of the journal", path=place / IDENTITY_NAME
+        )
+
+
+def _unlocked(identity: Identity, key: StoreKey | None, place: Path) -> StoreCipher | None:
+    form = identity.encryption
     if form is None:
         if key is not None:
             raise KeyRejected(
                 "a key was given, but the store is not encrypted",
                 path=place,
-                remedy="open it without a key; to have an encrypted one, export its blocks into a new store with a key",
+                remedy="if it was made without a key, open it without one; if with one, somebody changed its files:"
+                " restore it from a backup",
             )
         return None
     kind = "a passphrase" if form.kdf == "scrypt" else "a key file"
