@@ -146,8 +146,7 @@ def create_backup(
 
     Args:
         store: an open store, or the directory of one that any process, or none, has open.
-        check: read every file and every chunk that is there, and store damaged ones again. Of a pruned segment whose
-            earlier copy is damaged the compacted file is stored; the event ``corruption_found`` names it.
+        check: read every file and every chunk that is there, and store damaged ones again.
         bytes_per_second: most that is read in a second; if ``None``, ``BESIDE_BYTES_PER_SECOND`` for a store that is
             open for writing here, so that its commits are hardly slowed, and no limit for a directory.
         workers: threads that compress and write; 2 if ``None``, 0 for none.
@@ -158,8 +157,7 @@ def create_backup(
         CorruptionError: a byte of the store is not as it was written; there is no backup then.
         RepositoryLocked: somebody else is at work in the repository.
         StoreNotFound: there is no store.
-        KeyRequired: the store is encrypted, and nothing but its journal says what its tip is (after a crash). Else
-            its key is not needed.
+        KeyRequired: the store is encrypted, and nothing but its journal says what its tip is (after a crash).
     """
     root = _root_of(store)
     count = workers_of(workers)
@@ -172,15 +170,7 @@ def create_backup(
             run = _Run(fs or RealFileSystem(), root, repository, check, throttle, pool, count, progress)
             report = run.make(clock)
     except HoldfastError as error:
-        events.emit(
-            "backup_failed",
-            logging.ERROR,
-            f"no backup was made of {root}: {error}",
-            path=str(root),
-            repository=repository.place,
-            code=error.code,
-            remedy=error.remedy,
-        )
+        _tell_failed(root, repository.place, error)
         raise
     _tell_notes(run, report, root, repository.place)
     events.emit(
@@ -193,6 +183,18 @@ def create_backup(
         **report.as_dict(),
     )
     return report
+
+
+def _tell_failed(root: Path, where: str, error: HoldfastError) -> None:
+    events.emit(
+        "backup_failed",
+        logging.ERROR,
+        f"no backup was made of {root}: {error}",
+        path=str(root),
+        repository=where,
+        code=error.code,
+        remedy=error.remedy,
+    )
 
 
 def _tell_notes(run: _Run, report: BackupReport, root: Path, where: str) -> None:
