@@ -494,6 +494,7 @@ class BlockchainStorage:
                 logging.ERROR,
                 f"no backup was made of {self.data_dir} before a save: {error}",
                 error=error,
+                place=self.data_dir,
                 repository=str(self.data_dir),
             )
             return error
