@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -24,7 +26,7 @@ from holdfast.journal.api import Kind
 from holdfast.recovery import rebuild_views, verify_store
 from holdfast.store.retention import RetentionPolicy
 from holdfast.types import Block
-from tests.unit.backup_support import small_segments
+from tests.unit.backup_support import SMALL, small_segments
 from tests.unit.state_support import writer_backend
 from tests.unit.store_support import chain_of, make, open_quick, quick
 
@@ -127,12 +129,65 @@ def test_the_modes(tmp_path: Path) -> None:
         assert without(store, blocks) == list(range(final - 99))
         # a block is 10 seconds: nothing is a day old
         assert store.retention.prune(RetentionPolicy("days", 1), without_archive=True).segments == 0
-        total = store.retention.status().file_bytes
-        plan = store.retention.prune(RetentionPolicy("space", total - 9_000), dry_run=True)
-        assert 0 < plan.segments < store.retention.status().segments - 3
-        floor = pruned(store, "space", total - 9_000)
-        assert without(store, blocks) == list(range(floor))
         assert pruned(store, "space", 1) <= final
+
+
+def of_two_kinds(path: Path) -> list[Block]:
+    """Bodies that compress well, and extras that do not."""
+    blocks: list[Block] = []
+    with opened(path) as store:
+        for number in range(COUNT):
+            parent = blocks[-1] if blocks else None
+            extra = b"".join(sha256(b"%d/%d" % (number, index)).digest() for index in range(8))
+            blocks.append(dataclasses.replace(make(parent, number), body=b"tx %d " % number * 60, extra=extra))
+            store.add(blocks[-1])
+    return blocks
+
+
+def test_space_gives_up_no_body_where_compaction_is_enough(tmp_path: Path) -> None:
+    blocks = of_two_kinds(tmp_path / "s")
+    with opened(tmp_path / "s") as store:
+        amount = store.compact(dry_run=True).journal_bytes_after + SMALL
+        with pytest.raises(StateError):
+            store.retention.prune(RetentionPolicy("space", amount))
+        assert store.retention.status().compacted == 0
+        plan = store.retention.prune(RetentionPolicy("space", amount), dry_run=True)
+        report = store.retention.prune(RetentionPolicy("space", amount), without_archive=True)
+        assert (plan.blocks, report.blocks, report.floor_after, report.archived) == (0, 0, 0, False)
+        assert without(store, blocks) == []
+        status = store.retention.status()
+        assert status.compacted > 5
+        assert status.file_bytes <= amount
+        assert abs(plan.freed_bytes - report.freed_bytes) < report.freed_bytes // 20
+
+
+@pytest.mark.parametrize("compact_first", [False, True])
+def test_space_ends_with_the_segment_that_makes_it_fit(tmp_path: Path, compact_first: bool) -> None:
+    blocks = of_two_kinds(tmp_path / "s")
+    asked: list[int] = []
+    with opened(tmp_path / "s") as store:
+        amount = store.compact(dry_run=True).journal_bytes_after - 5_000
+        if compact_first:
+            store.compact()
+        plan = store.retention.prune(RetentionPolicy("space", amount), dry_run=True)
+        report = store.retention.prune(RetentionPolicy("space", amount), archive=lambda number, _: asked.append(number))
+        status = store.retention.status()
+        assert amount - 2_000 < status.file_bytes <= amount  # one more segment would have given about a KiB
+        assert without(store, blocks) == list(range(report.floor_after))
+        assert 0 < report.floor_after < COUNT // 2
+        assert asked == sorted(set(asked))  # once each
+        assert 0 < plan.segments <= report.segments
+        assert abs(plan.freed_bytes - report.freed_bytes) <= SMALL  # the frame of the floor may begin a segment
+        assert store.retention.prune(RetentionPolicy("space", amount), without_archive=True).segments == 0
+
+
+def test_a_dry_run_measures_what_would_be_kept(tmp_path: Path) -> None:
+    of_two_kinds(tmp_path / "s")
+    with opened(tmp_path / "s") as store:
+        policy = RetentionPolicy("below", 80)
+        plan = store.retention.prune(policy, dry_run=True)
+        report = store.retention.prune(policy, without_archive=True)
+        assert abs(plan.freed_bytes - report.freed_bytes) <= SMALL
 
 
 def test_days_count_from_the_tip_by_the_time_of_the_chain(tmp_path: Path) -> None:

@@ -150,15 +150,31 @@ def _check(
         with_name.close()
 
 
-def compacted_bytes(file: File) -> int:
-    """About how long the compacted file of these raw bytes would be; some of them were compressed."""
+def compacted_bytes(file: File, holes: Sequence[Hole] = ()) -> int:
+    """About how long the compacted file of these raw bytes without ``holes`` would be; some were compressed."""
     packer = Packer(number=1, generation=1, store_id=bytes(16), salt=b"", raw_bytes=file.size())
-    size = file.size()
+    kept = list(kept_ranges(file.size(), holes))
+    kept_bytes = sum(stop - start for start, stop in kept)
+    extents = -(-kept_bytes // COMPACTED_EXTENT_BYTES)
     taken = stored = 0
-    for index in range(_SAMPLES):
-        data = file.pread(COMPACTED_EXTENT_BYTES, size * index // _SAMPLES)
+    for index in sorted({extents * number // _SAMPLES for number in range(_SAMPLES)}):
+        data = _kept_extent(file, kept, index)
         taken += len(data)
         stored += len(packer.compress(data)[0])
-        if taken >= size:
+    table = packer.finish(holes=holes, floor=1, raw_sha256=bytes(32))
+    return len(packer.head()) + stored * kept_bytes // max(taken, 1) + len(table) + 40 * extents
+
+
+def _kept_extent(file: File, kept: Sequence[tuple[int, int]], index: int) -> bytes:
+    """The bytes of extent ``index`` of those that are kept."""
+    first, last = index * COMPACTED_EXTENT_BYTES, (index + 1) * COMPACTED_EXTENT_BYTES
+    pieces: list[bytes] = []
+    before = 0
+    for start, stop in kept:
+        low, high = max(first, before), min(last, before + stop - start)
+        if low < high:
+            pieces.append(file.pread(high - low, start + low - before))
+        before += stop - start
+        if before >= last:
             break
-    return stored * size // max(taken, 1)
+    return b"".join(pieces)

@@ -466,10 +466,10 @@ class Journal(FrameReads):
         finally:
             self._reopen(number)
 
-    def compacted_bytes(self, number: int) -> int:
-        """About how long the compacted file of segment ``number`` would be."""
+    def compacted_bytes(self, number: int, holes: Sequence[Hole] = ()) -> int:
+        """About how long the compacted file of segment ``number`` without ``holes`` would be."""
         handle = self._handle(self._segments[number - 1])
-        return compacted_bytes(handle.file)
+        return compacted_bytes(handle.file, holes)
 
     # -- poison -------------------------------------------------------------------------------------------------
 

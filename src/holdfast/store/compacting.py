@@ -141,6 +141,19 @@ class Compactions:
             complete,
         )
 
+    def estimates(self) -> dict[int, int]:
+        """About how many bytes the file of each segment would have that a run would make smaller."""
+        found = (self._estimate(info) for info in self.due())
+        return {result.number: result.bytes_after for result in found if result.published}
+
+    def compact_due(self, pace: Pace) -> bool:
+        """As ``run`` for a caller that holds ``lock``; False if ``pace`` ended it."""
+        started, due = time.monotonic(), self.due()
+        pace.expect(sum(info.raw_bytes for info in due) * _PASSES)
+        done, complete = self._compact(due, pace)
+        self._tell(done, started)
+        return complete
+
     def due_in_background(self) -> bool:
         """True if a run would compact something. Costs a look at the newest segment only, unless that changed."""
         journal = self._backend.opened.journal
@@ -213,6 +226,10 @@ class Pace:
         self._keep_going = keep_going
         self._done = 0
         self._started = time.monotonic()
+
+    def expect(self, count: int) -> None:
+        """There are ``count`` bytes more to be handled."""
+        self._total += count
 
     def go_on(self) -> bool:
         """False once the run was asked to end."""

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import logging
 import struct
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
@@ -34,7 +33,7 @@ from ..journal.scan import DROPPABLE
 from ..journal.segment import SegmentInfo
 from ..limits import HEIGHT_MAX
 from .backend import WriterBackend
-from .compacting import Pace, Stopped, final_height, segments_below_finality
+from .compacting import Compactions, Pace, Stopped, final_height, segments_below_finality
 
 __all__ = [
     "Archive",
@@ -63,8 +62,9 @@ class RetentionPolicy:
     """Whose bodies and extras stay.
 
     ``blocks``: those of the last ``amount`` final heights. ``days``: of final blocks that, by the chain's time, are
-    at most so many days older than the tip. ``space``: as many as fit, so that the files of the journal have about
-    ``amount`` bytes. ``below``: all from the height ``amount`` on. ``none``: all.
+    at most so many days older than the tip. ``space``: as many as fit, segment by segment, so that the files of the
+    journal have at most ``amount`` bytes; compaction comes first, and nothing goes if that is enough. ``below``: all
+    from the height ``amount`` on. ``none``: all.
     """
 
     mode: Mode = "none"
@@ -86,7 +86,8 @@ class RetentionReport:
 
     Blocks from ``floor_after`` on have all of their parts. ``blocks`` and ``pruned_bytes``: those that lose theirs,
     and how many bytes of them, in ``segments`` segments. ``freed_bytes``: by how much the files become smaller, in a
-    dry run an estimate. ``indexes``: user indexes that cannot be made anew below the floor if they read bodies.
+    dry run an estimate from samples; with ``space`` compaction counts in it. ``indexes``: user indexes that cannot be
+    made anew below the floor if they read bodies.
     """
 
     dry_run: bool
@@ -167,7 +168,6 @@ class _Cut:
     info: SegmentInfo
     below: int
     blocks: int
-    height_max: int
     hole_bytes: int
     floor: int
     """Behind the highest block that loses something."""
@@ -175,12 +175,6 @@ class _Cut:
     @property
     def new_bytes(self) -> int:
         return self.hole_bytes - self.info.pruned_bytes
-
-    @property
-    def freed(self) -> int:
-        """About how much smaller the file becomes."""
-        kept = max(1, self.info.raw_bytes - self.info.pruned_bytes)
-        return self.info.file_bytes * self.new_bytes // kept
 
 
 def _parts_of_blocks(source: FrameSource, frame: Frame) -> Iterator[tuple[int, int, int]]:
@@ -196,14 +190,13 @@ def _parts_of_blocks(source: FrameSource, frame: Frame) -> Iterator[tuple[int, i
 def _cut_of(journal: Journal, info: SegmentInfo, below: int) -> _Cut:
     """What is absent of the segment once blocks below that height miss their bodies and extras, and no others do."""
     heights: set[int] = set()
-    highest, gone = -1, 0
+    gone = 0
     for frame in journal.frames(info.first_seq, info.first_seq + info.count):
         for height, start, stop in _parts_of_blocks(journal, frame):
-            highest = max(highest, height)
             if height < below:
                 heights.add(height)
                 gone += stop - start
-    return _Cut(info, below, len(heights), highest, gone, max(heights, default=-1) + 1)
+    return _Cut(info, below, len(heights), gone, max(heights, default=-1) + 1)
 
 
 def _holes_of(journal: Journal, cut: _Cut) -> list[Hole]:
@@ -221,12 +214,21 @@ def _holes_of(journal: Journal, cut: _Cut) -> list[Hole]:
     return holes
 
 
+def _refuse(number: int, digest: bytes) -> None:
+    """The archive of those who named none."""
+    raise StateError(
+        "what is dropped from the journal must be in a backup first",
+        remedy="name the repository of a backup that holds it, or say that it need not be archived",
+    )
+
+
 class Retention:
     """``store.retention``: what of the journal of one open store stays. Runs and compactions take turns."""
 
-    def __init__(self, backend: WriterBackend, lock: threading.Lock, policy: RetentionPolicy) -> None:
+    def __init__(self, backend: WriterBackend, compactions: Compactions, policy: RetentionPolicy) -> None:
         self._backend = backend
-        self._lock = lock
+        self._compactions = compactions
+        self._lock = compactions.lock
         self._policy = policy
 
     def status(self) -> JournalStatus:
@@ -282,25 +284,42 @@ class Retention:
         """The floor afterwards, and what each segment that loses something loses."""
         floor, journal = self._floor(policy), self._journal
         infos = segments_below_finality(self._backend)
-        if policy.mode == "space":
-            return self._plan_for_space(policy.amount, floor, infos)
         cuts = (_cut_of(journal, info, max(floor, info.retained_from)) for info in infos) if floor else ()
         return floor, [cut for cut in cuts if cut.new_bytes]
 
-    def _plan_for_space(self, amount: int, most: int, infos: list[SegmentInfo]) -> tuple[int, list[_Cut]]:
-        """Whole segments go, the oldest first, until the files are small enough."""
-        left = self.status().file_bytes - amount
-        floor = self.status().floor
+    def _bytes_after(self, cut: _Cut) -> int:
+        """About how long the file of the segment becomes."""
+        return self._journal.compacted_bytes(cut.info.number, _holes_of(self._journal, cut))
+
+    def _plan_for_space(self, amount: int, sizes: dict[int, int]) -> tuple[list[_Cut], int]:
+        """What whole segments lose, the oldest first, until the files are small enough; about how small they are then.
+
+        ``sizes``: bytes of files that are not those of today.
+        """
+        most, infos = self.floor_max(), segments_below_finality(self._backend)
+        total = self.status().file_bytes - sum(
+            info.file_bytes - sizes.get(info.number, info.file_bytes) for info in infos
+        )
         found: list[_Cut] = []
         for info in infos:
-            if left <= 0:
+            if total <= amount:
                 break
             cut = _cut_of(self._journal, info, max(most, info.retained_from))
             if cut.new_bytes:
                 found.append(cut)
-                left -= cut.freed
-                floor = max(floor, min(most, cut.height_max + 1))
-        return floor, found
+                total -= sizes.get(info.number, info.file_bytes) - self._bytes_after(cut)
+        return found, total
+
+    def _foresee(self, policy: RetentionPolicy) -> tuple[int, list[_Cut], int]:
+        """The floor that a run would leave, what would go, and about how many bytes of files that would free."""
+        status = self.status()
+        if policy.mode != "space":
+            floor, cuts = self._plan(policy)
+            return floor, cuts, sum(cut.info.file_bytes - self._bytes_after(cut) for cut in cuts)
+        if status.file_bytes <= policy.amount:
+            return status.floor, [], 0
+        cuts, total = self._plan_for_space(policy.amount, self._compactions.estimates())
+        return max((cut.floor for cut in cuts), default=status.floor), cuts, status.file_bytes - total
 
     # -- runs ---------------------------------------------------------------------------------------------------
 
@@ -328,16 +347,17 @@ class Retention:
         Raises:
             StateError: neither an archive was given nor ``without_archive`` said; nothing was changed.
             FinalityError: the height is not final; nothing was changed.
-            BackupNotFound, BackupDamaged: a segment is not whole in the archive; nothing was changed.
+            BackupNotFound, BackupDamaged: a segment is not whole in the archive; nothing more was given up.
         """
         started = time.monotonic()
+        wanted = policy if policy is not None else self._policy
         with self._lock:
-            before = self.status()
-            floor, cuts = self._plan(policy if policy is not None else self._policy)
-            freed, complete = sum(cut.freed for cut in cuts), True
-            if cuts and not dry_run:
-                pace = Pace(sum(cut.info.raw_bytes for cut in cuts) * _PASSES, None, progress, keep_going)
-                complete = self._drop(floor, cuts, archive, pace, without_archive=without_archive)
+            before, complete = self.status(), True
+            if dry_run:
+                floor, cuts, freed = self._foresee(wanted)
+            else:
+                asked = _refuse if archive is None and not without_archive else archive
+                floor, cuts, complete = self._prune(wanted, asked, Pace(0, None, progress, keep_going))
                 freed = before.file_bytes - self.status().file_bytes
             names = tuple(status.name for status in self._backend.indexes.statuses(None)) if cuts else ()
             report = RetentionReport(
@@ -371,19 +391,44 @@ class Retention:
             archived=report.archived,
         )
 
+    def _prune(self, policy: RetentionPolicy, archive: Archive | None, pace: Pace) -> tuple[int, list[_Cut], bool]:
+        """The floor, what was cut, and whether the run came to its end."""
+        if policy.mode == "space":
+            cuts, complete = self._make_room(policy.amount, archive, pace)
+            return self.status().floor, cuts, complete
+        floor, cuts = self._plan(policy)
+        cuts, complete = self._drop(floor, cuts, archive, pace)
+        return floor, cuts, complete
+
+    def _make_room(self, amount: int, archive: Archive | None, pace: Pace) -> tuple[list[_Cut], bool]:
+        """What segments lost until the files had at most ``amount`` bytes, and whether the run came to its end."""
+        if self.status().file_bytes <= amount:
+            return [], True
+        if archive is _refuse:
+            archive(0, b"")
+        if not self._compactions.compact_due(pace):
+            return [], False
+        done: list[_Cut] = []
+        while cuts := self._plan_for_space(amount, {})[0]:
+            more, complete = self._drop(max(cut.floor for cut in cuts), cuts, archive, pace, amount=amount)
+            done += more
+            if not complete:
+                return done, False
+        return done, True
+
     def _drop(
-        self, floor: int, cuts: list[_Cut], archive: Archive | None, pace: Pace, *, without_archive: bool
-    ) -> bool:
+        self, floor: int, cuts: list[_Cut], archive: Archive | None, pace: Pace, *, amount: int = 0
+    ) -> tuple[list[_Cut], bool]:
+        """The cuts that were made, until the files have at most ``amount`` bytes; False if ``pace`` ended it."""
+        done: list[_Cut] = []
+        if not cuts:
+            return done, True
+        pace.expect(sum(cut.info.raw_bytes for cut in cuts) * _PASSES)
         if archive is not None:
             for cut in cuts:
                 archive(cut.info.number, self._last_digest(cut.info))
                 if not pace.go_on():
-                    return False
-        elif not without_archive:
-            raise StateError(
-                "what is dropped from the journal must be in a backup first",
-                remedy="name the repository of a backup that holds it, or say that it need not be archived",
-            )
+                    return done, False
         writer = self._backend.writer
         with writer.lock, writer.turn:
             seq = writer.write_rows([Part(Kind.FLOOR, _FLOOR.pack(floor, archive is not None), True)], dict)
@@ -394,9 +439,12 @@ class Retention:
             try:
                 self._journal.compact(cut.info.number, holes=holes, floor=cut.floor, step=pace.step)
             except Stopped:
-                return False
+                return done, False
+            done.append(cut)
             hit("store.retention.after_segment")
-        return True
+            if amount and self.status().file_bytes <= amount:
+                break
+        return done, True
 
     def _last_digest(self, info: SegmentInfo) -> bytes:
         return self._journal.frame(info.first_seq + info.count - 1).digest

@@ -57,7 +57,7 @@ class Upkeep:
         self._imaged = time.monotonic()
         self.pruner = Pruner(backend)
         self.compactions = Compactions(backend)
-        self.retention = Retention(backend, self.compactions.lock, retention or RetentionPolicy())
+        self.retention = Retention(backend, self.compactions, retention or RetentionPolicy())
         self._compact = compact
         self.checkpoints: Checkpoints | None = None
         """Those of the store, once there is one to ask: made and removed in the background, too."""
