@@ -18,7 +18,7 @@ from holdfast._fs import FileSystem
 from holdfast.backup import BackupRepository, Schedule, ScheduledBackups, open_repository, proof, verify_backup
 from holdfast.backup.manifest import Manifest, new_name
 from holdfast.backup.pieces import Progress
-from holdfast.backup.runs import load_schedule_state
+from holdfast.backup.schedule_state import load_schedule_state
 from holdfast.store.opening import make_directories
 from holdfast.testing.crashfs import CrashableFileSystem, Fault, Keep, SimulatedCrash
 from tests.cli.cli_tools import child_environment
@@ -43,7 +43,7 @@ class Node:
         self.backups = ScheduledBackups(
             root,
             Schedule("hourly"),
-            lambda: open_repository(PLACE, create=True, fs=fs),
+            lambda create: open_repository(PLACE, create=create, fs=fs),
             settings=SETTINGS,
             clock=self.clock,
             workers=0,

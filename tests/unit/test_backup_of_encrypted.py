@@ -115,7 +115,7 @@ def test_a_scheduled_backup_is_tested_with_the_key(key: bytes | None, tmp_path: 
     runs = ScheduledBackups(
         store,
         Schedule("hourly"),
-        lambda: repository(tmp_path / "backups"),
+        lambda _: repository(tmp_path / "backups"),
         settings=quick(),
         clock=lambda: now[0],
         workers=0,

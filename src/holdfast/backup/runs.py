@@ -7,7 +7,9 @@ Invariants:
     * Of all instants of the schedule that passed only the last counts: a missed run is made up once. An instant that
       was handled is not handled again when the clock goes forwards, or back by up to a day or a period of the schedule.
       One that went back further was wrong before, and holds up no more than one run.
-    * A run that was cut off goes on with the backup that it made, if it made one.
+    * A run that was cut off goes on with the backup that it made, if it made one, until the next instant comes: then
+      it begins anew.
+    * A repository is made only as long as none is known: one that is gone is a failure.
     * One run at a time and store: whoever has ``DATA/schedule.lock``. It reads the state first.
     * Nothing is pruned by a run whose backup is not verified, or did not pass its test; and never that backup.
 """
@@ -26,59 +28,32 @@ import msgspec
 from .. import events
 from .._failpoints import hit
 from .._fs import FileSystem, RealFileSystem
-from .._json import check_depth
 from .._keys import StoreKey, using_key
 from ..config import Settings
 from ..errors import (
     BackupDamaged,
     BackupNotFound,
     CorruptionError,
-    FormatTooNew,
     HoldfastError,
     InternalError,
-    MissingFile,
     StoreLocked,
 )
 from ..store.opening import read_identity
 from .create import create_backup
-from .manifest import Manifest, new_name
 from .proof import restore_and_compare
 from .prune import KeepRules, prune_backups
 from .repository import BackupRepository
-from .schedule import Schedule
+from .schedule import TIME_US_MAX, Schedule
+from .schedule_state import STATE_NAME, ScheduleState, load_schedule_state
 from .verify import verify_backup
 
-__all__ = ["BACKOFF_SECONDS_MAX", "RunReport", "ScheduleState", "ScheduledBackups", "load_schedule_state"]
+__all__ = ["BACKOFF_SECONDS_MAX", "RunReport", "ScheduledBackups"]
 
-STATE_NAME: Final = "schedule.json"
 LOCK_NAME: Final = "schedule.lock"
 BACKOFF_SECONDS_MAX: Final = 3600
 _BACKOFF_SECONDS_FIRST: Final = 60
-_STATE_BYTES_MAX: Final = 4096
-_KIND: Final = "holdfast-schedule"
-_FORMAT: Final = 1
 _SECOND_US: Final = 1_000_000
 _BACK_US_MAX: Final = 86_400 * _SECOND_US
-_STAMP: Final = len("YYYYMMDDThhmmssffffff")
-
-
-class ScheduleState(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """``schedule.json``. Times are microseconds since 1970, UTC; 0 is none.
-
-    ``handled_us``: instants up to here are done. ``ahead_us``: one that was done while the clock was ahead.
-    ``started_us``: when the run began that is not done; ``backup`` is the one that it made, ``anew`` says that it was
-    damaged and the next has to be made with ``check``. ``failures`` of the run so far, and when it is tried again.
-    """
-
-    ahead_us: int = 0
-    anew: bool = False
-    backup: str = ""
-    failures: int = 0
-    format: int = _FORMAT
-    handled_us: int = 0
-    kind: str = _KIND
-    retry_us: int = 0
-    started_us: int = 0
 
 
 class RunReport(msgspec.Struct, frozen=True):
@@ -103,31 +78,6 @@ class _Stopped(Exception):
     """The run was asked to end."""
 
 
-def load_schedule_state(root: Path, *, fs: FileSystem | None = None) -> ScheduleState | None:
-    """What is known of the runs of the store at ``root``; ``None`` if nothing is.
-
-    A state that cannot be read counts as one in which nothing was done: a backup too many is better than one too few.
-    Raises ``FormatTooNew``.
-    """
-    files = fs or RealFileSystem()
-    try:
-        data = files.read_bytes(root / STATE_NAME, limit=_STATE_BYTES_MAX)
-    except MissingFile:
-        return None
-    except HoldfastError:
-        return ScheduleState()
-    try:
-        check_depth(data)
-        state = msgspec.json.decode(data, type=ScheduleState)
-    except ValueError:
-        return ScheduleState()
-    if state.kind == _KIND and state.format > _FORMAT:
-        raise FormatTooNew("the schedule was written in a newer format", path=root / STATE_NAME, found=state.format)
-    times = (state.ahead_us, state.handled_us, state.retry_us, state.started_us, state.failures)
-    sound = state.kind == _KIND and state.format == _FORMAT and all(0 <= value < 2**63 for value in times)
-    return state if sound else ScheduleState()
-
-
 class ScheduledBackups:
     """The runs of one store. Belongs to one thread; another process may have the store open, or none."""
 
@@ -135,7 +85,7 @@ class ScheduledBackups:
         self,
         root: str | os.PathLike[str],
         schedule: Schedule,
-        repository: Callable[[], BackupRepository],
+        repository: Callable[[bool], BackupRepository],
         *,
         settings: Settings | None = None,
         clock: Callable[[], int] = lambda: time.time_ns() // 1000,
@@ -149,7 +99,7 @@ class ScheduledBackups:
 
         Args:
             root: directory of the store.
-            repository: opens the repository, for each run anew.
+            repository: opens the repository, for each run anew; told whether it may be made where nothing is.
             settings: rules of pruning, whether backups are tested, and how the tested store is opened.
             clock: microseconds since 1970, UTC.
             store_key: that of an encrypted store, without which it cannot be restored as a test.
@@ -167,6 +117,8 @@ class ScheduledBackups:
         self._fs = fs or RealFileSystem()
         self._place = "the repository"
         self._pause_until_us = 0
+        self._failures = 0
+        self._store_id: str | None = None
         self.failure: HoldfastError | None = None
         """Why the last run failed; ``None`` if it did not."""
 
@@ -178,18 +130,27 @@ class ScheduledBackups:
             upcoming = self.next_us()
         except HoldfastError:  # the next run tells it
             return None
-        now = self._clock()
+        now = self._now()
         return None if upcoming is None else max(0, max(upcoming, self._pause_until_us) - now) / _SECOND_US
 
     def next_us(self) -> int | None:
         """When the next run is due or tried again, as far as it is known now. Raises ``FormatTooNew``."""
-        now = self._clock()
-        state = load_schedule_state(self.root, fs=self._fs) or ScheduleState(handled_us=now)
+        now = self._now()
+        state = self._load() or ScheduleState(handled_us=now)
         state = self._settled(state, now)
         if self._due(state, now) is not None:
             return max(now, state.retry_us if state.failures else now)
         after = max(now, state.handled_us)
         return self.schedule.next(after)
+
+    def _now(self) -> int:
+        """What the clock says, as far as a time can be written down."""
+        return min(max(1, self._clock()), TIME_US_MAX)
+
+    def _load(self) -> ScheduleState | None:
+        if self._store_id is None:
+            self._store_id = read_identity(self._fs, self.root).store_id.hex()
+        return load_schedule_state(self.root, store=self._store_id, fs=self._fs)
 
     def _settled(self, state: ScheduleState, now: int) -> ScheduleState:
         """``state`` after a look at the clock, which may have been far ahead."""
@@ -206,10 +167,11 @@ class ScheduledBackups:
 
     def _waits(self, state: ScheduleState, now: int) -> bool:
         """True before the next attempt. A time too far away was written by a clock that was ahead."""
-        for until in (state.retry_us if state.failures else 0, self._pause_until_us):
-            if now < until <= now + BACKOFF_SECONDS_MAX * _SECOND_US:
-                return True
-        return False
+        return self._ahead(state.retry_us if state.failures else 0, now) or self._ahead(self._pause_until_us, now)
+
+    @staticmethod
+    def _ahead(until: int, now: int) -> bool:
+        return now < until <= now + BACKOFF_SECONDS_MAX * _SECOND_US
 
     # -- running --------------------------------------------------------------------------------------------------
 
@@ -219,6 +181,8 @@ class ScheduledBackups:
         A failed run is told by the event ``backup_run_failed``, kept in ``failure`` and tried again, after a minute,
         two minutes, four, up to an hour. Raises nothing but what ends the process.
         """
+        if self._ahead(self._pause_until_us, self._now()):
+            return None
         try:
             lock = self._fs.lock(self.root / LOCK_NAME, f"{os.getpid()} schedule")
         except StoreLocked:
@@ -235,13 +199,17 @@ class ScheduledBackups:
     def _run_due(self) -> RunReport | None:
         step, due, state = "state", None, ScheduleState()
         try:
-            now = self._clock()
-            found = load_schedule_state(self.root, fs=self._fs)
+            now = self._now()
+            found = self._load()
             state = self._settled(found or ScheduleState(handled_us=now), now)
+            state = msgspec.structs.replace(state, store=self._store_id or "")
             if state != found:
                 self._publish(state)
             due = self._due(state, now)
-            if due is None or self._waits(state, now):
+            if due is None:
+                self._failures = 0
+                return None
+            if self._waits(state, now):
                 return None
             return self._run(state, due)
         except _Stopped:
@@ -256,18 +224,18 @@ class ScheduledBackups:
     def _run(self, state: ScheduleState, due: int) -> RunReport:
         """The run of the instant ``due``. Raises ``_Failed``."""
         started = time.monotonic()
-        step = "state"
+        step = "open"
+        state = msgspec.structs.replace(state, started_us=state.started_us or self._now())
         try:
-            resumed = state.started_us != 0
-            if not resumed:
-                state = msgspec.structs.replace(state, started_us=max(1, self._clock()), backup="")
-                self._publish(state)
-            step = "open"
-            repository = self._open()
+            repository = self._opened(state)
             self._place = repository.place
             step = "create"
+            resumed = (state.due_us, state.repository) == (due, repository.id)
+            if not resumed:
+                state = self._begun(state, due, repository)
+                self._publish(state)
             if not state.backup:
-                name = self._made_before(repository, state.started_us) if resumed and not state.anew else None
+                name = self._newest(repository, after=state.before) if resumed and not state.anew else None
                 state = msgspec.structs.replace(state, backup=name or self._create(repository, state), anew=False)
                 hit("backup.schedule.made")
                 self._publish(state)
@@ -285,32 +253,59 @@ class ScheduledBackups:
             ).removed
             step = "state"
             hit("backup.schedule.done")
-            self._publish(ScheduleState(handled_us=due, ahead_us=state.ahead_us))
+            self._publish(ScheduleState(handled_us=due, repository=state.repository, store=state.store))
         except HoldfastError as error:
             raise _Failed(step, state, error) from error
         except _Stopped:
             raise
         except Exception as error:  # of ours, or of a library: backups go on
             raise _Failed(step, state, InternalError(f"{type(error).__name__}: {error}", path=self.root)) from error
-        self.failure, self._pause_until_us = None, 0
+        self.failure, self._pause_until_us, self._failures = None, 0, 0
         report = RunReport(due, state.backup, tested, removed, time.monotonic() - started)
+        self._tell_done(report)
+        return report
+
+    def _tell_done(self, report: RunReport) -> None:
         events.emit(
             "backup_run_done",
             logging.INFO,
-            f"the scheduled backup {report.name} of {self.root} is made, verified and {_WORDS[tested]}",
+            f"the scheduled backup {report.name} of {self.root} is made, verified and {_WORDS[report.tested]}",
             path=str(self.root),
             repository=self._place,
             schedule=self.schedule.text,
             **report.as_dict(),
         )
-        return report
 
-    def _made_before(self, repository: BackupRepository, started_us: int) -> str | None:
-        """The newest backup of this store that was made since the run began: the run made it, or nobody has to."""
-        store_id = read_identity(self._fs, self.root).store_id.hex()
-        since = new_name(started_us)[:_STAMP]
-        newest: Manifest | None = next((form for form in repository.readable() if form.store_id == store_id), None)
-        return newest.name if newest is not None and newest.name[:_STAMP] >= since else None
+    def _opened(self, state: ScheduleState) -> BackupRepository:
+        """The repository, made if none is known yet: one that is gone may be on a disk that is not mounted."""
+        try:
+            return self._open(not state.repository)
+        except BackupNotFound as error:
+            if not state.repository:
+                raise
+            raise BackupNotFound(
+                "the repository of the earlier backups is gone",
+                path=error.context.get("path"),
+                repository=state.repository,
+                remedy="mount its disk, or correct its place; to begin with a new one run 'holdfast backup create'",
+            ) from error
+
+    def _begun(self, state: ScheduleState, due: int, repository: BackupRepository) -> ScheduleState:
+        """The state at the begin of the run of ``due``, whatever came of earlier ones."""
+        return msgspec.structs.replace(
+            state,
+            started_us=self._now(),
+            due_us=due,
+            backup="",
+            before=self._newest(repository) or "",
+            repository=repository.id,
+        )
+
+    def _newest(self, repository: BackupRepository, *, after: str = "") -> str | None:
+        """The newest backup of this store, if it was made after the one named ``after``."""
+        names = (form.name for form in repository.readable() if form.store_id == self._store_id)
+        name = next(names, None)
+        return name if name is not None and name > after else None
 
     def _create(self, repository: BackupRepository, state: ScheduleState) -> str:
         return create_backup(
@@ -353,14 +348,14 @@ class ScheduledBackups:
     # -- state ----------------------------------------------------------------------------------------------------
 
     def _publish(self, state: ScheduleState) -> None:
-        self._fs.write_atomic(self.root / STATE_NAME, msgspec.json.encode(state, order="sorted"))
+        self._fs.write_atomic(self.root / STATE_NAME, state.encoded())
 
     def _tell_failed(self, state: ScheduleState, due: int | None, step: str, error: HoldfastError) -> None:
         """The failure is known, told, and written down if that is possible."""
-        failures = min(state.failures + 1, 1_000_000)
+        failures = self._failures = min(max(state.failures, self._failures) + 1, 1_000_000)
         pause = min(BACKOFF_SECONDS_MAX, _BACKOFF_SECONDS_FIRST * 2 ** min(failures - 1, 20))
         self.failure = error
-        self._pause_until_us = self._clock() + pause * _SECOND_US
+        self._pause_until_us = self._now() + pause * _SECOND_US
         useless = isinstance(error, CorruptionError | BackupNotFound) and step in ("verify", "test")
         if due is not None:
             state = msgspec.structs.replace(state, failures=failures, retry_us=self._pause_until_us)

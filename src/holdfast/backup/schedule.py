@@ -16,7 +16,7 @@ from cronsim import CronSim, CronSimError
 from ..errors import InvalidInputError
 from ..limits import BACKUP_SCHEDULE_CHARACTERS_MAX
 
-__all__ = ["Schedule"]
+__all__ = ["TIME_US_MAX", "Schedule"]
 
 _MINUTE_US: Final = 60_000_000
 _DAYS: Final = ("sunday", "monday", "tuesday", "wednesday", "thursday", "friday", "saturday")
@@ -28,7 +28,7 @@ _DAILY: Final = re.compile(rf"daily{_CLOCK}", re.ASCII)
 _WEEKLY: Final = re.compile(rf"weekly ({'|'.join(_DAYS)}){_CLOCK}", re.ASCII)
 _MONTHLY: Final = re.compile(rf"monthly ([1-9]|1[0-9]|2[0-8]){_CLOCK}", re.ASCII)
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-_END_US: Final = 253_000_000_000 * 1_000_000
+TIME_US_MAX: Final = 253_000_000_000 * 1_000_000
 """A moment in the year 9987: instants behind it are none."""
 
 
@@ -72,7 +72,7 @@ class Schedule:
         return self._step((time_us // _MINUTE_US + 1) * _MINUTE_US, reverse=True)
 
     def _step(self, from_us: int, *, reverse: bool) -> int | None:
-        if not 0 <= from_us <= _END_US:
+        if not 0 <= from_us <= TIME_US_MAX:
             return None
         start = _EPOCH + timedelta(microseconds=from_us)
         found = next(CronSim(self._cron, start, reverse=reverse), None)

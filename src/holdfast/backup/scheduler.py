@@ -66,8 +66,8 @@ class BackupScheduler:
         place = repository_place(settings.backup_target, store.path) if repository is None else repository
         assert place is not None
 
-        def opened() -> BackupRepository:
-            return open_repository(place, key=key, create=True)
+        def opened(create: bool) -> BackupRepository:
+            return open_repository(place, key=key, create=create)
 
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None

@@ -91,8 +91,8 @@ def schedule(
     if not once:
         warn_same_device(place, data_dir, out)
 
-    def opened() -> BackupRepository:
-        return open_repository(place, key=key_of(key_file, passphrase_file), create=True)
+    def opened(create: bool) -> BackupRepository:
+        return open_repository(place, key=key_of(key_file, passphrase_file), create=create)
 
     with StopSignals() as stop:
         backups = ScheduledBackups(
@@ -107,7 +107,7 @@ def schedule(
 
 
 def _facts(backups: ScheduledBackups, chosen: Schedule, place: str, data_dir: Path) -> dict[str, object]:
-    from ..backup.runs import load_schedule_state
+    from ..backup.schedule_state import load_schedule_state
 
     state = load_schedule_state(data_dir)
     upcoming: list[str] = []
