@@ -120,8 +120,8 @@ def lose_identity_and_two_segments(files: Files, root: Path) -> None:
     del files[found[2]]
 
 
-def lose_the_newest(files: Files, root: Path) -> None:
-    del files[segments(files, root)[-1]]
+def lose_a_frame_of_the_newest(files: Files, root: Path) -> None:
+    flip(files, segments(files, root)[-1], 140)
 
 
 def lose_the_third(files: Files, root: Path) -> None:
@@ -138,7 +138,7 @@ def lose_the_first(files: Files, root: Path) -> None:
 
 RIGS = [
     Rig("identity and segments", lose_identity_and_two_segments),
-    Rig("the newest segment after a kill", lose_the_newest, closed=False, fenced=True),
+    Rig("the newest segment after a kill", lose_a_frame_of_the_newest, closed=False, fenced=True),
     Rig("back to the last whole frame", lose_the_third, rung="backup", height=-1, fenced=True),
     Rig("back to a checkpoint", lose_the_first, rung="checkpoint", height=20, first=20, fenced=True),
 ]

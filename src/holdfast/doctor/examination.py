@@ -66,9 +66,9 @@ class Treatment:
         builder = self._builder
         if builder is None:
             builder = self._builder = Builder(case.fs, case.root, case.identity.identity, case.segments, case.backups)
-        if rung == "backup":
-            _ = case.views  # they may know of more frames, and name the blocks
         broken = case.journal_problem is not None or case.mark_problem is not None
+        if broken:
+            _ = case.views  # they may know of more frames, and name the blocks
         chain = builder.build(case.marks) if broken else None
         if rung == "lossless":
             return plan_lossless(case, builder, chain)

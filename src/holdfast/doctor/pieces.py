@@ -18,6 +18,7 @@ from ..backup.manifest import Manifest, SegmentFile
 from ..errors import BackupDamaged, CorruptionError, HoldfastError
 from ..journal.api import Frame
 from ..journal.compacted import CompactedFile, open_segment
+from ..journal.recovery import frames_alone
 from ..journal.segment import SEGMENT_HEADER_BYTES, Segment, SegmentHeader, decode_header, encode_header
 from ..store.identity import Identity
 from .examine import SegmentState, examine_file, segment_path
@@ -60,15 +61,35 @@ class Piece:
 
 
 class Chain(NamedTuple):
-    """Pieces that follow from one another. ``whole`` if every frame that is known to be acknowledged is in them."""
+    """Pieces that follow from one another. ``whole`` if every frame that may have been acknowledged is in them.
+
+    ``doubt`` says why it is not whole, where something other than a missing frame speaks against it.
+    """
 
     pieces: list[Piece]
     whole: bool
+    doubt: str = ""
 
     @property
     def last_seq(self) -> int:
         """Seq of the last frame; 0 if there is none."""
         return self.pieces[-1].state.last_seq if self.pieces else 0
+
+
+class Own(NamedTuple):
+    """A frame that stands in a local file."""
+
+    seq: int
+    digest: bytes
+    offset: int
+
+
+class _Step(NamedTuple):
+    """A piece that a chain may take next; ``on``: another one may follow. ``own``: frames of it in local files."""
+
+    piece: Piece
+    on: bool
+    own: int
 
 
 class Builder:
@@ -82,28 +103,74 @@ class Builder:
         self._identity = identity
         self._segments = segments
         self._backups = backups
+        self._own: dict[int, list[Own]] = {}
+        self._looked_at: dict[tuple[str, int, int | None], SegmentState | None] = {}
         self.damage: list[str] = []
         """What was wrong with backups that could not be used."""
 
     def build(self, marks: list[Mark]) -> Chain:
-        """The longest chain of pieces that holds ``marks`` if that is possible."""
-        pieces: list[Piece] = []
-        seq, digest, number = 0, bytes(32), 1
+        """A chain that is whole, if there is one; else that with the most frames of local files, and then the longest.
+
+        Where nothing proves which copy of a segment is the right one, each is tried.
+        """
         newest = max(marks, key=lambda mark: mark.seq, default=None)
-        while True:
-            piece = self._closed(number, seq, digest, marks, newest)
-            last = piece is None
-            if piece is None:
-                piece = self._tail(number, seq, digest, newest)
-            if piece is None:
-                break
-            pieces.append(piece)
-            seq, digest, number = piece.state.last_seq, piece.state.digest, number + 1
-            if last or not self._more(number, seq, newest):
-                break
-        chain = Chain(pieces, False)
-        behind = [each for each in self._segments.values() if each.number >= number and each.begun]
-        return Chain(pieces, not behind and bool(pieces) and all(self._holds(chain, mark) for mark in marks))
+        best, rank, doubt = list[Piece](), (-1, -1), ""
+        taken: list[_Step] = []
+        seen = set[tuple[int, bytes, bool]]()
+        ways = [self._steps(1, 0, bytes(32), marks)]
+        while ways:
+            step = next(ways[-1], None)
+            if step is None:
+                ways.pop()
+                del taken[-1:]
+                continue
+            state = step.piece.state
+            on = step.on and self._more(state.number + 1, state.last_seq, newest)
+            place = (state.number, state.digest, on)
+            if place in seen:
+                continue
+            seen.add(place)
+            found = [*(each.piece for each in taken), step.piece]
+            worth = (sum(each.own for each in taken) + step.own, state.last_seq)
+            problem = None
+            if not on:
+                problem = self._doubt(Chain(found, False), marks)
+                if problem is None:
+                    return Chain(found, True)
+            if worth > rank:
+                best, rank, doubt = found, worth, problem or ""
+            if on:
+                taken.append(step)
+                ways.append(self._steps(state.number + 1, state.last_seq, state.digest, marks))
+        return Chain(best, False, doubt)
+
+    def _doubt(self, chain: Chain, marks: list[Mark]) -> str | None:
+        """Why the chain may lack a frame that was acknowledged; empty if frames are simply missing."""
+        last = chain.pieces[-1]
+        if any(each.number > last.number and each.begun for each in self._segments.values()):
+            return ""
+        if not all(self._holds(chain, mark) for mark in marks):
+            return ""
+        known = max((mark.seq for mark in marks), default=0)
+        kept = {piece.number for piece in chain.pieces if piece.keep}
+        behind = {
+            frame.seq: frame.digest
+            for piece in chain.pieces
+            if piece.state.last_seq > known
+            for frame in self.frames(piece)
+        }
+        own: dict[int, bytes] = {}
+        for state in self._segments.values():
+            if state.bytes and state.number not in kept:
+                own |= {frame.seq: frame.digest for frame in self._alone(state.number) if frame.seq >= known}
+        lost = [seq for seq, digest in own.items() if seq > known and behind.get(seq) != digest]
+        if lost:
+            return f"frame {min(lost)} can still be read, and nothing leads up to it"
+        end = (last.state.last_seq, last.state.digest)
+        closed = any(mark.clean and (mark.seq, mark.digest) == end for mark in marks)
+        if last.backup is not None and last.split is None and not closed and own.get(end[0]) != end[1]:
+            return f"only backups say that frame {end[0]} is the last one"
+        return None
 
     def _more(self, number: int, seq: int, newest: Mark | None) -> bool:
         local = any(each.begun for each in self._segments.values() if each.number >= number)
@@ -121,37 +188,66 @@ class Builder:
 
     # -- one segment --------------------------------------------------------------------------------------------
 
-    def _closed(self, number: int, seq: int, digest: bytes, marks: list[Mark], newest: Mark | None) -> Piece | None:
-        """Segment ``number`` with its seal, or ``None``."""
+    def _steps(self, number: int, seq: int, digest: bytes, marks: list[Mark]) -> Iterator[_Step]:
+        """What segment ``number`` may be, own frames first; one alone where its end is known and can be had."""
         wanted = self._wanted(number, marks)
         local = self._segments.get(number)
         follows = local is not None and local.begun and (local.first_seq, local.previous) == (seq + 1, digest)
         if local is not None and follows:
-            end = (local.last_seq, local.digest)
-            if local.state == "sealed" and wanted in (None, end):
-                return Piece(number, local, sealed=True, keep=True)
-            if wanted == end:
-                return Piece(number, local, sealed=True, keep=False)
-            if wanted is None and (newest is None or newest.seq <= local.last_seq):
-                return None  # the segment that was written to last: a backup may be of another copy of the store
-        for piece in self._offers(number, seq, digest, local if follows else None, wanted):
-            found = (piece.state.last_seq, piece.state.digest)
-            if found == wanted or (wanted is None and piece.sealed):
-                return Piece(number, piece.state, True, False, piece.backup, piece.split)
-        return None
+            own = local.last_seq - seq
+            if wanted == (local.last_seq, local.digest):
+                yield _Step(Piece(number, local, sealed=True, keep=local.state == "sealed"), True, own)
+                return
+            if wanted is None and local.state == "sealed":
+                yield _Step(Piece(number, local, sealed=True, keep=True), True, own)
+        offers: list[tuple[Piece, int]] = []
+        for piece in self._offers(number, seq, digest, local, wanted):
+            if wanted is not None and wanted == (piece.state.last_seq, piece.state.digest):
+                yield _Step(Piece(number, piece.state, True, False, piece.backup, piece.split), True, wanted[0] - seq)
+                return
+            worth = self._own_frames(piece, marks)
+            if worth is not None:
+                offers.append((piece, worth))
+        if local is not None and follows:
+            yield _Step(Piece(number, local, sealed=False, keep=True), False, local.last_seq - seq)
+        offers.sort(key=lambda each: -each[1])
+        for on in (True, False):
+            for piece, worth in offers:
+                if not on or (wanted is None and piece.sealed and not self._goes_on(piece)):
+                    yield _Step(piece, on, worth)
 
-    def _tail(self, number: int, seq: int, digest: bytes, newest: Mark | None) -> Piece | None:
-        """The last segment, as far as it goes."""
-        local = self._segments.get(number)
-        best: Piece | None = None
-        if local is not None and local.begun and (local.first_seq, local.previous) == (seq + 1, digest):
-            best = Piece(number, local, sealed=False, keep=True)
-            if newest is None or local.last_seq >= newest.seq:
-                return best
-        for piece in self._offers(number, seq, digest, local, None):
-            if best is None or piece.state.last_seq > best.state.last_seq:
-                best = piece
-        return best
+    def _own_frames(self, piece: Piece, marks: list[Mark]) -> int | None:
+        """Number of its frames that are in the local file; ``None`` if the file or a mark has another one for a seq."""
+        own = {frame.seq: frame.digest for frame in self._alone(piece.number)}
+        found = 0
+        for frame in self.frames(piece):
+            if any(mark.seq == frame.seq and mark.digest != frame.digest for mark in marks):
+                return None
+            if own.get(frame.seq, frame.digest) != frame.digest:
+                return None
+            found += frame.seq in own
+        return found
+
+    def _goes_on(self, piece: Piece) -> bool:
+        """True if the local file holds frames behind those of the piece."""
+        return any(frame.seq > piece.state.last_seq for frame in self._alone(piece.number))
+
+    def _alone(self, number: int) -> list[Own]:
+        """Frames of the local file of segment ``number`` that can be read, wherever they stand."""
+        state = self._segments.get(number)
+        if state is None or not state.bytes:
+            return []
+        if number not in self._own:
+            try:
+                file = self._fs.open(segment_path(self._root, number), read_only=True)
+            except HoldfastError:
+                return []
+            try:
+                found = frames_alone(file, 0, self._identity.salt)
+                self._own[number] = [Own(frame.seq, frame.digest, frame.offset) for frame in found]
+            finally:
+                file.close()
+        return self._own[number]
 
     def _offers(
         self, number: int, seq: int, digest: bytes, local: SegmentState | None, wanted: tuple[int, bytes] | None
@@ -167,14 +263,33 @@ class Builder:
         for form, entry, before in entries:
             if entry.first_seq != seq + 1 or (before is not None and before != digest.hex()):
                 continue
+            for split in self._splits(number, local, entry):
+                state = self._examined(form, entry, split)
+                if (
+                    state is not None
+                    and state.previous == digest
+                    and (state.number, state.first_seq) == (number, seq + 1)
+                ):
+                    yield Piece(number, state, False, False, (form, entry), split)
             state = self._examined(form, entry, None)
-            if state is None or (state.previous, state.digest.hex()) != (digest, entry.digest):
-                continue
-            yield Piece(number, state, entry.sealed, False, (form, entry))
-            if local is not None and not entry.sealed and local.bytes > entry.frames_end:
-                state = self._examined(form, entry, entry.frames_end)
-                if state is not None and state.last_seq > entry.last_seq:
-                    yield Piece(number, state, False, False, (form, entry), entry.frames_end)
+            if state is not None and (state.previous, state.digest.hex()) == (digest, entry.digest):
+                yield Piece(number, state, entry.sealed, False, (form, entry))
+
+    def _splits(self, number: int, local: SegmentState | None, entry: SegmentFile) -> list[int]:
+        """Where the bytes of a backup may end and those of the local file go on: behind the damage, or at its end."""
+        if local is None:
+            return []
+        splits = []
+        start, after = 0, local.last_seq + 1
+        for frame in self._alone(number):
+            if frame.seq != after:
+                start = frame.offset
+            after = frame.seq + 1
+        if local.frames_end < start < entry.frames_end:
+            splits.append(start)
+        if local.bytes > entry.frames_end:
+            splits.append(entry.frames_end)
+        return splits
 
     def _agrees(self, form: Manifest, number: int) -> bool:
         """True if the backup goes on with the next segment that is there: one of another copy of the store does not."""
@@ -183,6 +298,12 @@ class Builder:
         return 0 <= index < len(form.segments) and form.segments[index].digest == self._segments[after].previous.hex()
 
     def _examined(self, form: Manifest, entry: SegmentFile, split: int | None) -> SegmentState | None:
+        place = (form.name, entry.number, split)
+        if place not in self._looked_at:
+            self._looked_at[place] = self._examine(form, entry, split)
+        return self._looked_at[place]
+
+    def _examine(self, form: Manifest, entry: SegmentFile, split: int | None) -> SegmentState | None:
         try:
             file = self._join(entry, split)
             try:

@@ -137,6 +137,8 @@ def plan_lossless(case: Case, builder: Builder | None, chain: Chain | None) -> W
 
 
 def _why(case: Case, builder: Builder, chain: Chain) -> str:
+    if chain.doubt:
+        return f"a block that was acknowledged may be lost: {chain.doubt}"
     place = len(chain.pieces) + 1
     said = "; ".join(dict.fromkeys(builder.damage)) or f"no backup of this store in {case.backups.place} has them"
     where = f"frames behind {chain.last_seq}" if chain.pieces else f"segment {place}"
