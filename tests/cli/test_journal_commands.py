@@ -84,6 +84,18 @@ def test_prune_with_a_backup_and_refill(place: Path) -> None:
     assert lost(store) == []
 
 
+def test_a_refill_ends_with_an_error_where_every_backup_is_damaged(place: Path) -> None:
+    store, repository = place / "store", place / "repository"
+    done("journal", "prune", "--below", str(FLOOR), "-r", repository, "-d", store)
+    for path in repository.glob("chunks/*/*"):
+        path.write_bytes(path.read_bytes()[:-1] + b"!")
+    answer = holdfast("journal", "refill", "-r", repository, "-d", store)
+    assert answer.code == 3, answer
+    assert "damaged in backups" in answer.out
+    assert "segments=1, 2" in answer.err
+    assert lost(store) == list(range(FLOOR))
+
+
 def test_the_settings_say_the_rule(place: Path) -> None:
     store = place / "store"
     with (store / "config.toml").open("a") as file:

@@ -109,6 +109,24 @@ def test_a_rotten_archive_is_not_taken_over_once_it_is_checked(tmp_path: Path, b
     assert pruned_entries(backup(tmp_path / "s", place, check=True)) == []
 
 
+def test_a_damaged_segment_of_a_backup_does_not_end_the_refill(tmp_path: Path, blocks: list[Block]) -> None:
+    place = repository(tmp_path / "r")
+    form = backup(tmp_path / "s", place)
+    with opened(tmp_path / "s") as store:
+        prune(store, place)
+        for index in (0, 3):
+            path = next(path for path in chunk_files(place) if path.name == form.segments[index].chunks[0].id)
+            path.write_bytes(path.read_bytes()[:-1] + b"!")
+        original = originals_of(place, store_id(store), workers=0)
+        with pytest.raises(BackupDamaged):
+            store.retention.refill(original)
+        report = store.retention.refill(original, missing=(BackupNotFound, BackupDamaged))
+        assert (report.damaged, report.missing, report.complete) == ((1, 4), (), True)
+        assert report.as_dict()["damaged"] == [1, 4]
+        assert store.retention.status().pruned == 2
+        assert 0 < len(without(store, blocks)) < FLOOR // 2
+
+
 def test_a_pruned_store_without_an_earlier_backup(tmp_path: Path, blocks: list[Block]) -> None:
     with opened(tmp_path / "s") as store:
         store.compact()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..errors import BackupNotFound, InvalidInputError, StoreNotFound
+from ..errors import BackupDamaged, BackupNotFound, InvalidInputError, StoreNotFound
 from .backup_options import KeyFile, PassphraseFile, RepositoryPath, open_place, place_of
 from .options import Config, DataDir, Json, Seconds
 from .output import Output, bytes_text, count_text
@@ -155,7 +155,7 @@ def _tell(report: RetentionReport, out: Output) -> None:
         values["indexes_to_look_at"] = ", ".join(report.indexes)
     out.record(values)
     if not report.blocks:
-        out.text("nothing to prune\n")
+        out.text("nothing to prune: compaction is enough\n" if report.freed_bytes > 0 else "nothing to prune\n")
     elif report.dry_run:
         out.text(f"dry run: {count_text(report.blocks)} blocks would lose their bodies; nothing was changed\n")
 
@@ -174,7 +174,7 @@ def refill(
 ) -> None:
     """Bring back bodies and extras that were pruned, out of the backups of this store, each checked by its hash.
 
-    A segment that no backup holds whole stays as it is, and is named. Stopped, it goes on later.
+    A segment that no backup holds whole, or only damaged, stays as it is, and is named. Stopped, it goes on later.
     """
     from ..backup import originals_of
     from .session import open_to_write, tell_recovery
@@ -191,7 +191,7 @@ def refill(
                 from_height=from_height,
                 progress=lambda done, total: progress.stage(title, done, total),
                 keep_going=lambda: not stop(),
-                missing=BackupNotFound,
+                missing=(BackupNotFound, BackupDamaged),
             )
     if as_json:
         out.record(report.as_dict())
@@ -203,9 +203,16 @@ def refill(
                 "segments_filled": report.segments,
                 "filled": bytes_text(report.filled_bytes),
                 "in_no_backup": ", ".join(map(str, report.missing)) or "none",
+                "damaged_in_backups": ", ".join(map(str, report.damaged)) or "none",
                 "seconds": round(report.seconds, 1),
             }
         )
     if not report.complete:
         out.note(_AGAIN)
         raise typer.Exit(INTERRUPTED)
+    if report.damaged:
+        raise BackupDamaged(
+            "some segments are damaged in every backup; all others were filled",
+            path=place.place,
+            segments=", ".join(map(str, report.damaged)),
+        )

@@ -24,7 +24,7 @@ from .._failpoints import hit
 from .._fs import File
 from ..blocks.entries import decode_block
 from ..blocks.lookup import load_canonical
-from ..errors import FinalityError, InvalidInputError, StateError
+from ..errors import BackupDamaged, FinalityError, InvalidInputError, StateError
 from ..events import emit
 from ..journal.api import Frame, FrameSource, Kind, Part
 from ..journal.compacted import Hole
@@ -109,19 +109,24 @@ class RetentionReport:
 
 @dataclass(frozen=True, slots=True)
 class RefillReport:
-    """What came back: in how many ``segments``, how many bytes. ``missing``: segments that no backup holds whole."""
+    """What came back: in how many ``segments``, how many bytes.
+
+    ``missing``: segments that no backup holds whole; ``damaged``: those that are damaged in every one that does.
+    """
 
     floor_before: int
     floor_after: int
     segments: int
     filled_bytes: int
     missing: tuple[int, ...]
+    damaged: tuple[int, ...]
     seconds: float
     complete: bool
 
     def as_dict(self) -> dict[str, object]:
         """Plain JSON values."""
-        return asdict(self) | {"missing": list(self.missing), "seconds": round(self.seconds, 3)}
+        named = {"missing": list(self.missing), "damaged": list(self.damaged)}
+        return asdict(self) | named | {"seconds": round(self.seconds, 3)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -462,7 +467,8 @@ class Retention:
 
         Args:
             original: gives a segment as a backup has it; see ``holdfast.backup.originals_of``.
-            missing: errors of ``original`` that mean it has no such segment; it is left as it is, and reported.
+            missing: errors of ``original`` that mean it has no such segment, or only a damaged one; that segment is
+                left as it is, and reported.
             progress, keep_going: as in ``prune``.
         Raises:
             CorruptionError: what ``original`` gave is not that segment; it was left as it is.
@@ -478,12 +484,13 @@ class Retention:
             pace = Pace(sum(cut.info.raw_bytes for cut in cuts) * _PASSES, None, progress, keep_going)
             filled = segments = 0
             absent: list[int] = []
+            damaged: list[int] = []
             complete = True
             for cut in cuts:
                 try:
                     self._fill(cut, original, pace)
-                except missing:
-                    absent.append(cut.info.number)
+                except missing as error:
+                    (damaged if isinstance(error, BackupDamaged) else absent).append(cut.info.number)
                     continue
                 except Stopped:
                     complete = False
@@ -502,7 +509,8 @@ class Retention:
                     floor_after=after,
                     filled_bytes=filled,
                 )
-            return RefillReport(before.floor, after, segments, filled, tuple(absent), seconds, complete)
+            named = tuple(absent), tuple(damaged)
+            return RefillReport(before.floor, after, segments, filled, *named, seconds, complete)
 
     def _fill(self, cut: _Cut, original: Original, pace: Pace) -> None:
         info, holes = cut.info, _holes_of(self._journal, cut)
