@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
+from ..._keys import StoreKey
 from ...config import ENVIRONMENT_PREFIX, Settings
 from ...doctor.ladder import open_recovered
 from ...errors import InvalidInputError, NotFoundError
@@ -59,6 +60,7 @@ class HoldfastDB(BaseAtomicDB):
         store: Store | None = None,
         space: str = SPACE_DEFAULT,
         settings: Settings | None = None,
+        key: bytes | StoreKey | None = None,
     ) -> None:
         """The database at ``db_path``, made if nothing is there, or in a ``store`` that is open.
 
@@ -67,12 +69,12 @@ class HoldfastDB(BaseAtomicDB):
                 the environment variable ``HOLDFAST_DATA_DIR`` names, for ``eth.db.get_db_backend()``.
             store: keep the database here; it stays the caller's to close.
             space: name of the space of documents.
-            settings: of the store that is opened for ``db_path``.
+            settings, key: of the store that is opened for ``db_path``, as for ``holdfast.open``.
         Raises:
             InvalidInputError: neither or both of ``db_path`` and ``store`` were given.
             StoreLocked: the store is open already, here or in another process.
         """
-        if store is not None and (db_path is not None or settings is not None):
+        if store is not None and (db_path is not None or settings is not None or key is not None):
             raise InvalidInputError("a database is in a directory or in an open store, not in both")
         self._owned: Store | None = None
         if store is None:
@@ -83,7 +85,7 @@ class HoldfastDB(BaseAtomicDB):
                     "the database has no directory",
                     remedy=f"give 'db_path' or 'store', or set {_DIRECTORY_VARIABLE}",
                 )
-            store = self._owned = open_recovered(db_path, settings=settings)
+            store = self._owned = open_recovered(db_path, settings=settings, key=key)
         self.store = store
         """The store under the database."""
         try:

@@ -21,6 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TextIO
 
+from ..._keys import StoreKey
 from ...config import Settings
 from ...doctor.ladder import open_recovered
 from ...errors import HoldfastError, InvalidInputError, MiningCancelled, PersistenceError, StoreExists
@@ -77,6 +78,7 @@ class Blockchain:
         *,
         validate: bool = False,
         settings: Settings | None = None,
+        key: bytes | StoreKey | None = None,
         clock: Callable[[], int] = _now,
     ) -> Blockchain:
         """The chain at ``target`` (URL, path or open store), created with its genesis block if there is none.
@@ -84,6 +86,7 @@ class Blockchain:
         Args:
             validate: check every canonical block before returning.
             settings: of the store that is opened; not for one that is open already.
+            key: of the store that is opened, as for ``holdfast.open``; one that is open already has its own.
             clock: seconds since 1970, read for the timestamp of a mined block.
 
         Raises:
@@ -97,12 +100,14 @@ class Blockchain:
             raise InvalidInputError("the forced block at height 0 is not this chain's genesis", found=forced[0])
         owned = not isinstance(target, Store)
         if isinstance(target, Store):
+            if key is not None:
+                raise InvalidInputError("a store that is open already takes no key")
             chain.require(target.spec)
             store = target
             if forced:
                 store.force_blocks(forced)
         else:
-            store = open_recovered(target, chain=chain, forced_blocks=forced, settings=settings)
+            store = open_recovered(target, chain=chain, forced_blocks=forced, settings=settings, key=key)
         blockchain = cls(store, chain, config, owned=owned, clock=clock)
         if validate:
             try:
@@ -309,6 +314,7 @@ class Blockchain:
         config: ChainConfig | None = None,
         *,
         settings: Settings | None = None,
+        key: bytes | StoreKey | None = None,
         clock: Callable[[], int] = _now,
     ) -> Blockchain:
         """A new chain at ``target`` that holds what ``to_json`` wrote; exporting it gives the same bytes.
@@ -317,7 +323,7 @@ class Blockchain:
             StoreExists: the store holds more than its genesis block.
             InvalidInputError, InvalidBlock, ParentUnknown: the file is bad; the blocks before the fault are stored.
         """
-        blockchain = cls.load_or_create(target, config, settings=settings, clock=clock)
+        blockchain = cls.load_or_create(target, config, settings=settings, key=key, clock=clock)
         try:
             if blockchain.store.blocks.competitors(1):
                 raise StoreExists("an export can only be imported into a new store", height=blockchain.height)

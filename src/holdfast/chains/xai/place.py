@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Final
 
 from ..._fs import FileLock, FileSystem
+from ..._keys import StoreKey
 from ...config import Settings
 from ...doctor.ladder import open_recovered
 from ...errors import CorruptionError, ForeignStore, FormatError, InvalidInputError, StoreNotFound
@@ -41,10 +42,18 @@ _NAME: Final = re.compile(r"[a-z]+(\.[a-z]+)?-[0-9]{1,9}")
 class XaiPlace:
     """The paths below one data directory, and the store there."""
 
-    def __init__(self, fs: FileSystem, data_dir: Path, settings: Settings, engine: str | None = None) -> None:
+    def __init__(
+        self,
+        fs: FileSystem,
+        data_dir: Path,
+        settings: Settings,
+        engine: str | None = None,
+        key: bytes | StoreKey | None = None,
+    ) -> None:
         self._fs = fs
         self._settings = settings
         self._engine = engine
+        self._key = StoreKey.of(key)
         self._lock: FileLock | None = None
         self.data_dir = data_dir
         self.store = data_dir / "store"
@@ -137,4 +146,12 @@ class XaiPlace:
     def _open(self, path: Path, chain: XaiChain, *, create: bool, settings: Settings | None = None) -> Store:
         url = str(path) if self._engine is None else f"{self._engine}:{path}"
         chosen = self._settings if settings is None else settings
-        return open_recovered(url, chain=chain, create=create, settings=chosen, indexes=[ADDRESS_INDEX], fs=self._fs)
+        return open_recovered(
+            url,
+            chain=chain,
+            create=create,
+            settings=chosen,
+            indexes=[ADDRESS_INDEX],
+            fs=self._fs,
+            key=self._key,
+        )

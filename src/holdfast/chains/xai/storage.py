@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from ..._fs import FileSystem, RealFileSystem
+from ..._keys import StoreKey
 from ...config import Settings
 from ...errors import (
     ConflictError,
@@ -65,6 +66,7 @@ class BlockchainStorage:
         engine: str | None = None,
         recover: Recover = "lossless",
         archive: Archive | None = None,
+        key: bytes | StoreKey | None = None,
         fs: FileSystem | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -76,11 +78,17 @@ class BlockchainStorage:
             recover: ``lossless``: what would lose a block is only done when asked for; ``backup``: where the chain
                 cannot be read, the newest verified backup, then the highest checkpoint, takes its place.
             archive: where backups and checkpoints are kept, instead of files of the original's format.
+            key: of the store, as for ``holdfast.open``. Only with an ``archive``: the original's files are plain text.
         Raises:
             InvalidInputError: a setting is not allowed.
         """
         if recover not in ("lossless", "backup"):
             raise InvalidInputError("'recover' is 'lossless' or 'backup'", found=str(recover)[:80])
+        if key is not None and archive is None:
+            raise InvalidInputError(
+                "the backups and checkpoints of an encrypted chain would be plain text",
+                remedy="give an 'archive' that keeps them where they may lie, together with the key",
+            )
         self.settings = settings if settings is not None else XaiSettings.load(data_dir)
         self.data_dir = Path(data_dir) if data_dir is not None else self.settings.data_dir
         fs = fs if fs is not None else RealFileSystem()
@@ -101,6 +109,7 @@ class BlockchainStorage:
             self.data_dir,
             Settings(durability="buffered", buffered_sync_seconds=_BUFFERED_SECONDS) if buffered else Settings(),
             engine,
+            key,
         )
         self._note = ""
 
