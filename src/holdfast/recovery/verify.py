@@ -195,6 +195,25 @@ def _unlocked(
     return None
 
 
+def _verify_identity(
+    fs: FileSystem, root: Path, level: Level, run: Verification, key: StoreKey | None
+) -> tuple[Identity, bytes, StoreCipher | None] | None:
+    """The identity, its bytes and the ciphers; ``None`` if there is nothing to go on with."""
+    identity: Identity | None = None
+    with run.check("identity") as tally:
+        data = fs.read_bytes(root / IDENTITY_NAME, limit=IDENTITY_BYTES_MAX)
+        identity = decode_identity(data, path=root / IDENTITY_NAME)
+        tally.step()
+    if identity is None:
+        return None
+    run.facts["chain"] = identity.spec.name
+    try:
+        return identity, data, _unlocked(fs, identity, key, root, level, run)
+    except CorruptionError as error:
+        tally.problem(error)
+        return None
+
+
 def _verify(
     fs: FileSystem,
     root: Path,
@@ -205,19 +224,10 @@ def _verify(
     key: bytes | StoreKey | None,
 ) -> None:
     secret = key_for(StoreKey.of(key))
-    identity: Identity | None = None
-    with run.check("identity") as tally:
-        data = fs.read_bytes(root / IDENTITY_NAME, limit=IDENTITY_BYTES_MAX)
-        identity = decode_identity(data, path=root / IDENTITY_NAME)
-        tally.step()
-    if identity is None:
+    found = _verify_identity(fs, root, level, run, secret)
+    if found is None:
         return
-    run.facts["chain"] = identity.spec.name
-    try:
-        cipher = _unlocked(fs, identity, secret, root, level, run)
-    except CorruptionError as error:
-        tally.problem(error)
-        return
+    identity, data, cipher = found
     keyless = identity.encryption is not None and cipher is None
     _verify_checkpoints(fs, root, run)
     mark: DurableMark | None = None
