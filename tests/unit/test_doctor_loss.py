@@ -265,7 +265,7 @@ def test_the_higher_one_is_taken_and_a_damaged_checkpoint_is_passed_over(tmp_pat
     journal = plan_with(tmp_path, "backup")
     assert journal.height is not None
     assert journal.height < 20
-    shutil.copytree(tmp_path, copy := tmp_path.with_name("copy"))
+    shutil.copytree(tmp_path, copy := tmp_path.with_name(f"{tmp_path.name}-copy"))
     with open_quick(copy, recovery="backup") as store:
         assert store.tip is not None
         assert store.tip.height == journal.height

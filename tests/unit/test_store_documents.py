@@ -105,7 +105,7 @@ def test_a_long_batch_is_one_frame_of_several_parts(tmp_path: Path, monkeypatch:
         before = last_seq(store)
         store.documents("evm").write(puts, [b"a", b"b"])
         assert last_seq(store) == before + 1
-        copy = killed(tmp_path, tmp_path.with_name("copy"))
+        copy = killed(tmp_path, tmp_path.with_name(f"{tmp_path.name}-copy"))
     frame = [frame for frame in mini_reader.frames(tmp_path) if frame.parts[0].kind == Kind.DOCUMENTS][-1]
     assert len(frame.parts) > 4
     assert all(part.critical and part.kind == Kind.DOCUMENTS for part in frame.parts)
