@@ -64,5 +64,7 @@ OBJECT_TIMEOUT_SECONDS_MAX: Final = 60.0
 """Longest request to an object store; the lock of a repository there reckons with it."""
 OBJECTS_LISTED_MAX: Final = 20_000_000
 """Objects of a repository in an object store that a listing gives."""
+OBJECTS_SHELF_MAX: Final = 500_000
+"""Objects of one listing: of a shelf of chunks, or of all manifests and marks."""
 OBJECTS_KNOWN_MAX: Final = 2_000_000
 """Chunks in an object store whose lengths are kept in memory, about 200 bytes each, while its lock is held."""

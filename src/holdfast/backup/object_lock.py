@@ -58,7 +58,7 @@ class _Objects(Protocol):
 
     def put_lock(self, data: bytes, mode: PutMode) -> PutMode | None: ...
 
-    def drop_lock(self) -> None: ...
+    def drop_lock(self, guard: Callable[[], None]) -> None: ...
 
     def now(self) -> float: ...
 
@@ -115,7 +115,7 @@ class ObjectLock:
             self.release()
             raise
         if not honest:
-            self._objects.drop_lock()
+            self._objects.drop_lock(self.check)
             raise InvalidInputError(
                 "the object store ignores the condition of a write, so that a lock holds nobody off",
                 path=self._objects.place,
@@ -183,8 +183,7 @@ class ObjectLock:
         if self._thread is not None:
             self._thread.join()
         try:
-            self.check()
-            self._objects.drop_lock()
+            self._objects.drop_lock(self.check)
         except HoldfastError as error:
             _logger.warning("the lock in %s was left behind, and ends by itself: %s", self._objects.place, error)
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -30,6 +29,8 @@ from ..errors import (
     TargetDenied,
     TargetUnavailable,
 )
+from .object_errors import check_environment, check_url, is_panic, panicked, sentence, unusable
+from .object_listing import list_page
 from .object_lock import ObjectLock
 from .target import BACKUPS, CHUNKS, check_object_name, is_object_name
 
@@ -41,10 +42,8 @@ if TYPE_CHECKING:
 
     from .target import Target
 
-__all__ = ["SCHEMES", "Found", "ObjectTarget", "check_url"]
+__all__ = ["Found", "ObjectTarget"]
 
-SCHEMES: Final = ("s3", "gs", "az")
-_URL: Final = re.compile(r"(s3|gs|az)://([A-Za-z0-9][A-Za-z0-9._-]{1,254})((?:/[A-Za-z0-9._=-]{1,255})*)/?", re.ASCII)
 _ALLOW_HTTP: Final = {"s3": "AWS_ALLOW_HTTP", "gs": "GOOGLE_ALLOW_HTTP", "az": "AZURE_ALLOW_HTTP"}
 _NO_PLACE: Final = ("NoSuchBucket", "bucket does not exist", "ContainerNotFound", "container does not exist")
 _DENIED: Final = (
@@ -54,7 +53,11 @@ _DENIED: Final = (
     "AuthenticationFailed",
     "403 Forbidden",
 )
-_DELETES_MAX: Final = 500
+_DELETES_MAX: Final = {"s3": 100}
+_DELETES_MAX_ELSEWHERE: Final = 10
+"""Names that go together: in one request of S3, elsewhere in as many at once. The lock is looked at each time."""
+_LISTING_TIMEOUTS: Final = 5
+"""A listing may take so many times as long as one request."""
 _LOOKUPS_MAX: Final = 300
 """Chunks that are looked at one by one; more are cheaper by listings of the 256 shelves."""
 _LOCK: Final = "lock"
@@ -73,19 +76,6 @@ class Found(NamedTuple):
     changed: float
 
 
-def check_url(url: str) -> str:
-    """``url``, which names a place in an object store. Raises ``InvalidInputError``; it never repeats a secret."""
-    match = _URL.fullmatch(url)
-    if match is None or {".", ".."} & set(match[3].split("/")):
-        raise InvalidInputError(
-            "this is no place in an object store",
-            found=re.sub(r"//[^/]*@", "//...@", url.partition("?")[0])[:80],
-            remedy="write it as s3://BUCKET/PREFIX, gs://BUCKET/PREFIX or az://CONTAINER/PREFIX; keys come from the "
-            "environment (docs/BACKUP.md)",
-        )
-    return url.rstrip("/")
-
-
 def _open(url: str, timeout_seconds: float) -> ObjectStore:
     try:
         from obstore.exceptions import BaseError
@@ -95,8 +85,10 @@ def _open(url: str, timeout_seconds: float) -> ObjectStore:
             "object stores need the package 'obstore'",
             remedy="install it with the extra: pip install 'holdfast[backup-objects]'",
         ) from error
+    check_environment(url.partition(":")[0])
     plain = os.environ.get(_ALLOW_HTTP[url.partition(":")[0]], "").lower() in ("1", "true")
     limit = timedelta(seconds=timeout_seconds)
+    failure: HoldfastError
     try:
         return from_url(
             url,
@@ -107,12 +99,13 @@ def _open(url: str, timeout_seconds: float) -> ObjectStore:
             },
             retry_config={"max_retries": 0, "retry_timeout": limit},
         )
-    except (BaseError, ValueError, OSError) as error:
-        raise InvalidInputError(
-            f"the object store cannot be used: {_sentence(error)}",
-            path=url,
-            remedy="check the URL and the variables of the environment that say who you are (docs/BACKUP.md)",
-        ) from None
+    except (BaseError, ValueError, OSError):
+        failure = unusable(url)
+    except BaseException as error:
+        if not is_panic(error):
+            raise
+        failure = panicked(url)
+    raise failure
 
 
 def _errors() -> tuple[tuple[type[Exception], ...], tuple[type[Exception], ...]]:
@@ -120,12 +113,6 @@ def _errors() -> tuple[tuple[type[Exception], ...], tuple[type[Exception], ...]]
     from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
 
     return (AlreadyExistsError, PreconditionError), (BaseError, OSError, ValueError, NotImplementedError)
-
-
-def _sentence(error: BaseException) -> str:
-    """What the library says, without its inside and without what stands in queries of URLs."""
-    text = " ".join(str(error).partition("Debug source")[0].split())
-    return re.sub(r"\?\S*", "?...", text)[:300]
 
 
 class ObjectTarget:
@@ -158,6 +145,8 @@ class ObjectTarget:
         self._store = _open(self.place, timeout_seconds) if store is None else store
         self._conditions, self._theirs = _errors()
         self._attempts = attempts
+        self._listing_seconds = _LISTING_TIMEOUTS * timeout_seconds
+        self._deletes_max = _DELETES_MAX.get(self.place.partition(":")[0], _DELETES_MAX_ELSEWHERE)
         self._sleep = sleep
         self._lock_clock = lock_clock
         self._held: ObjectLock | None = None
@@ -172,7 +161,7 @@ class ObjectTarget:
         """As of a directory; each shelf is listed whole before its objects are named. Raises ``LimitExceeded``, too."""
         count = 0
         for shelf in self._shelves(prefix):
-            found = self._ask("list", shelf, lambda shelf=shelf: self._page(shelf))  # type: ignore[misc]
+            found = self._page(shelf)
             count += len(found)
             if count > limits.OBJECTS_LISTED_MAX:
                 raise LimitExceeded("the repository has too many objects", path=self.place, limit=count)
@@ -184,20 +173,16 @@ class ObjectTarget:
         if prefix == BACKUPS:
             return [prefix.rstrip("/")]
         place = prefix.rstrip("/")
-        if not self._ask("list", place, lambda: self._page(place, pages=1)):
+        if not self._page(place, pages=1):
             return []
         return [f"{prefix}{number:02x}" for number in range(256)]
 
     def _page(self, prefix: str, *, pages: int | None = None) -> Sequence[ObjectMeta]:
         """Everything below ``prefix``, or the first so many pages of it."""
-        import obstore
-
-        found: list[ObjectMeta] = []
-        for number, page in enumerate(obstore.list(self._store, prefix=prefix, chunk_size=1000), 1):
-            found.extend(page)
-            if number == pages or len(found) > limits.OBJECTS_LISTED_MAX:
-                break
-        return found
+        until = time.monotonic() + self._listing_seconds
+        return self._ask(
+            "list", prefix, lambda: list_page(self._store, prefix, until=until, pages=pages, place=self.place)
+        )
 
     def size(self, name: str) -> int | None:
         """As of a directory. Many chunks are looked up in listings of their shelves, while the lock is ours."""
@@ -224,7 +209,7 @@ class ObjectTarget:
                 return known
             if sum(map(len, self._known.values())) > limits.OBJECTS_KNOWN_MAX:
                 return None
-        found = {entry["path"]: entry["size"] for entry in self._ask("list", place, lambda: self._page(place))}
+        found = {entry["path"]: entry["size"] for entry in self._page(place)}
         with self._mutex:
             return self._known.setdefault(place, found)
 
@@ -259,26 +244,26 @@ class ObjectTarget:
             waiting = name in self._going
         if waiting:
             self.flush()
-        self._put(name, data, "overwrite", guarded=True)
+        self._put(name, data, "overwrite", guard=self._guard)
         with self._mutex:
             shelf = self._known.get(name.rpartition("/")[0])
             if shelf is not None:
                 shelf[name] = len(data)
 
-    def _put(self, name: str, data: bytes, mode: PutMode, *, guarded: bool) -> PutMode:
+    def _put(self, name: str, data: bytes, mode: PutMode, *, guard: Callable[[], None] | None = None) -> PutMode:
         import obstore
 
         def once() -> PutMode:
             made = obstore.put(self._store, name, data, mode=mode, use_multipart=False)
             return _version(made["e_tag"], made["version"])
 
-        return self._ask("write", name, once, guarded=guarded)
+        return self._ask("write", name, once, guard=guard)
 
     def delete(self, name: str) -> None:
         check_object_name(name)
         with self._mutex:
             self._going.append(name)
-            full = len(self._going) >= _DELETES_MAX
+            full = len(self._going) >= self._deletes_max
         if full:
             self.flush()
 
@@ -287,9 +272,10 @@ class ObjectTarget:
             names, self._going = self._going, []
         if names:
             self._forget()
-            self._ask("delete", names[0], lambda: self._remove(names), guarded=True)
+            self._ask("delete", names[0], lambda: self._remove(names, self._guard), guard=self._guard)
 
-    def _remove(self, names: Sequence[str]) -> None:
+    def _remove(self, names: Sequence[str], guard: Callable[[], None]) -> None:
+        """They are gone; where one was not there, which may hide what became of the others, one after the other."""
         import obstore
 
         try:
@@ -298,7 +284,8 @@ class ObjectTarget:
             if _names_no_place(error):
                 raise
             for name in names if len(names) > 1 else []:
-                self._remove([name])
+                guard()
+                self._remove([name], guard)
 
     def sweep(self) -> int:
         """Nothing is left of a write that did not end: it is one request."""
@@ -332,28 +319,28 @@ class ObjectTarget:
     def put_lock(self, data: bytes, mode: PutMode) -> PutMode | None:
         """The lock object holds ``data``; ``None`` if ``mode``, which sets a condition, did not hold."""
         try:
-            return self._put(_LOCK, data, mode, guarded=False)
+            return self._put(_LOCK, data, mode)
         except self._conditions:
             return None
 
-    def drop_lock(self) -> None:
-        """The lock object is gone."""
-        self._ask("delete", _LOCK, lambda: self._remove([_LOCK]))
+    def drop_lock(self, guard: Callable[[], None]) -> None:
+        """The lock object is gone; ``guard`` raises before an attempt when it may be that of somebody else."""
+        self._ask("delete", _LOCK, lambda: self._remove([_LOCK], guard), guard=guard)
 
     def now(self) -> float:
         """The time of the store, seconds since 1970, as the change of an object that is put now says it."""
         import obstore
 
-        self._put(_CLOCK, b"", "overwrite", guarded=False)
+        self._put(_CLOCK, b"", "overwrite")
         return self._ask("look at", _CLOCK, lambda: obstore.head(self._store, _CLOCK))["last_modified"].timestamp()
 
     # -- asking ---------------------------------------------------------------------------------------------------
 
-    def _ask(self, verb: str, name: str, once: Callable[[], _T], *, guarded: bool = False) -> _T:
-        """What ``once`` gives. Tried again where that may help; ``guarded``: only as long as the lock is held."""
+    def _ask(self, verb: str, name: str, once: Callable[[], _T], *, guard: Callable[[], None] | None = None) -> _T:
+        """What ``once`` gives. Tried again where that may help; ``guard`` is asked before each attempt."""
         for attempt in range(1, self._attempts + 1):
-            if guarded:
-                self._guard()
+            if guard is not None:
+                guard()
             try:
                 return once()
             except HoldfastError as error:
@@ -362,6 +349,10 @@ class ObjectTarget:
                 raise
             except self._theirs as error:
                 failure = self._translated(error, verb, name)
+            except BaseException as error:
+                if not is_panic(error):
+                    raise
+                failure = panicked(self.place)
             if not isinstance(failure, TargetUnavailable) or attempt == self._attempts:
                 failure.context.setdefault("attempts", attempt)
                 raise failure from None
@@ -393,9 +384,7 @@ class ObjectTarget:
             return TargetDenied(f"the store does not let us {verb} this", path=self.place, object=name)
         if isinstance(error, theirs.NotSupportedError | NotImplementedError):
             return InvalidInputError("the store cannot do what a repository needs", path=self.place, found=verb)
-        return TargetUnavailable(
-            f"the store did not {verb} an object: {_sentence(error)}", path=self.place, object=name
-        )
+        return TargetUnavailable(f"the store did not {verb} an object: {sentence(error)}", path=self.place, object=name)
 
     def __repr__(self) -> str:
         return f"ObjectTarget({self.place!r})"

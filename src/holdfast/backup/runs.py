@@ -40,6 +40,7 @@ from ..errors import (
 )
 from ..store.opening import read_identity
 from .create import create_backup
+from .object_errors import is_panic, panicked
 from .proof import restore_and_compare
 from .prune import KeepRules, prune_backups
 from .repository import BackupRepository
@@ -128,7 +129,8 @@ class ScheduledBackups:
         """Seconds until there may be something to run; ``None`` if nothing says when."""
         try:
             upcoming = self.next_us()
-        except HoldfastError:  # the next run tells it
+        except BaseException as error:  # noqa: BLE001 - what ends the process is raised again by ``_typed``
+            _typed(error, self.root)  # the next run tells it
             return None
         now = self._now()
         return None if upcoming is None else max(0, max(upcoming, self._pause_until_us) - now) / _SECOND_US
@@ -187,8 +189,8 @@ class ScheduledBackups:
             lock = self._fs.lock(self.root / LOCK_NAME, f"{os.getpid()} schedule")
         except StoreLocked:
             return None
-        except HoldfastError as error:
-            self._tell_failed(ScheduleState(), None, "lock", error)
+        except BaseException as error:  # noqa: BLE001 - what ends the process is raised again by ``_typed``
+            self._tell_failed(ScheduleState(), None, "lock", _typed(error, self.root))
             return None
         try:
             with using_key(self._store_key):
@@ -216,8 +218,8 @@ class ScheduledBackups:
             return None
         except _Failed as failed:
             step, state, error = failed.step, failed.state, failed.error
-        except HoldfastError as found_error:
-            error = found_error
+        except BaseException as found_error:  # noqa: BLE001 - what ends the process is raised again by ``_typed``
+            error = _typed(found_error, self.root)
         self._tell_failed(state, due, step, error)
         return None
 
@@ -254,12 +256,10 @@ class ScheduledBackups:
             step = "state"
             hit("backup.schedule.done")
             self._publish(ScheduleState(handled_us=due, repository=state.repository, store=state.store))
-        except HoldfastError as error:
-            raise _Failed(step, state, error) from error
         except _Stopped:
             raise
-        except Exception as error:  # of ours, or of a library: backups go on
-            raise _Failed(step, state, InternalError(f"{type(error).__name__}: {error}", path=self.root)) from error
+        except BaseException as error:
+            raise _Failed(step, state, _typed(error, self.root)) from error
         self.failure, self._pause_until_us, self._failures = None, 0, 0
         report = RunReport(due, state.backup, tested, removed, time.monotonic() - started)
         self._tell_done(report)
@@ -379,6 +379,17 @@ class ScheduledBackups:
             code=error.code,
             remedy=error.remedy,
         )
+
+
+def _typed(error: BaseException, root: Path) -> HoldfastError:
+    """What is told of an error, of ours or of a library: backups go on. Raises what ends the process again."""
+    if isinstance(error, HoldfastError):
+        return error
+    if is_panic(error):
+        return panicked(str(root))
+    if isinstance(error, Exception):
+        return InternalError(f"{type(error).__name__}: {error}", path=root)
+    raise error
 
 
 class _Failed(Exception):
