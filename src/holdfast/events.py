@@ -99,7 +99,9 @@ EVENTS: Final[Mapping[str, EventInfo]] = {
     "waiting_block_dropped": EventInfo(
         _WARNING, "A block that waited for its parent was not stored.", ("hash", "height")
     ),
-    "upkeep_failed": EventInfo(_WARNING, "Background work of the store stopped until it is opened again."),
+    "upkeep_failed": EventInfo(
+        _WARNING, "Background work of the store failed: told once, and tried again later or at the next open."
+    ),
     "snapshot_imported": EventInfo(_INFO, "A new store stands on a snapshot.", ("height", "hash", "root", "keys")),
     "checkpoints_off": EventInfo(_INFO, "The store is encrypted: no checkpoints are made, they would not be."),
     "verification_passed": EventInfo(

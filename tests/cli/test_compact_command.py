@@ -76,3 +76,15 @@ def test_a_signal_ends_it_between_segments(store: Path) -> None:
     assert bodies(store) == before
     done("compact", "-d", store)
     assert bodies(store) == before
+
+
+def test_a_damaged_segment_is_named_and_the_command_fails(store: Path) -> None:
+    path = min((store / "journal").glob("*.seg"))
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    answer = holdfast("compact", "-d", store, "--json")
+    assert answer.code == 3, answer
+    assert answer.record["damaged"] == [1]
+    assert answer.error["code"] == "corruption"
+    assert path.read_bytes() == data

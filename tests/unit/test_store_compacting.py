@@ -6,12 +6,13 @@ import threading
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import holdfast
 from holdfast import Store
-from holdfast.errors import CorruptionError, InvalidInputError, OutOfSpace, ReadOnlyError
+from holdfast.errors import InvalidInputError, OutOfSpace, ReadOnlyError
 from holdfast.journal import compaction
 from holdfast.journal.compacted import Packer
 from holdfast.recovery import rebuild_views, verify_store
@@ -180,17 +181,29 @@ def test_verification_does_not_take_another_file_for_the_one_it_knew(
     assert any("not read again" in note for note in verify_store(tmp_path / "s", resume=resume).notes)
 
 
-def test_damage_ends_the_run_and_nothing_is_changed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("offset", [100, 4000])  # in the hash of its header, in a frame
+def test_a_damaged_segment_is_left_and_named_and_the_others_are_compacted(tmp_path: Path, offset: int) -> None:
     filled(tmp_path / "s")
     path = tmp_path / "s" / "journal" / "0000000002.seg"
+    heard: list[holdfast.Event] = []
     with opened(tmp_path / "s") as store:
-        data = bytearray(path.read_bytes())
-        data[len(data) // 2] ^= 1
+        good = path.read_bytes()
+        data = bytearray(good)
+        data[offset] ^= 1
         path.write_bytes(data)
-        with pytest.raises(CorruptionError):
-            store.compact()
+        with holdfast.on_event(heard.append, names=["corruption_found"]) as subscription:
+            report = store.compact()
+            assert subscription.wait(10)
+        assert (report.damaged, report.complete, len(heard)) == ((2,), True, 1)
+        assert report.as_dict()["damaged"] == [2]
         assert path.read_bytes() == data
-        assert generations(store)[:3] == [1, 0, 0]
+        assert generations(store)[:3] == [1, 0, 1]
+        compactions = store._looked_after().compactions
+        assert not compactions.due_in_background()  # not read over and over
+        path.write_bytes(good)
+        report = store.compact()
+        assert (report.compacted, report.damaged) == (1, ())
+    assert verify_store(tmp_path / "s", level="full").ok
 
 
 def test_a_full_disk_leaves_everything_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -278,6 +291,37 @@ def test_an_open_store_compacts_by_itself_if_it_is_told_to(tmp_path: Path, monke
         assert store.statistics()["upkeep"]["failure"] is None  # type: ignore[index]
     with opened(tmp_path / "s") as store:
         assert not store.compact(dry_run=True).compacted
+
+
+def test_the_background_goes_on_after_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(upkeep, "_LOOK_SECONDS", 0.001)
+    filled(tmp_path / "s")
+    failures = [OutOfSpace("no room"), OutOfSpace("no room")]
+    done = threading.Event()
+    run, pack = Compactions.run_in_background, Packer.finish
+
+    def full(self: Packer, **more: Any) -> bytes:
+        if failures:
+            raise failures.pop()
+        return pack(self, **more)
+
+    def noted(self: Compactions, keep_going: Callable[[], bool]) -> None:
+        run(self, keep_going)
+        done.set()
+
+    monkeypatch.setattr(Packer, "finish", full)
+    monkeypatch.setattr(Compactions, "run_in_background", noted)
+    heard: list[holdfast.Event] = []
+    with (
+        holdfast.on_event(heard.append, names=["upkeep_failed"]) as subscription,
+        opened(tmp_path / "s", compact="on") as store,
+    ):
+        assert done.wait(30)
+        assert sum(generations(store)) > 4
+        assert subscription.wait(10)
+    assert [event.code for event in heard] == ["out_of_space"]  # told once
+    with opened(tmp_path / "s") as store:
+        assert store.statistics()["upkeep"]["failure"] is None  # type: ignore[index]
 
 
 def test_the_background_looks_only_when_something_changed(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..errors import CorruptionError
 from .options import Config, DataDir, Json, Seconds
 from .output import Output, bytes_text
 from .progress import INTERRUPTED, Progress, StopSignals
@@ -58,6 +59,12 @@ def compact(
     if not report.complete:
         out.note("stopped; what was done stays. next: run the same command again, it goes on from there")
         raise typer.Exit(INTERRUPTED)
+    if report.damaged:
+        raise CorruptionError(
+            "damaged segments were left as they are; all others were compacted",
+            path=data_dir,
+            segments=", ".join(map(str, report.damaged)),
+        )
 
 
 def _tell(report: CompactReport, out: Output) -> None:
@@ -68,6 +75,7 @@ def _tell(report: CompactReport, out: Output) -> None:
             "segments_below_finality": report.segments,
             "to_compact" if report.dry_run else "compacted": report.compacted,
             "kept_as_they_are": report.kept,
+            "damaged": ", ".join(map(str, report.damaged)) or "none",
             "their_size": f"{bytes_text(report.bytes_before)} before, {about}{bytes_text(report.bytes_after)} after",
             "saved": f"{about}{share:.0%}",
             "journal": f"{bytes_text(report.journal_bytes_before)} before, "

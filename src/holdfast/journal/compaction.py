@@ -21,7 +21,7 @@ from ..errors import CorruptionError, InvalidInputError
 from ..limits import COMPACTED_EXTENT_BYTES
 from .compacted import CompactedFile, Hole, Packer, kept_ranges, open_segment
 from .scan import verify_sealed_content
-from .segment import Segment
+from .segment import SEGMENT_HEADER_BYTES, Segment, decode_header
 
 __all__ = ["Compacted", "Step", "compact_segment", "compacted_bytes", "no_step"]
 
@@ -136,6 +136,9 @@ def _check(
     with_name = fs.open(path, read_only=True)
     try:
         made = CompactedFile(with_name, salt=salt)
+        head = made.pread(SEGMENT_HEADER_BYTES, 0)
+        if decode_header(head, store_id=made.store_id, salt=salt, path=segment.path) != segment.header:
+            raise CorruptionError("the header of a segment is damaged", path=segment.path, offset=0)
         if list(made.holes) != list(holes):
             raise InvalidInputError("the holes of a segment are whole parts that do not touch", segment=segment.number)
         for start, stop in kept_ranges(source.size(), holes):

@@ -4,6 +4,7 @@ Invariants:
     * Nothing that can be read changes: rows, frames, digests and backups are what they were.
     * One segment after the other, each durable before the next begins: interrupted or killed, what was done stays, and
       the next run goes on with the rest.
+    * A damaged segment is left as it is and named; the others do not wait for it.
     * A segment with a frame behind the first block that is not final is left as it is, and so is the newest one.
 """
 
@@ -16,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 from ..blocks.lookup import load_canonical
-from ..errors import InvalidInputError
+from ..errors import CorruptionError, InvalidInputError
 from ..events import emit
 from ..journal.compaction import Compacted
 from ..journal.segment import SegmentInfo
@@ -28,6 +29,7 @@ _PASSES = 2
 """A segment is written, then read back: so many times its bytes are counted in the progress."""
 _BACKGROUND_BYTES_PER_SECOND = 32 << 20
 _HEIGHTS_BETWEEN_LOOKS = 64
+_NEVER = (0, -1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +37,9 @@ class CompactReport:
     """What a run did, or would do (``dry_run``).
 
     ``segments``: sealed ones below finality. ``compacted``: those of them that this run put in place of the original
-    (or would); ``kept``: those that would not have become smaller. ``bytes_before`` and ``_after`` are of the files of
-    ``compacted``, with ``journal_`` of all files of the journal; in a dry run an estimate from samples.
+    (or would); ``kept``: those that would not have become smaller; ``damaged``: numbers of those with a byte that is
+    not as it was written, left as they are. ``bytes_before`` and ``_after`` are of the files of ``compacted``, with
+    ``journal_`` of all files of the journal; in a dry run an estimate from samples.
     """
 
     dry_run: bool
@@ -50,11 +53,13 @@ class CompactReport:
     journal_bytes_after: int
     seconds: float
     complete: bool
+    damaged: tuple[int, ...] = ()
 
     def as_dict(self) -> dict[str, object]:
         """Plain JSON values."""
         saved = 1 - self.bytes_after / self.bytes_before if self.bytes_before else 0.0
-        return asdict(self) | {"seconds": round(self.seconds, 3), "saved_share": round(saved, 4)}
+        shown = {"seconds": round(self.seconds, 3), "saved_share": round(saved, 4), "damaged": list(self.damaged)}
+        return asdict(self) | shown
 
 
 class Stopped(Exception):
@@ -90,7 +95,8 @@ class Compactions:
         self.lock = threading.Lock()
         """Held by whoever puts a file in the place of a segment."""
         self._useless: set[int] = set()
-        self._looked = (0, -1)
+        self._damaged: set[int] = set()
+        self._looked = _NEVER
 
     def due(self) -> list[SegmentInfo]:
         """Segments that a run would compact."""
@@ -139,6 +145,7 @@ class Compactions:
             before - bytes_before + bytes_after,
             time.monotonic() - started,
             complete,
+            () if dry_run else tuple(info.number for info in due if info.number in self._damaged),
         )
 
     def estimates(self) -> dict[int, int]:
@@ -161,7 +168,11 @@ class Compactions:
         if newest == self._looked:
             return False
         self._looked = newest
-        return bool(self.due())
+        return bool(self._sound())
+
+    def _sound(self) -> list[SegmentInfo]:
+        """What is due and was not found damaged."""
+        return [info for info in self.due() if info.number not in self._damaged]
 
     def run_in_background(self, keep_going: Callable[[], bool]) -> None:
         """As ``run``, with pauses; nothing if another run is under way."""
@@ -169,8 +180,11 @@ class Compactions:
             return
         try:
             started = time.monotonic()
-            done, _ = self._compact(self.due(), Pace(0, _BACKGROUND_BYTES_PER_SECOND, None, keep_going))
+            done, _ = self._compact(self._sound(), Pace(0, _BACKGROUND_BYTES_PER_SECOND, None, keep_going))
             self._tell(done, started)
+        except BaseException:
+            self._looked = _NEVER
+            raise
         finally:
             self.lock.release()
 
@@ -204,6 +218,12 @@ class Compactions:
                 result = self._backend.opened.journal.compact(info.number, step=pace.step)
             except Stopped:
                 return done, False
+            except CorruptionError as error:
+                self._damaged.add(info.number)
+                text = f"segment {info.number} of the journal is damaged and was not compacted: {error}"
+                emit("corruption_found", logging.ERROR, text, error=error, context=error.as_dict()["context"])
+                continue
+            self._damaged.discard(info.number)
             if not result.published:
                 self._useless.add(info.number)
             done.append(result)

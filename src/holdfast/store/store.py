@@ -368,7 +368,7 @@ class Store:
             progress: called with (bytes done, bytes in all).
             keep_going: asked now and then; once it says no, the run ends, to be continued.
         Raises:
-            CorruptionError: a segment is damaged; it was left as it is. OutOfSpace: there is no room to write one.
+            OutOfSpace: there is no room to write a segment.
         """
         return self._looked_after().compactions.run(
             dry_run=dry_run, bytes_per_second=bytes_per_second, progress=progress, keep_going=keep_going

@@ -4,8 +4,9 @@ and, where the settings say so, compaction of the journal.
 Invariants:
     * Nothing here is needed for what is durable: without an image opening takes longer, without pruning more is kept.
     * All of it can be cut off at any moment; closing the store does so and waits for it.
-    * A failure ends the work of its kind until the store is opened again, is logged once, and shows in the statistics.
-      Commits and reads go on. A checkpoint that failed is tried again at the next multiple of its interval.
+    * A failure is logged once and shows in the statistics; commits and reads go on. Work whose error says that it may
+      go better later, such as a full disk, is tried again, later and later; other work ends until the store is opened
+      again. A checkpoint that failed is tried again at the next multiple of its interval.
     * Heights that somebody chose to keep stay: without a setting ``history_every`` the rule in force is kept.
 """
 
@@ -30,12 +31,27 @@ from .retention import Retention, RetentionPolicy
 __all__ = ["Upkeep"]
 
 _LOOK_SECONDS = 1.0
+_RETRY_LOOKS = 8
+"""So many looks pass before what failed is tried again, each time twice as many,"""
+_RETRY_LOOKS_MAX = 1024
+"""but not more than so many."""
 _IMAGE_SECONDS = 30.0
 """An image in the background is at least so much later than the one before."""
 _IMAGE_KEYS = 250_000
 """So many keys, or a quarter of all if that is more, change between two images."""
 _PRUNE_HEIGHTS = 64
 """Pruning begins once so many heights, or a quarter of those to keep if that is more, can go."""
+
+
+class _Task:
+    """One kind of work, and how often in a row it failed."""
+
+    def __init__(self, due: Callable[[], bool], work: Callable[[], None]) -> None:
+        self.due = due
+        self.work = work
+        self.failures = 0
+        self.pause = 0
+        """Looks that it leaves out."""
 
 
 class Upkeep:
@@ -155,34 +171,44 @@ class Upkeep:
         }
 
     def _run(self) -> None:
-        tasks: list[tuple[Callable[[], bool], Callable[[], None]]] = [
-            (self._image_due, self._save),
-            (self._prune_due, self._prune),
-            (self._checkpoint_due, self._checkpoint),
-            (self._compaction_due, self._run_compaction),
+        tasks = [
+            _Task(self._image_due, self._save),
+            _Task(self._prune_due, self._prune),
+            _Task(self._checkpoint_due, self._checkpoint),
+            _Task(self._compaction_due, self._run_compaction),
         ]
         while tasks and not self._stop.wait(_LOOK_SECONDS):
             for task in list(tasks):
-                due, work = task
+                if task.pause:
+                    task.pause -= 1
+                    continue
                 try:
-                    if due():
-                        work()
+                    if task.due():
+                        task.work()
+                        self._succeeded(task)
                 except Exception as error:  # noqa: BLE001  # nothing of it is needed, so nothing of it ends the process
-                    tasks.remove(task)
-                    self._failed(error)
+                    if not self._failed(task, error):
+                        tasks.remove(task)
 
-    def _failed(self, error: Exception) -> None:
-        """The failure is kept and logged, unless the store is being closed: then it is what was cut off."""
+    def _succeeded(self, task: _Task) -> None:
+        if task.failures:
+            task.failures, self.failure = 0, None
+
+    def _failed(self, task: _Task, error: Exception) -> bool:
+        """True if it is tried again. It is kept and logged, unless the store is being closed: then it was cut off."""
         failure = error if isinstance(error, HoldfastError) else EngineError(f"background work failed: {error!r}")
-        if not self._stop.is_set():
-            self._report(failure)
+        if not self._stop.is_set() and not (failure.retryable and task.failures):
+            self._report(failure, "failed and is tried again" if failure.retryable else "stopped")
+        task.pause = min(_RETRY_LOOKS << min(task.failures, 16), _RETRY_LOOKS_MAX)
+        task.failures += 1
+        return failure.retryable
 
-    def _report(self, failure: HoldfastError) -> None:
+    def _report(self, failure: HoldfastError, what: str = "stopped") -> None:
         self.failure = failure
         emit(
             "upkeep_failed",
             logging.WARNING,
-            f"background work of the store stopped: {failure}",
+            f"background work of the store {what}: {failure}",
             error=failure,
             place=self._backend.path,
         )
