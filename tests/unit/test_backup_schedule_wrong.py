@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from holdfast._fs import RealFileSystem
+from holdfast._fs import RealFileSystem, Space
 from holdfast.backup import create_backup
 from holdfast.backup.schedule_state import ScheduleState
 from holdfast.errors import OutOfSpace, RepositoryLocked
@@ -181,3 +181,40 @@ def test_a_clock_beyond_all_times_ends_nothing(now: int, node: Node) -> None:
         backups.run_due()
         backups.seconds_left()
     assert runs_at(node, "2026-05-13 12:00", "2026-05-14 03:00", "2026-05-15 03:00")[2] == "2026-05-15 03:00"
+
+
+def left_behind(node: Node) -> Path:
+    """What a test restore leaves that is killed."""
+    beside = node.root.with_name("data.test-restore")
+    (beside / "store" / "journal").mkdir(parents=True)
+    (beside / "test-restore.json").write_text("{}")
+    (beside / "store" / "journal" / "left").write_text("")
+    return beside
+
+
+def test_what_a_killed_test_left_takes_no_room_from_later_ones(node: Node) -> None:
+    class Tight(RealFileSystem):
+        """Room for one test restore, if nothing of an earlier one lies there."""
+
+        def space(self, path: Path) -> Any:
+            return Space(0 if (beside / "store" / "journal" / "left").exists() else 1 << 40, 1 << 40)
+
+    runs_at(node, "2026-05-13 12:00")
+    beside = left_behind(node)
+    node.now = at("2026-05-14 03:00")
+    done = node.backups(fs=Tight()).run_due()
+    assert done is not None
+    assert done.tested == "passed"
+    assert not beside.exists()
+
+
+def test_what_a_killed_test_left_goes_though_tests_are_off(node: Node) -> None:
+    node.settings = node.settings.model_copy(update={"backup_test_restore": False})
+    runs_at(node, "2026-05-13 12:00")
+    beside = left_behind(node)
+    runs_at(node, "2026-05-14 03:00")
+    assert not beside.exists()
+    beside.mkdir()
+    (beside / "precious").write_text("mine")
+    assert runs_at(node, "2026-05-15 03:00") == ["2026-05-15 03:00"]
+    assert (beside / "precious").read_text() == "mine"

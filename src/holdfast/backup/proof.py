@@ -3,6 +3,7 @@
 Invariants:
     * Nothing but the directory ``NAME.test-restore`` beside the store is written, and only if it is ours or not there.
     * A backup that passed was restored whole: the views were made, and tip and state root are those of its manifest.
+    * What a killed test left goes first, so that it takes no room from this one.
     * Without room nothing is written, and the store's own reserve of the disk stays free.
 """
 
@@ -26,7 +27,7 @@ from .pieces import Progress
 from .repository import BackupRepository
 from .restore import restore_backup
 
-__all__ = ["RestoreProof", "restore_and_compare"]
+__all__ = ["RestoreProof", "clear_test_restore", "restore_and_compare"]
 
 _END: Final = ".test-restore"
 _MARKER: Final = "test-restore.json"
@@ -70,6 +71,8 @@ def restore_and_compare(
     place = root.with_name(root.name + _END)
     started = time.monotonic()
     try:
+        _check_ours(files, place)
+        _clear(files, place)
         _check_room(files, form, place, given)
         _begin(files, place)
         try:
@@ -130,8 +133,16 @@ def _check_room(fs: FileSystem, form: Manifest, place: Path, settings: Settings)
         )
 
 
-def _begin(fs: FileSystem, place: Path) -> None:
-    """The directory is there, is ours, and holds nothing of an earlier test."""
+def clear_test_restore(root: Path, *, fs: FileSystem | None = None) -> None:
+    """Nothing is left of a test restore beside ``root`` that was killed. What is not of one is not touched."""
+    files = fs or RealFileSystem()
+    place = root.with_name(root.name + _END)
+    if _MARKER in files.names(place):
+        _clear(files, place)
+
+
+def _check_ours(fs: FileSystem, place: Path) -> None:
+    """The directory is not there, or is ours. Raises ``ForeignStore``."""
     names = set(fs.names(place))
     if names and _MARKER not in names and names != {f"{_MARKER}.tmp"}:
         raise ForeignStore(
@@ -139,7 +150,10 @@ def _begin(fs: FileSystem, place: Path) -> None:
             path=place,
             remedy="move it away; a test restore deletes what is in it",
         )
-    _clear(fs, place)
+
+
+def _begin(fs: FileSystem, place: Path) -> None:
+    """The directory is there, and says that it is ours."""
     make_directories(fs, place)
     fs.write_atomic(place / _MARKER, b'{"kind":"holdfast-test-restore"}')
 

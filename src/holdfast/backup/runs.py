@@ -41,7 +41,7 @@ from ..errors import (
 from ..store.opening import read_identity
 from .create import create_backup
 from .object_errors import is_panic, panicked
-from .proof import restore_and_compare
+from .proof import clear_test_restore, restore_and_compare
 from .prune import KeepRules, prune_backups
 from .repository import BackupRepository
 from .schedule import TIME_US_MAX, Schedule
@@ -328,6 +328,7 @@ class ScheduledBackups:
 
     def _test(self, repository: BackupRepository, name: str) -> Literal["passed", "skipped", "off"]:
         if not self._settings.backup_test_restore:
+            clear_test_restore(self.root, fs=self._fs)
             return "off"
         proof = restore_and_compare(
             repository,
