@@ -16,10 +16,11 @@ import pytest
 import holdfast
 from holdfast._fs import RealFileSystem
 from holdfast._keys import StoreKey, using_key
+from holdfast.doctor.examination import diagnose, repair
 from holdfast.engine.api import Batch, Engine
 from holdfast.engine.open import open_engine
 from holdfast.engine.sealed import sealed_engine
-from holdfast.errors import CorruptionError, HoldfastError, KeyRequired, Recovery, SafetyStateMissing
+from holdfast.errors import CorruptionError, HoldfastError, KeyRejected, KeyRequired, Recovery, SafetyStateMissing
 from holdfast.journal.api import Frame, Kind, Part
 from holdfast.journal.codec import (
     FRAME_FIXED_BYTES,
@@ -48,7 +49,7 @@ from holdfast.views.flush import load_applied
 from tests.cli.cli_tools import ROOT
 from tests.unit.backup_support import backup, repository, small_segments
 from tests.unit.store_support import chain_of, hash_of, quick
-from tests.unit.test_store_encryption import KEY, MARK, files_with, make_store, tip_height
+from tests.unit.test_store_encryption import KEY, MARK, contents, files_with, make_store, tip_height
 
 __all__ = ["small_segments"]
 
@@ -361,6 +362,57 @@ def test_an_encrypted_store_takes_no_base(way: str, tmp_path: Path) -> None:
     }
     with pytest.raises(CorruptionError, match=r"nothing in a frame of an encrypted|has a base in plain text"):
         ways[way]()
+
+
+@pytest.mark.parametrize("key", [KEY, None])
+def test_the_doctor_finds_a_base_under_an_encrypted_store(key: bytes | None, store: Path, tmp_path: Path) -> None:
+    plain, snapshot = tmp_path / "plain", tmp_path / "snapshot"
+    make_store(f"sqlite:{plain}", key=None, count=3)
+    with holdfast.open(plain) as opened:
+        opened.export_snapshot(snapshot)
+    on_a_base_of_mine(store, snapshot)
+    report = diagnose(store, store_key=key)
+    assert not report.sound
+    assert report.plan is None
+    assert any(finding.part == "base" and finding.state == "damaged" for finding in report.findings)
+    with pytest.raises(CorruptionError, match=r"nothing in a frame of an enc|has a base in plain text"):
+        repair(store, store_key=key)
+
+
+def test_the_doctor_with_the_key_knows_who_made_the_first_frame(tmp_path: Path) -> None:
+    path = tmp_path / "store"
+    holdfast.open(f"sqlite:{path}", key=KEY, settings=quick()).close()
+    assert diagnose(path, store_key=KEY).sound
+    forged(path, first_frame_without_its_note)
+    report = diagnose(path, store_key=KEY)
+    assert report.problem is not None
+    assert "nothing in a frame of an encrypted journal is encrypted" in report.problem
+    assert report.plan is None
+
+
+def test_a_repair_that_fences_wants_the_key_before_it_changes_anything(tmp_path: Path) -> None:
+    source, path = tmp_path / "source", tmp_path / "store"
+    with holdfast.open(f"sqlite:{source}", key=KEY, settings=quick(compact="off")) as opened:
+        for block in chain_of(None, 20):
+            opened.add(block)
+        opened.sync()
+        backup(opened, repository(source / "backups"))
+        shutil.copytree(source, path)
+    segment = path / "journal" / "0000000001.seg"
+    data = bytearray(segment.read_bytes())
+    data[5000] ^= 1
+    segment.write_bytes(data)
+    before = contents(path)
+    for key, error in ((None, KeyRequired), (bytes(32), KeyRejected)):
+        with pytest.raises(error):
+            repair(path, store_key=key)
+        assert contents(path) == before
+    report = repair(path, store_key=KEY)
+    assert report is not None
+    assert report.plan.fenced
+    with holdfast.open(path, key=KEY, settings=quick()) as opened:
+        assert tip_height(opened) == 19
+        assert opened.safety.fenced
 
 
 def test_base_beside_a_journal_that_began_empty_is_refused(store: Path) -> None:

@@ -89,11 +89,15 @@ def execute(case: Case, work: Work, settings: Settings, *, progress: Told | None
 
     Raises:
         OutOfSpace: there is no room for the new files; the store is as it was.
+        KeyRequired, KeyRejected: the store is encrypted and will be fenced; it is as it was.
         CorruptionError: what a backup or checkpoint gave is not right after all; the store is as it was.
     """
     started = time.monotonic()
     fs, root = case.fs, case.root
     place = root / REPAIR_NAME
+    fenced = work.plan.fenced and work.checkpoint is None
+    if fenced:
+        unlock(decode_identity(work.identity), None, root)
     fs.remove_tree(place)
     free = fs.space(root).free
     if free < work.plan.write_bytes:
@@ -120,7 +124,7 @@ def execute(case: Case, work: Work, settings: Settings, *, progress: Told | None
         had_identity=fs.exists(root / IDENTITY_NAME),
         away=tuple(name for name in work.away if name != IDENTITY_NAME),
         places=tuple(names),
-        fence=secrets.token_hex(32) if work.plan.fenced and work.checkpoint is None else "",
+        fence=secrets.token_hex(32) if fenced else "",
         plan=work.plan,
     )
     hit("doctor.repair.staged")

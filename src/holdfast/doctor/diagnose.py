@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .._fs import FileSystem
+from .._fs import File, FileSystem
 from .._seal import PartCipher, StoreCipher
 from ..backup.keys import BackupKey
 from ..backup.manifest import decode_store
@@ -30,14 +30,15 @@ from ..errors import (
     RecoveryTimeout,
     SnapshotInvalid,
 )
-from ..journal.api import DurableMark, Kind, TipMark
-from ..journal.codec import HEAD_BYTES_MAX, decode_part, parse_head
+from ..journal.api import DurableMark, Frame, Kind, TipMark
+from ..journal.codec import CODEC_SEALED, HEAD_BYTES_MAX, decode_part, parse_head
 from ..journal.compacted import open_segment
 from ..journal.recovery import inspect_journal
 from ..journal.segment import SEGMENT_HEADER_BYTES
 from ..state.checkpoint import CheckpointDirectory, CheckpointInfo
 from ..state.snapshot import SnapshotReader
-from ..store.base import BASE_NAME, BaseEntry, decode_base
+from ..store.base import BASE_NAME, BaseEntry, decode_base, foreign_base
+from ..store.first_frame import read_kept
 from ..store.generations import Generations
 from ..store.identity import Identity
 from ..store.unlocking import unlock
@@ -51,7 +52,6 @@ from .examine import (
     examine_identity,
     examine_segments,
     fits_journal,
-    read_kept,
     read_watermark,
     segment_path,
 )
@@ -274,9 +274,11 @@ def _examine_base(case: Case, told: Told | None) -> None:
     if first is None or not first.last_seq:
         return
     try:
-        data = _base_part(case.fs, segment_path(case.root, 1), case.identity.identity)
+        identity = case.identity.identity
+        data = _base_part(case.fs, segment_path(case.root, 1), identity, case.parts)
         case.base = None if data is None else decode_base(data)
-        if case.base is None:
+        case.base_problem = foreign_base(case.fs, case.root, case.base, identity)
+        if case.base is None or case.base_problem is not None:
             return
         entry = case.base
         reader = SnapshotReader(case.root / BASE_NAME, fs=case.fs)
@@ -290,14 +292,27 @@ def _examine_base(case: Case, told: Told | None) -> None:
         )
 
 
-def _base_part(fs: FileSystem, path: Path, identity: Identity) -> bytes | None:
+def _base_part(fs: FileSystem, path: Path, identity: Identity, cipher: PartCipher | None) -> bytes | None:
+    """The base in frame 1. With its ``cipher`` that of an encrypted store is believed if a part of the frame opens."""
     file = open_segment(fs, path, salt=identity.salt)
     try:
         head = read_kept(file, HEAD_BYTES_MAX, SEGMENT_HEADER_BYTES)
         frame = parse_head(head, salt=identity.salt, segment=1, offset=SEGMENT_HEADER_BYTES)
+        if cipher is not None:
+            _vouched(file, frame, cipher)
         for part in frame.parts:
             if part.kind == Kind.BASE:
                 return decode_part(file.pread(part.stored_bytes, part.offset), part, segment=1, seq=1)
     finally:
         file.close()
     return None
+
+
+def _vouched(file: File, frame: Frame, cipher: PartCipher) -> None:
+    """An encrypted part of the first frame opens. Raises ``CorruptionError`` if none does, or if there is none."""
+    for index, part in enumerate(frame.parts):
+        if part.codec & CODEC_SEALED:
+            stored = file.pread(part.stored_bytes, part.offset)
+            decode_part(stored, part, segment=1, seq=1, index=index, bound=frame.bound, cipher=cipher)
+            return
+    raise CorruptionError("nothing in a frame of an encrypted journal is encrypted", segment=1, seq=1)

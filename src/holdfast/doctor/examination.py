@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from .._fs import FileSystem, RealFileSystem, path_of
+from .._keys import StoreKey, using_key
 from ..backup.keys import BackupKey
 from ..config import Settings
 from ..errors import HoldfastError, MissingFile, StoreNotFound
@@ -81,6 +82,7 @@ def diagnose(
     settings: Settings | None = None,
     repository: str | None = None,
     key: BackupKey | None = None,
+    store_key: bytes | StoreKey | None = None,
     progress: Progress | None = None,
     fs: FileSystem | None = None,
 ) -> DoctorReport:
@@ -93,6 +95,7 @@ def diagnose(
         settings: name the repository (``backup_target``); the defaults if ``None``.
         repository: another repository than that.
         key: of an encrypted repository; else the passphrase in ``HOLDFAST_BACKUP_PASSPHRASE``.
+        store_key: that of an encrypted store, as for ``holdfast.open``.
         progress: called with (bytes read, 0), then with (keys, keys in all) of a checkpoint; what it raises ends it.
     Raises:
         StoreNotFound: there is nothing here. StoreLocked: the store is open. FormatTooNew, FormatTooOld.
@@ -101,8 +104,9 @@ def diagnose(
     files, root = _place(path, fs)
     release = lock_of(files, root)
     try:
-        treatment = _examined(files, root, check_settings(settings), repository, key, progress)
-        return _report(treatment, time.monotonic() - started)
+        with using_key(store_key):
+            treatment = _examined(files, root, check_settings(settings), repository, key, progress)
+            return _report(treatment, time.monotonic() - started)
     finally:
         release()
 
@@ -114,6 +118,7 @@ def repair(
     settings: Settings | None = None,
     repository: str | None = None,
     key: BackupKey | None = None,
+    store_key: bytes | StoreKey | None = None,
     progress: Progress | None = None,
     fs: FileSystem | None = None,
 ) -> RepairReport | None:
@@ -126,29 +131,32 @@ def repair(
         recover: how far down one may go. ``lossless``: nothing that was acknowledged may be lost. ``backup``: the
             journal as far as files and backups hold it. ``checkpoint``: that, or the highest checkpoint that is whole,
             whichever ends higher. A store that lost something may not sign.
-        settings, repository, key, progress: as for ``diagnose``; ``progress`` then also with (bytes written, in all).
+        settings, repository, key, store_key, progress: as for ``diagnose``; ``progress`` then also with (bytes written,
+            in all).
     Raises:
         CorruptionError: there is no such plan; it is the error that an open raises, and nothing was changed.
         OutOfSpace: there is no room for the new files; nothing was changed.
+        KeyRequired, KeyRejected: an encrypted store has to be fenced, or a repair of one to be finished.
         StoreNotFound, StoreLocked, FormatTooNew, FormatTooOld: as ``diagnose``.
     """
     check_rung(recover)
     files, root = _place(path, fs)
     settings = check_settings(settings)
-    finished = resume(files, root)
-    release = lock_of(files, root)
-    try:
-        treatment = _examined(files, root, settings, repository, key, progress)
-        problem = treatment.case.problem
-        if problem is None:
-            return finished
-        work = treatment.best(recover)
-        if work is None:
-            problem.remedy = remedy_for(root, treatment.case.reasons)
-            raise problem
-        return execute(treatment.case, work, settings, progress=progress)
-    finally:
-        release()
+    with using_key(store_key):
+        finished = resume(files, root)
+        release = lock_of(files, root)
+        try:
+            treatment = _examined(files, root, settings, repository, key, progress)
+            problem = treatment.case.problem
+            if problem is None:
+                return finished
+            work = treatment.best(recover)
+            if work is None:
+                problem.remedy = remedy_for(root, treatment.case.reasons)
+                raise problem
+            return execute(treatment.case, work, settings, progress=progress)
+        finally:
+            release()
 
 
 def _place(path: str | os.PathLike[str], fs: FileSystem | None) -> tuple[FileSystem, Path]:
@@ -217,8 +225,8 @@ def _findings(case: Case) -> list[Finding]:
         found += _segment_findings(case)
         if case.journal_problem is not None:
             found.append(Finding("journal", JOURNAL_DIRECTORY, "damaged", str(case.journal_problem)))
-        if case.base is not None:
-            found.append(_of("base", "base", case.base_problem, f"height {case.base.height}"))
+        if case.base is not None or case.base_problem is not None:
+            found.append(_of("base", "base", case.base_problem, f"height {case.base.height}" if case.base else ""))
         engine = case.views.engine or "none are live"
         text = f"{engine}, up to frame {case.views.seq}; 'holdfast verify --level views' reads every row"
         problem = case.views.problem

@@ -15,10 +15,9 @@ from typing import Literal, NamedTuple
 import msgspec
 
 from .._fs import File, FileSystem
-from ..errors import CorruptionError, HoldfastError, MissingFile
-from ..journal.api import DurableMark, Frame, Kind
-from ..journal.codec import HEAD_BYTES_MAX, decode_part, parse_head, peek_parts
-from ..journal.compacted import CompactedFile, is_compacted, open_segment
+from ..errors import CorruptionError, HoldfastError
+from ..journal.api import DurableMark, Frame
+from ..journal.compacted import open_segment
 from ..journal.recovery import JOURNAL_DIRECTORY
 from ..journal.scan import scan_frames
 from ..journal.segment import (
@@ -31,6 +30,7 @@ from ..journal.segment import (
     segment_number,
 )
 from ..recovery.resting import read_marks
+from ..store.first_frame import identity_in_journal
 from ..store.identity import IDENTITY_BYTES_MAX, IDENTITY_NAME, Identity, decode_identity
 
 __all__ = [
@@ -41,8 +41,6 @@ __all__ = [
     "examine_identity",
     "examine_segments",
     "fits_journal",
-    "identity_in_journal",
-    "read_kept",
     "read_watermark",
     "segment_path",
 ]
@@ -120,42 +118,6 @@ def examine_identity(fs: FileSystem, root: Path) -> FoundIdentity | HoldfastErro
     except CorruptionError:
         return problem
     return FoundIdentity(found, inner, "the first frame of the journal", problem)
-
-
-def identity_in_journal(fs: FileSystem, root: Path) -> bytes | None:
-    """The identity in the first frame, if that frame and the header of its segment verify with the salt in it."""
-    path = segment_path(root, 1)
-    try:
-        file = fs.open(path, read_only=True)
-    except MissingFile:
-        return None
-    try:
-        if is_compacted(file):
-            file = CompactedFile(file, salt=None)
-        data = read_kept(file, SEGMENT_HEADER_BYTES + HEAD_BYTES_MAX, 0)
-        head = data[SEGMENT_HEADER_BYTES:]
-        parts = peek_parts(head, segment=1, offset=SEGMENT_HEADER_BYTES)
-        for part in parts:
-            if part.kind == Kind.IDENTITY and part.stored_bytes <= IDENTITY_BYTES_MAX:
-                raw = decode_part(file.pread(part.stored_bytes, part.offset), part, segment=1, seq=1)
-                identity = decode_identity(raw, path=path)
-                frame = parse_head(head, salt=identity.salt, segment=1, offset=SEGMENT_HEADER_BYTES)
-                header = decode_header(data, store_id=identity.store_id, salt=identity.salt, path=path)
-                if frame.seq == 1 and header is not None and (header.number, header.first_seq) == (1, 1):
-                    open_segment(fs, path, salt=identity.salt).close()  # a compacted one proves itself, too
-                    return raw
-    except HoldfastError:
-        return None  # whatever it is, it proves nothing
-    finally:
-        file.close()
-    return None
-
-
-def read_kept(file: File, length: int, offset: int) -> bytes:
-    """Up to ``length`` bytes at ``offset``; fewer at the end, or where a compacted segment has a hole."""
-    if isinstance(file, CompactedFile):
-        length = min(length, file.kept_from(offset))
-    return file.pread(length, offset)
 
 
 def claimed_store_id(fs: FileSystem, root: Path) -> bytes | None:

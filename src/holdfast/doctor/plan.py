@@ -128,6 +128,9 @@ def plan_lossless(case: Case, builder: Builder | None, chain: Chain | None) -> W
         if problem is not None:
             case.reasons.append(f"the backups do not make the journal whole: {problem.message}")
             return None
+    if case.base_problem is not None and case.identity.identity.encryption is not None:
+        case.reasons.append(f"no backup is of use: {case.base_problem.message}")
+        return None
     if case.base_problem is not None and not _put_base(draft):
         case.reasons.append("no backup holds the files of base/ that are damaged")
         return None

@@ -47,6 +47,7 @@ __all__ = [
     "decode_base",
     "encode_base",
     "first_part",
+    "foreign_base",
     "load_base",
     "read_base",
     "spec_of",
@@ -116,12 +117,19 @@ def check_base(fs: FileSystem, root: Path, source: FrameSource, identity: Identi
 
     Raises ``CorruptionError``: a base proves itself without a key, so anybody can make one.
     """
-    if identity.encryption is not None and (fs.exists(root / BASE_NAME) or base_of(source) is not None):
-        raise CorruptionError(
-            "an encrypted store has a base in plain text, which somebody without its key put there",
-            path=root / BASE_NAME,
-            remedy="keep the directory as evidence, and restore the store from a backup",
-        )
+    if identity.encryption is not None and (problem := foreign_base(fs, root, base_of(source), identity)) is not None:
+        raise problem
+
+
+def foreign_base(fs: FileSystem, root: Path, entry: BaseEntry | None, identity: Identity) -> CorruptionError | None:
+    """What is wrong if an encrypted store stands on ``entry`` or has a ``base/``; ``None`` if nothing is."""
+    if identity.encryption is None or not (entry is not None or fs.exists(root / BASE_NAME)):
+        return None
+    return CorruptionError(
+        "an encrypted store has a base in plain text, which somebody without its key put there",
+        path=root / BASE_NAME,
+        remedy="keep the directory as evidence, and restore the store from a backup",
+    )
 
 
 # -- chain and block ------------------------------------------------------------------------------------------------
