@@ -38,6 +38,7 @@ from ..journal.segment import SEGMENT_HEADER_BYTES
 from ..state.checkpoint import CheckpointDirectory, CheckpointInfo
 from ..state.snapshot import SnapshotReader
 from ..store.base import BASE_NAME, BaseEntry, decode_base, foreign_base
+from ..store.chain import ChainSpec
 from ..store.first_frame import read_kept
 from ..store.generations import Generations
 from ..store.identity import Identity
@@ -95,6 +96,8 @@ class Case:
     cipher: StoreCipher | None = None
     keyless: bool = False
     """The store is encrypted, and its key was not given: parts and rows cannot be read, frames can."""
+    spec: ChainSpec | None = None
+    """The chain that the caller says it is, if it says so."""
     checkpoints: CheckpointDirectory | None = None
     checkpoint_infos: list[CheckpointInfo] = field(default_factory=list)
     reasons: list[str] = field(default_factory=list)
@@ -118,9 +121,17 @@ class Case:
 
     @property
     def newest_tip(self) -> TipMark | None:
-        """The newest block that something other than the journal says was acknowledged."""
-        tips = [tip for tip in (None if self.mark is None else self.mark.tip, self.views.tip) if tip is not None]
-        return max(tips, key=lambda tip: tip.height, default=None)
+        """The newest block that something other than the journal says was the tip: newer, not higher."""
+        if self.mark is not None and self.mark.tip is not None and self.mark.seq >= self.views.seq:
+            return self.mark.tip
+        return self.views.tip or (None if self.mark is None else self.mark.tip)
+
+    @property
+    def newest_tip_seq(self) -> int:
+        """The frame after which ``newest_tip`` was the tip; 0 if there is none."""
+        if self.newest_tip is None:
+            return 0
+        return self.mark.seq if self.mark is not None and self.newest_tip is self.mark.tip else self.views.seq
 
     @property
     def marks(self) -> list[Mark]:

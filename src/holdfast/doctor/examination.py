@@ -48,13 +48,24 @@ class Treatment:
         return self._works[rung]
 
     def best(self, rung: Rung) -> Work | None:
-        """What is to be done if one may go down to ``rung``: of plans with loss the one whose tip is the highest."""
+        """What is to be done if one may go down to ``rung``: of plans with loss the one that loses the fewest blocks
+        of the canonical chain; a checkpoint of which nobody knows whether it is canonical only where nothing else is.
+        """
         lossless = self.work("lossless")
         if lossless is not None or rung == "lossless":
             return lossless
         offers = [self.work("backup")] + ([self.work("checkpoint")] if rung == "checkpoint" else [])
-        found = [work for work in offers if work is not None]
-        return max(found, key=lambda work: -1 if work.plan.height is None else work.plan.height, default=None)
+        return min((work for work in offers if work is not None), key=self._worth, default=None)
+
+    def _worth(self, work: Work) -> tuple[int, int]:
+        """The less the better."""
+        height = work.plan.height
+        if height is None:
+            return 2, 0
+        if not work.known:
+            return 1, -height
+        tip = self.case.newest_tip
+        return 0, -height if tip is None else max(work.lost, tip.height - height)
 
     def _make(self, rung: Rung) -> Work | None:
         case = self.case
@@ -130,7 +141,7 @@ def repair(
     Args:
         recover: how far down one may go. ``lossless``: nothing that was acknowledged may be lost. ``backup``: the
             journal as far as files and backups hold it. ``checkpoint``: that, or the highest checkpoint that is whole,
-            whichever ends higher. A store that lost something may not sign.
+            whichever loses fewer canonical blocks; never one for an encrypted store. What lost something may not sign.
         settings, repository, key, store_key, progress: as for ``diagnose``; ``progress`` then also with (bytes written,
             in all).
     Raises:

@@ -22,7 +22,7 @@ from .._keys import StoreKey, using_key
 from ..config import Settings
 from ..errors import CorruptionError, Recovery
 from ..events import corruption_found
-from ..store.chain import Chain
+from ..store.chain import Chain, ChainSpec
 from ..store.checks import check_settings
 from ..store.factory import open_store
 from ..store.indexes import IndexSpec
@@ -58,8 +58,9 @@ def open_recovered(
             bytes of a key file. Parts of the journal and values of rows are encrypted, keys of rows are not.
         recover: how far down the ladder one may go, instead of the setting ``recovery``. ``lossless``: what was
             acknowledged is there, or the open is refused. ``backup``: else the journal up to the last frame that files
-            and backups hold. ``checkpoint``: that or the highest checkpoint that is whole, whichever ends higher. What
-            was lost is in ``store.recovery`` and in the event ``blocks_given_up``, and the store may not sign.
+            and backups hold. ``checkpoint``: that or the highest checkpoint that is whole, whichever loses fewer
+            canonical blocks. What was lost is in ``store.recovery`` and in the event ``blocks_given_up``, and the store
+            may not sign.
     Raises:
         CorruptionError: what is damaged cannot be repaired so; nothing was changed. The remedy names the doctor.
         KeyRequired, KeyRejected: the key is missing or another one; nothing was changed.
@@ -91,7 +92,7 @@ def open_recovered(
             corruption_found(error)
             raise
     with using_key(key):  # what is repaired is read with it, too
-        return recovered(call, place.absolute(), found, rung, fs=fs)
+        return recovered(call, place.absolute(), found, rung, fs=fs, spec=None if chain is None else chain.spec)
 
 
 def recovered(
@@ -101,8 +102,11 @@ def recovered(
     rung: Rung = "lossless",
     *,
     fs: FileSystem | None = None,
+    spec: ChainSpec | None = None,
 ) -> _T:
     """What ``call`` answers, made again after each repair of the store at ``root``; it gets what was repaired.
+
+    ``spec``: the chain that the store belongs to, for one that cannot say so itself any more.
 
     Raises ``CorruptionError`` as ``call`` did where nothing more can be repaired, its remedy names the doctor.
     """
@@ -115,7 +119,7 @@ def recovered(
             try:
                 if error.recovery is Recovery.REBUILD or attempt + 1 == _TRIES:
                     raise
-                done = _mend(files, root, settings, rung, error)
+                done = _mend(files, root, settings, rung, error, spec)
             finally:
                 corruption_found(error)
             report = done if report is None or done.plan.loss is not None else report
@@ -130,7 +134,9 @@ def _resumed(fs: FileSystem, root: Path) -> RepairReport | None:
     return resume(fs, root)
 
 
-def _mend(fs: FileSystem, root: Path, settings: Settings, rung: Rung, error: CorruptionError) -> RepairReport:
+def _mend(
+    fs: FileSystem, root: Path, settings: Settings, rung: Rung, error: CorruptionError, spec: ChainSpec | None
+) -> RepairReport:
     """A repair was done. Raises ``error`` if there is none to do."""
     from .apply import execute, lock_of
     from .diagnose import examine_store
@@ -139,6 +145,7 @@ def _mend(fs: FileSystem, root: Path, settings: Settings, rung: Rung, error: Cor
     release = lock_of(fs, root)
     try:
         treatment = Treatment(examine_store(fs, root, settings))
+        treatment.case.spec = spec
         work = treatment.best(rung)
         if work is None:
             error.remedy = remedy_for(root, treatment.case.reasons)

@@ -23,11 +23,14 @@ from ..journal.api import DurableMark
 from ..journal.recovery import JOURNAL_DIRECTORY, inspect_journal
 from ..journal.segment import segment_name, segment_number
 from ..journal.watermark import WATERMARK_NAME
-from ..state.snapshot import CHUNKS_NAME, MANIFEST_NAME
-from ..store.base import BASE_NAME
+from ..state.checkpoint import CheckpointInfo
+from ..state.snapshot import CHUNKS_NAME, MANIFEST_NAME, SnapshotInfo
+from ..store.base import BASE_NAME, spec_of
+from ..store.chain import check_same_chain
 from ..store.identity import IDENTITY_NAME
 from .diagnose import Case, canonical_in_views
-from .loss import loss_above, loss_behind, tip_of
+from .lineage import canonical_from
+from .loss import Kept, kept_blocks, loss_above, loss_behind, tip_of
 from .overlay import Overlay
 from .pieces import Builder, Chain, Piece
 from .report import Loss, Plan, Rung, Step
@@ -59,6 +62,10 @@ class Work:
     """The watermark afterwards, if it is another one."""
     checkpoint: str | None = None
     """The checkpoint that a new store is made of first."""
+    known: bool = True
+    """False if nobody knows whether the checkpoint's block is canonical."""
+    lost: int = 0
+    """Canonical blocks that are known to be lost."""
 
 
 @dataclass(slots=True)
@@ -244,20 +251,28 @@ def plan_journal(case: Case, builder: Builder, chain: Chain) -> Work | None:
     if _judged(case, draft, mark) is not None:
         return None
     tip = tip_of(builder, chain, case.parts)
+    kept = kept_blocks(builder, chain, None if tip is None else tip[0], case.parts)
+    if case.base is not None:
+        kept.hashes.add(case.base.hash)
+    canonical = {height: each for height, each in canonical_from(case, kept.floor).items() if height >= kept.floor}
     loss = loss_behind(
         case.fs,
         case.root,
         case.identity.identity,
         case.segments,
-        chain.last_seq,
-        None if tip is None else tip[0],
+        kept,
         case.newest_tip,
         exact=case.mark is not None,
         cipher=case.parts,
-        canonical=canonical_in_views(case, 0 if tip is None else tip[0] + 1),
+        canonical=[
+            *canonical.items(),
+            *((height, each) for height, each in _in_views(case, kept) if height not in canonical),
+        ],
     )
     height = None if tip is None else tip[0]
-    return draft.work("backup", height, loss, fenced=True, frames=chain.last_seq, mark=mark)
+    work = draft.work("backup", height, loss, fenced=True, frames=chain.last_seq, mark=mark)
+    work.lost = sum(each not in kept.hashes for each in canonical.values())
+    return work
 
 
 def _strip(builder: Builder, chain: Chain) -> None:
@@ -270,23 +285,67 @@ def _strip(builder: Builder, chain: Chain) -> None:
         chain.pieces.pop()
 
 
+def _in_views(case: Case, kept: Kept) -> list[tuple[int, bytes]]:
+    """Blocks above the tip that stays, which the views call canonical."""
+    return canonical_in_views(case, 0 if kept.height is None else kept.height + 1)
+
+
 def plan_checkpoint(case: Case, told: Callable[[int, int], None] | None = None) -> Work | None:
-    """A new store on the highest checkpoint that is whole; ``None`` if there is none."""
+    """A new store on the highest checkpoint that is whole and canonical; ``None`` if there is none.
+
+    One of which nobody knows whether it is canonical is only taken where there is no other, and the plan says so.
+    """
     assert case.checkpoints is not None
-    for info in case.checkpoint_infos:
-        if info.snapshot is None:
-            continue
-        try:
-            case.checkpoints.verify(info.name, progress=told)
-        except HoldfastError as error:
-            case.reasons.append(f"checkpoint {info.name} cannot be used: {error.message}")
-            continue
-        return _plan_checkpoint(case, info.name, info.height, info.snapshot.stored_bytes)
+    if case.identity is not None and case.identity.identity.encryption is not None:
+        if case.checkpoint_infos:
+            case.reasons.append("checkpoints are not encrypted: an encrypted store is not made anew on one")
+        return None
+    infos = [info for info in case.checkpoint_infos if info.snapshot is not None and _is_ours(case, info)]
+    canonical = canonical_from(case, min((info.height for info in infos), default=0))
+    unknown = []
+    for info in infos:
+        assert info.snapshot is not None
+        if info.height not in canonical:
+            unknown.append(info)
+        elif canonical[info.height] != info.snapshot.block_hash:
+            case.reasons.append(f"checkpoint {info.name} cannot be used: its block is not canonical any more")
+        elif _is_whole(case, info, told):
+            return _plan_checkpoint(case, info, info.snapshot, canonical)
+    for info in unknown:
+        if canonical and info.height > max(canonical):
+            case.reasons.append(f"checkpoint {info.name} cannot be used: its block is above the newest tip")
+        elif info.snapshot is not None and _is_whole(case, info, told):
+            return _plan_checkpoint(case, info, info.snapshot, canonical)
     return None
 
 
-def _plan_checkpoint(case: Case, name: str, height: int, stored_bytes: int) -> Work:
+def _is_ours(case: Case, info: CheckpointInfo) -> bool:
+    """True if the checkpoint is of the chain of the store, where that is known."""
+    assert case.checkpoints is not None
+    spec = case.spec if case.identity is None else case.identity.identity.spec
+    if spec is None:
+        return True
+    try:
+        check_same_chain(spec_of(case.checkpoints.reader(info.name).manifest), spec, "checkpoint", case.root)
+    except HoldfastError as error:
+        case.reasons.append(f"checkpoint {info.name} cannot be used: {error.message}")
+        return False
+    return True
+
+
+def _is_whole(case: Case, info: CheckpointInfo, told: Callable[[int, int], None] | None) -> bool:
+    assert case.checkpoints is not None
+    try:
+        case.checkpoints.verify(info.name, progress=told)
+    except HoldfastError as error:
+        case.reasons.append(f"checkpoint {info.name} cannot be used: {error.message}")
+        return False
+    return True
+
+
+def _plan_checkpoint(case: Case, info: CheckpointInfo, snapshot: SnapshotInfo, canonical: dict[int, bytes]) -> Work:
     identity = None if case.identity is None else case.identity.identity
+    height, known = info.height, info.height in canonical
     loss = loss_above(
         case.fs,
         case.root,
@@ -294,9 +353,10 @@ def _plan_checkpoint(case: Case, name: str, height: int, stored_bytes: int) -> W
         case.segments,
         height,
         case.newest_tip,
-        exact=case.mark is not None,
+        exact=case.mark is not None and known,
         cipher=case.parts,
-        canonical=canonical_in_views(case, height + 1),
+        canonical=[each for each in canonical.items() if each[0] > height] or canonical_in_views(case, height + 1),
+        unknown="" if known else f"nobody knows whether block {snapshot.block_hash.hex()} is canonical; ",
     )
     away = [
         *(f"{JOURNAL_DIRECTORY}/{each}" for each in case.fs.names(case.root / JOURNAL_DIRECTORY)),
@@ -308,8 +368,8 @@ def _plan_checkpoint(case: Case, name: str, height: int, stored_bytes: int) -> W
         ),
     ]
     steps = (
-        Step(JOURNAL_DIRECTORY, "replace", f"checkpoint {name}", 0),
-        Step(BASE_NAME, "replace", f"checkpoint {name}", stored_bytes),
+        Step(JOURNAL_DIRECTORY, "replace", f"checkpoint {info.name}", 0),
+        Step(BASE_NAME, "replace", f"checkpoint {info.name}", snapshot.stored_bytes),
     )
-    plan = Plan("checkpoint", steps, stored_bytes, 1, height, True, loss)
-    return Work(plan, b"", away=away, checkpoint=name)
+    plan = Plan("checkpoint", steps, snapshot.stored_bytes, 1, height, True, loss)
+    return Work(plan, b"", away=away, checkpoint=info.name, known=known)
