@@ -116,6 +116,11 @@ EVENTS: Final[Mapping[str, EventInfo]] = {
         "The clock is behind the newest backup of the store; the new one is named after that.",
         ("repository", "name", "behind_seconds"),
     ),
+    "backup_without_pruned": EventInfo(
+        _WARNING,
+        "A backup lacks what was pruned of segments, since no earlier one that can be read has them whole.",
+        ("repository", "name", "segments", "first_segment"),
+    ),
     "backup_failed": EventInfo(_ERROR, "A backup was not made, or did not verify.", ("repository",)),
     "backup_restored": EventInfo(
         _INFO, "A store was made from a backup.", ("repository", "and everything of its report")

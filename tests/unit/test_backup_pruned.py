@@ -81,6 +81,65 @@ def test_a_backup_made_afterwards_keeps_what_an_earlier_one_holds(tmp_path: Path
         assert without(store, blocks) == []
 
 
+def test_the_last_whole_copy_of_what_was_pruned_stays(tmp_path: Path, blocks: list[Block]) -> None:
+    """Also where it could not be read for the moment when the next backup was made."""
+    place = repository(tmp_path / "r")
+    first = backup(tmp_path / "s", place)
+    check(place, first.name)
+    with opened(tmp_path / "s") as store:
+        prune(store, place)
+    manifest = tmp_path / "r" / "backups" / f"{first.name}.manifest"
+    good = manifest.read_bytes()
+    manifest.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+    heard: list[holdfast.Event] = []
+    with holdfast.on_event(heard.append, names=["backup_without_pruned"]) as subscription:
+        later = [backup(tmp_path / "s", place) for _ in range(3)]
+        assert subscription.wait(10)
+    holed = pruned_entries(later[0])
+    assert holed
+    assert [(event.fields["name"], event.fields["segments"]) for event in heard] == [(later[0].name, len(holed))]
+    manifest.write_bytes(good)
+    for form in later:
+        check(place, form.name)
+    assert prune_backups(place, KeepRules(last=1)).kept == (first.name, later[-1].name)
+    assert prune_backups(place, KeepRules(last=1)).kept == (first.name, later[-1].name)
+    with opened(tmp_path / "s") as store:
+        assert store.retention.refill(originals_of(place, store_id(store), workers=0)).floor_after == 0
+        assert without(store, blocks) == []
+    whole = backup(tmp_path / "s", place)
+    check(place, whole.name)
+    assert pruned_entries(whole) == []
+    assert prune_backups(place, KeepRules(last=1)).kept == (whole.name,)
+
+
+@pytest.mark.parametrize("gone", [False, True])
+def test_a_rotten_archive_is_not_taken_over_once_it_is_checked(tmp_path: Path, blocks: list[Block], gone: bool) -> None:
+    place = repository(tmp_path / "r")
+    form = backup(tmp_path / "s", place)
+    with opened(tmp_path / "s") as store:
+        prune(store, place)
+    taken = backup(tmp_path / "s", place)
+    path = next(path for path in chunk_files(place) if path.name == form.segments[0].chunks[0].id)
+    good = path.read_bytes()
+    if gone:
+        path.unlink()
+    else:
+        path.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+    heard: list[holdfast.Event] = []
+    with holdfast.on_event(heard.append, names=["corruption_found"]) as subscription:
+        later = backup(tmp_path / "s", place, check=True)
+        assert subscription.wait(10)
+    assert len(heard) == 1  # both backups name the same chunks
+    assert (heard[0].code, taken.name in heard[0].message) == ("backup_damaged", True)
+    assert pruned_entries(later) == [1]
+    assert check(place, later.name).ok
+    unchecked = backup(tmp_path / "s", place)
+    assert pruned_entries(unchecked) == [1]
+    assert check(place, unchecked.name).ok
+    path.write_bytes(good)  # somebody had a copy of the repository
+    assert pruned_entries(backup(tmp_path / "s", place, check=True)) == []
+
+
 @pytest.mark.parametrize("gone", [False, True])
 def test_a_rotten_archive_is_not_taken_over_once_it_is_checked(tmp_path: Path, blocks: list[Block], gone: bool) -> None:
     place = repository(tmp_path / "r")

@@ -211,6 +211,18 @@ def _tell_notes(run: _Run, report: BackupReport, root: Path, where: str) -> None
             behind_seconds=run.behind_seconds,
             remedy="set the clock; names of backups follow it again once it has passed them",
         )
+    if run.holed:
+        events.emit(
+            "backup_without_pruned",
+            logging.WARNING,
+            f"backup {name} of {root} lacks what was pruned of {len(run.holed)} segments: no backup here has it whole",
+            path=str(root),
+            repository=where,
+            name=name,
+            segments=len(run.holed),
+            first_segment=run.holed[0],
+            remedy="mend or copy back the backup that had it ('holdfast backup verify --all'), then make another one",
+        )
 
 
 def _root_of(store: Store | str | os.PathLike[str]) -> Path:
@@ -260,6 +272,8 @@ class _Run:
         self._done = self._total = 0
         self._backups: list[Manifest] | None = None
         self._newest: Manifest | None = None
+        self.holed: list[int] = []
+        """Segments that were stored without what was pruned of them, and were not so in the backup before."""
         self.behind_seconds = 0
         """How far the clock is behind the newest backup, if that is more than a minute."""
         self._read = self._written = self._chunks = self._taken = 0
@@ -359,6 +373,8 @@ class _Run:
             self._taken += 1
             self._step(min(entry.length, compacted.stored_bytes))
             return known
+        if not self._was_holed(entry):
+            self.holed.append(entry.number)
         entry = msgspec.structs.replace(entry, length=compacted.stored_bytes, raw_length=entry.length)
         file = self._fs.open(compacted.path, read_only=True)
         try:
@@ -370,6 +386,11 @@ class _Run:
             return msgspec.structs.replace(entry, sha256=digest, chunks=chunks)
         finally:
             file.close()
+
+    def _was_holed(self, entry: SegmentFile) -> bool:
+        """True if the newest backup has the segment without pruned parts, too."""
+        known = () if self._newest is None else self._newest.segments
+        return any(file.raw_length and file.digest == entry.digest for file in known if file.number == entry.number)
 
     def _whole_before(self, entry: SegmentFile, identity: Identity) -> SegmentFile | None:
         """The newest backup's entry for the segment as it was before anything was pruned from it.

@@ -3,6 +3,7 @@
 Invariants:
     * The newest verified backup of a store always stays, and so does every backup that is newer than it. Where none is
       verified, none goes.
+    * Where retention dropped bodies from a segment of the journal, one backup that has it whole always stays.
     * Manifests go first, durably; then the chunks that no manifest names. A run that was stopped leaves only chunks
       that the next one removes.
     * As long as a manifest cannot be read no chunk goes: it may be one of its chunks.
@@ -19,7 +20,7 @@ import msgspec
 from .._failpoints import hit
 from ..config import Settings
 from ..errors import BackupDamaged, BackupNotFound, InvalidInputError
-from .manifest import Manifest
+from .manifest import Manifest, SegmentFile
 from .pieces import Progress
 from .repository import BackupRepository
 from .target import CHUNKS
@@ -188,7 +189,30 @@ def _kept(forms: Sequence[Manifest], verified: set[str], rules: KeepRules, now_u
             kept.update(form.name for form in good if form.created_us >= oldest)
         for word, pattern in _FORMATS.items():
             kept.update(_newest_of_each(good, pattern, getattr(rules, word)))
+        kept.update(_last_whole(own, kept, verified))
     return kept
+
+
+def _last_whole(own: Sequence[Manifest], kept: set[str], verified: set[str]) -> set[str]:
+    """The newest backups that have whole what those that are kept have without pruned parts.
+
+    Of each such segment a verified one, if there is one, else one that was never verified. ``own`` is newest first.
+    """
+    wanted = {_which(file) for form in own if form.name in kept for file in form.segments if file.raw_length}
+    found: set[str] = set()
+    for known in (True, False):
+        others = [form for form in own if (form.name in verified) == known]
+        for form in sorted(others, key=lambda form: form.name not in kept):
+            has = {_which(file) for file in form.segments if file.sealed and not file.raw_length} & wanted
+            if has:
+                found.add(form.name)
+                wanted -= has
+    return found
+
+
+def _which(file: SegmentFile) -> tuple[int, int, str]:
+    """The same for a segment and for what is left of it."""
+    return file.number, file.segment_bytes, file.digest
 
 
 def _newest_of_each(good: Iterable[Manifest], pattern: str, count: int) -> list[str]:
