@@ -140,34 +140,6 @@ def test_a_rotten_archive_is_not_taken_over_once_it_is_checked(tmp_path: Path, b
     assert pruned_entries(backup(tmp_path / "s", place, check=True)) == []
 
 
-@pytest.mark.parametrize("gone", [False, True])
-def test_a_rotten_archive_is_not_taken_over_once_it_is_checked(tmp_path: Path, blocks: list[Block], gone: bool) -> None:
-    place = repository(tmp_path / "r")
-    form = backup(tmp_path / "s", place)
-    with opened(tmp_path / "s") as store:
-        prune(store, place)
-    taken = backup(tmp_path / "s", place)
-    path = next(path for path in chunk_files(place) if path.name == form.segments[0].chunks[0].id)
-    good = path.read_bytes()
-    if gone:
-        path.unlink()
-    else:
-        path.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
-    heard: list[holdfast.Event] = []
-    with holdfast.on_event(heard.append, names=["corruption_found"]) as subscription:
-        later = backup(tmp_path / "s", place, check=True)
-        assert subscription.wait(10)
-    assert len(heard) == 1  # both backups name the same chunks
-    assert (heard[0].code, taken.name in heard[0].message) == ("backup_damaged", True)
-    assert pruned_entries(later) == [1]
-    assert check(place, later.name).ok
-    unchecked = backup(tmp_path / "s", place)
-    assert pruned_entries(unchecked) == [1]
-    assert check(place, unchecked.name).ok
-    path.write_bytes(good)  # somebody had a copy of the repository
-    assert pruned_entries(backup(tmp_path / "s", place, check=True)) == []
-
-
 def test_a_damaged_segment_of_a_backup_does_not_end_the_refill(tmp_path: Path, blocks: list[Block]) -> None:
     place = repository(tmp_path / "r")
     form = backup(tmp_path / "s", place)
