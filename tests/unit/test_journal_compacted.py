@@ -59,7 +59,7 @@ def bytes_of(seed: int, length: int) -> bytes:
 @st.composite
 def segments(draw: st.DrawFn) -> tuple[bytes, list[Hole]]:
     """Raw bytes, and holes that do not touch, none at the start."""
-    raw = bytes_of(draw(st.integers(0, 9)), 8 * draw(st.integers(1, 3000)))
+    raw = bytes_of(draw(st.integers(0, 9)), 8 * draw(st.integers(84, 3000)))
     edges = sorted(draw(st.sets(st.integers(1, len(raw) // 8), max_size=12)))
     return raw, [Hole(8 * start, 8 * stop) for start, stop in zip(edges[::2], edges[1::2], strict=False)]
 
@@ -176,6 +176,27 @@ def test_an_extent_that_is_not_as_long_as_it_says_is_refused(monkeypatch: pytest
 def test_holes_that_cannot_be_are_refused(holes: list[Hole], message: str) -> None:
     with pytest.raises(CorruptionError, match=message):
         opened(packed(bytes(EXTENT), holes))
+
+
+def test_more_holes_than_a_segment_has_room_for_are_refused_before_they_are_read() -> None:
+    holes = [Hole(16 * number + 8, 16 * number + 16) for number in range(65)]
+    assert list(opened(packed(bytes(112 * 65), holes)).holes) == holes
+    fs = MemoryFileSystem()
+    fs.write_atomic(PLACE, packed(bytes(112 * 65 - 8), holes))
+    file = fs.open(PLACE, read_only=True)
+    read: list[int] = []
+
+    class Watched:
+        path = file.path
+        size = file.size
+
+        def pread(self, length: int, offset: int) -> bytes:
+            read.append(length)
+            return file.pread(length, offset)
+
+    with pytest.raises(CorruptionError, match="no valid end"):
+        CompactedFile(Watched(), salt=SALT)  # type: ignore[arg-type]
+    assert max(read) < 8 * 65
 
 
 # -- a journal -------------------------------------------------------------------------------------------------------

@@ -181,6 +181,21 @@ def test_space_ends_with_the_segment_that_makes_it_fit(tmp_path: Path, compact_f
         assert store.retention.prune(RetentionPolicy("space", amount), without_archive=True).segments == 0
 
 
+def test_the_smallest_blocks_there_can_be_are_pruned(tmp_path: Path) -> None:
+    """Many in a frame, of equal bytes: as many holes in a segment as there can be."""
+    blocks: list[Block] = []
+    with open_quick(tmp_path / "s", max_reorg_depth=DEPTH, proof_window_blocks=0) as store:
+        for number in range(400):
+            parent = blocks[-1].hash if blocks else bytes(32)
+            blocks.append(Block(bytes(30) + (number + 1).to_bytes(2, "big"), parent, number, b"", body=b"x", time=0))
+        store.add(blocks[0])
+        store.add_many(blocks[1:])
+        for block in chain_of(blocks[-1], 60):
+            store.add(block)
+        assert pruned(store, "below", 390) == 390
+        assert without(store, blocks) == list(range(390))
+
+
 def test_a_dry_run_measures_what_would_be_kept(tmp_path: Path) -> None:
     of_two_kinds(tmp_path / "s")
     with opened(tmp_path / "s") as store:

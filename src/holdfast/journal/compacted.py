@@ -52,6 +52,8 @@ _WINDOW_BYTES_MAX: Final = 1 << 23
 _DECODED_MAX: Final = 3
 """Extents that an open file keeps decoded."""
 _STEP_BYTES: Final = 1 << 20
+_BYTES_PER_HOLE: Final = 112
+"""A hole needs so many raw bytes at least: rows of a block and its body, 8 of the block that stay, 8 of the body."""
 
 
 class _Zstd(threading.local):
@@ -131,7 +133,7 @@ class CompactedFile:
             or end.table < _HEAD.size
             or end.table + table_bytes + _END_BYTES != size
             or not end.extents <= COMPACTED_BYTES_MAX // _EXTENT_BYTES_MIN
-            or not end.holes <= COMPACTED_BYTES_MAX // 16
+            or not end.holes <= min(self._raw_bytes, COMPACTED_BYTES_MAX) // _BYTES_PER_HOLE
         ):
             raise self._bad("has no valid end")
         table = file.pread(table_bytes, end.table)
@@ -165,6 +167,11 @@ class CompactedFile:
 
     def _bad(self, text: str, *, offset: int | None = None) -> CorruptionError:
         return CorruptionError(f"a compacted segment {text}", path=self.path, offset=offset, bytes=self.stored_bytes)
+
+    @property
+    def stored(self) -> File:
+        """The compacted file as it is on disk, open as long as this is."""
+        return self._file
 
     # -- what is here -------------------------------------------------------------------------------------------
 
