@@ -8,12 +8,21 @@ import pytest
 
 import holdfast
 from holdfast import Store
-from holdfast.backup import archive_of, create_backup, fetch_segments, originals_of, prune_backups, verify_backup
-from holdfast.backup.manifest import Manifest, decode_manifest, encode
+from holdfast.backup import (
+    archive_of,
+    create,
+    create_backup,
+    fetch_segments,
+    originals_of,
+    prune_backups,
+    verify_backup,
+)
+from holdfast.backup.manifest import Manifest, SegmentFile, decode_manifest, encode
 from holdfast.backup.prune import KeepRules
 from holdfast.backup.repository import BackupRepository
 from holdfast.errors import BackupDamaged, BackupNotFound, PrunedError
 from holdfast.recovery import verify_store
+from holdfast.store.identity import Identity
 from holdfast.store.retention import RetentionPolicy, RetentionReport
 from holdfast.types import Block
 from tests.unit.backup_support import backup, check, chunk_files, repository, restored, small_segments
@@ -138,6 +147,27 @@ def test_a_rotten_archive_is_not_taken_over_once_it_is_checked(tmp_path: Path, b
     assert check(place, unchecked.name).ok
     path.write_bytes(good)  # somebody had a copy of the repository
     assert pruned_entries(backup(tmp_path / "s", place, check=True)) == []
+
+
+def test_a_segment_that_is_pruned_further_meanwhile_is_backed_up_as_it_was(
+    tmp_path: Path, blocks: list[Block], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = repository(tmp_path / "r")
+    with opened(tmp_path / "s") as store:
+        prune(store, None, 3)
+        before = create._Run._whole_before
+
+        def slow(self: create._Run, entry: SegmentFile, identity: Identity) -> SegmentFile | None:
+            if entry.number == 1:
+                prune(store, None)
+            return before(self, entry, identity)
+
+        monkeypatch.setattr(create._Run, "_whole_before", slow)
+        form = backup(tmp_path / "s", place)
+        assert without(store, blocks) == list(range(FLOOR))
+    assert check(place, form.name).ok
+    with opened(restored(place, form.name, tmp_path / "t")) as store:
+        assert set(range(3)) < set(without(store, blocks)) < set(range(FLOOR))  # what it had not read yet was pruned
 
 
 def test_a_damaged_segment_of_a_backup_does_not_end_the_refill(tmp_path: Path, blocks: list[Block]) -> None:

@@ -376,16 +376,13 @@ class _Run:
         if not self._was_holed(entry):
             self.holed.append(entry.number)
         entry = msgspec.structs.replace(entry, length=compacted.stored_bytes, raw_length=entry.length)
-        file = self._fs.open(compacted.path, read_only=True)
-        try:
+        file = compacted.stored  # the one that was looked at: another may have its name by now
 
-            def scan(pieces: PieceFile) -> None:
-                exhaust(scan_segment(file, entry, identity, previous))
+        def scan(pieces: PieceFile) -> None:
+            exhaust(scan_segment(file, entry, identity, previous))
 
-            digest, chunks = self._copy(file, entry.length, scan)
-            return msgspec.structs.replace(entry, sha256=digest, chunks=chunks)
-        finally:
-            file.close()
+        digest, chunks = self._copy(file, entry.length, scan)
+        return msgspec.structs.replace(entry, sha256=digest, chunks=chunks)
 
     def _was_holed(self, entry: SegmentFile) -> bool:
         """True if the newest backup has the segment without pruned parts, too."""
