@@ -59,7 +59,7 @@ def bytes_of(seed: int, length: int) -> bytes:
 @st.composite
 def segments(draw: st.DrawFn) -> tuple[bytes, list[Hole]]:
     """Raw bytes, and holes that do not touch, none at the start."""
-    raw = bytes_of(draw(st.integers(0, 9)), 8 * draw(st.integers(84, 3000)))
+    raw = bytes_of(draw(st.integers(0, 9)), 8 * draw(st.integers(192, 3000)))
     edges = sorted(draw(st.sets(st.integers(1, len(raw) // 8), max_size=12)))
     return raw, [Hole(8 * start, 8 * stop) for start, stop in zip(edges[::2], edges[1::2], strict=False)]
 
@@ -180,9 +180,9 @@ def test_holes_that_cannot_be_are_refused(holes: list[Hole], message: str) -> No
 
 def test_more_holes_than_a_segment_has_room_for_are_refused_before_they_are_read() -> None:
     holes = [Hole(16 * number + 8, 16 * number + 16) for number in range(65)]
-    assert list(opened(packed(bytes(112 * 65), holes)).holes) == holes
+    assert list(opened(packed(bytes(256 * 65), holes)).holes) == holes
     fs = MemoryFileSystem()
-    fs.write_atomic(PLACE, packed(bytes(112 * 65 - 8), holes))
+    fs.write_atomic(PLACE, packed(bytes(256 * 65 - 8), holes))
     file = fs.open(PLACE, read_only=True)
     read: list[int] = []
 

@@ -52,8 +52,8 @@ _WINDOW_BYTES_MAX: Final = 1 << 23
 _DECODED_MAX: Final = 3
 """Extents that an open file keeps decoded."""
 _STEP_BYTES: Final = 1 << 20
-_BYTES_PER_HOLE: Final = 112
-"""A hole needs so many raw bytes at least: rows of a block and its body, 8 of the block that stay, 8 of the body."""
+_BYTES_PER_HOLE: Final = 256
+"""A hole needs so many raw bytes at least: two rows of 48, the block's entry of 152, which stay, and 8 of the body."""
 
 
 class _Zstd(threading.local):
