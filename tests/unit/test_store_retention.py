@@ -72,6 +72,17 @@ def without(store: Store, blocks: list[Block]) -> list[int]:
     return found
 
 
+def without_bodies(reader: Store) -> list[int]:
+    """As ``without``, of a store that has no ``retention``."""
+    found = []
+    for info in reader.blocks.canonical():
+        try:
+            reader.blocks.body(info)
+        except PrunedError:
+            found.append(info.height)
+    return found
+
+
 def pruned(store: Store, mode: str, amount: int) -> int:
     report = store.retention.prune(RetentionPolicy(mode, amount), without_archive=True)  # type: ignore[arg-type]
     assert report.complete
@@ -245,6 +256,17 @@ def test_the_setting_needs_an_amount_and_is_the_default(tmp_path: Path) -> None:
         opened(tmp_path / "s", journal_retention="blocks")
     with opened(tmp_path / "s", journal_retention="blocks", journal_retention_amount=40) as store:
         assert store.retention.prune(dry_run=True).floor_after == COUNT - DEPTH - 40
+
+
+def test_a_reader_goes_on_with_the_files_that_it_has_open(tmp_path: Path) -> None:
+    """As docs/OPERATIONS.md says."""
+    blocks = filled(tmp_path / "s")
+    with opened(tmp_path / "s") as store, holdfast.open(tmp_path / "s", read_only=True) as reader:
+        assert without(reader, blocks) == []
+        pruned(store, "below", 50)
+        assert without(reader, blocks) == []
+        with holdfast.open(tmp_path / "s", read_only=True) as later:
+            assert without_bodies(later) == list(range(50))
 
 
 def test_a_reader_has_no_retention(tmp_path: Path) -> None:
