@@ -16,6 +16,7 @@ from holdfast.chains.pow.blockchain import Blockchain
 from holdfast.doctor import apply as applying
 from holdfast.errors import CommitLoss, CorruptionError, HoldfastError, MissingFile, StoreLocked
 from holdfast.journal.segment import SEGMENT_HEADER_BYTES
+from holdfast.recovery import rebuild_views, verify_store
 from tests.unit.backup_support import backup, chunk_files, repository, small_segments
 from tests.unit.doctor_support import SEGMENT, backed_up, flip, holds, killed, last_segment, store_of, truth
 from tests.unit.store_support import chain_of, open_quick, quick
@@ -476,6 +477,49 @@ def test_a_repair_that_was_cut_off_is_told_by_whoever_ends_it(
         assert (store.recovery.repaired is not None) is (at != "staged"), "what had not begun is forgotten"
     assert len(heard) == (at != "staged")
     assert not (tmp_path / "repair").exists()
+
+
+@pytest.mark.parametrize("at", ["begun", "aside", "placed", "published"])
+@pytest.mark.parametrize("back", [False, True])
+def test_nobody_takes_half_a_repair_for_a_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str, back: bool
+) -> None:
+    """``back``: the operator put holdfast.toml back from quarantine, as one does."""
+    blocks = store_of(tmp_path)
+    (tmp_path / "journal/0000000003.seg").unlink()
+
+    def die(name: str) -> None:
+        if name == f"doctor.repair.{at}":
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(applying, "hit", die)
+        with pytest.raises(KeyboardInterrupt):
+            holdfast.repair(tmp_path, recover="backup")
+    if back:
+        shutil.copy(tmp_path / "quarantine/repair-1/holdfast.toml", tmp_path / "holdfast.toml")
+    before = truth(tmp_path)
+    for look in (
+        lambda: holdfast.open(tmp_path, read_only=True),
+        lambda: rebuild_views(tmp_path),
+    ):
+        with pytest.raises(CorruptionError, match="is not finished") as caught:
+            look()
+        assert "holdfast doctor --apply" in caught.value.remedy
+    (problem,) = verify_store(tmp_path).problems
+    assert "holdfast doctor --apply" in str(problem.remedy)
+    found = holdfast.diagnose(tmp_path)
+    assert (found.sound, found.plan, [plan.rung for plan in found.others]) == (False, None, ["backup"])
+    assert "is not finished" in str(found.problem)
+    assert "holdfast doctor --apply" in found.reasons[0]
+    assert truth(tmp_path) == before
+    with hearing("blocks_given_up") as heard, open_quick(tmp_path) as store:
+        tip = store.tip
+        assert tip is not None
+        assert holds(store, blocks[: tip.height + 1])
+        assert store.safety.fenced
+    assert [event.fields["height"] for event in heard] == [tip.height]
+    assert holdfast.diagnose(tmp_path).sound
 
 
 def test_a_damaged_plan_of_a_repair_is_for_a_person(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

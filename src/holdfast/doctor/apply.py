@@ -36,17 +36,17 @@ from ..state.snapshot import CHUNKS_NAME, MANIFEST_NAME
 from ..store.base import BASE_NAME
 from ..store.generations import Generations
 from ..store.identity import IDENTITY_BYTES_MAX, IDENTITY_NAME, Identity, decode_identity
-from ..store.opening import make_directories
+from ..store.opening import REPAIR_PLAN, make_directories
 from ..store.snapshots import take_in
 from ..store.unlocking import unlock
 from .diagnose import Case
 from .plan import Work
 from .report import REPAIR_NAME, Plan, RepairReport
 
-__all__ = ["execute", "lock_of", "resume"]
+__all__ = ["begun", "execute", "lock_of", "resume"]
 
 QUARANTINE_NAME = "quarantine"
-_NEW, _PLAN = "new", "plan.json"
+_NEW, _PLAN = "new", REPAIR_PLAN.name
 _PLAN_BYTES_MAX = 256 * 1024 * 1024
 _STEP_BYTES = 1 << 20
 
@@ -209,14 +209,10 @@ def resume(fs: FileSystem, root: Path) -> RepairReport | None:
     release = lock_of(fs, root)
     try:
         marker = _read_marker(fs, place)
-        live = fs.exists(root / IDENTITY_NAME)
-        if marker is None or (live and not _was_begun(fs, root, marker)):
+        if marker is None or not _was_begun(fs, root, marker):
             fs.remove_tree(place)
             return None
-        if live:
-            _tell_and_clean(fs, root, marker)
-        else:
-            _finish(fs, root, marker)
+        _finish(fs, root, marker)  # also where there is an identity: who put it there need not have been the repair
         return RepairReport(str(root), marker.plan, f"{QUARANTINE_NAME}/{marker.label}", time.monotonic() - started)
     finally:
         release()
@@ -239,8 +235,16 @@ def _read_marker(fs: FileSystem, place: Path) -> Marker | None:
         ) from error
 
 
+def begun(fs: FileSystem, root: Path) -> Plan | None:
+    """The plan of a repair that has to be finished, if there is one. Raises ``CorruptionError`` as ``resume``."""
+    marker = _read_marker(fs, root / REPAIR_NAME)
+    return None if marker is None or not _was_begun(fs, root, marker) else marker.plan
+
+
 def _was_begun(fs: FileSystem, root: Path, marker: Marker) -> bool:
-    return not marker.had_identity or fs.exists(root / QUARANTINE_NAME / marker.label / IDENTITY_NAME)
+    if not marker.had_identity or not fs.exists(root / IDENTITY_NAME):
+        return True
+    return fs.exists(root / QUARANTINE_NAME / marker.label / IDENTITY_NAME)
 
 
 def _finish(fs: FileSystem, root: Path, marker: Marker) -> None:

@@ -16,11 +16,11 @@ from .._fs import FileSystem, RealFileSystem, path_of
 from .._keys import StoreKey, using_key
 from ..backup.keys import BackupKey
 from ..config import Settings
-from ..errors import HoldfastError, MissingFile, StoreNotFound
+from ..errors import CorruptionError, HoldfastError, MissingFile, StoreNotFound
 from ..journal.recovery import JOURNAL_DIRECTORY
 from ..store.checks import check_settings
 from ..store.identity import IDENTITY_NAME
-from .apply import execute, lock_of, resume
+from .apply import begun, execute, lock_of, resume
 from .diagnose import Case, examine_store
 from .pieces import Builder
 from .plan import Work, plan_checkpoint, plan_journal, plan_lossless
@@ -116,6 +116,9 @@ def diagnose(
     release = lock_of(files, root)
     try:
         with using_key(store_key):
+            plan = begun(files, root)
+            if plan is not None:
+                return _unfinished(root, plan, time.monotonic() - started)
             treatment = _examined(files, root, check_settings(settings), repository, key, progress)
             return _report(treatment, time.monotonic() - started)
     finally:
@@ -198,6 +201,25 @@ def _examined(
 
 
 # -- report ---------------------------------------------------------------------------------------------------------
+
+
+def _unfinished(root: Path, plan: Plan, seconds: float) -> DoctorReport:
+    """Nothing was looked at: half of the files may be in quarantine, and only the end of the repair makes a store."""
+    remedy = f"run 'holdfast doctor --apply --data-dir {root}': it goes on where the repair stopped"
+    problem = CorruptionError("a repair of this store is not finished", path=root, remedy=remedy)
+    found = Finding("repair", REPAIR_NAME, "damaged", "begun, and not finished")
+    lossless = plan.loss is None
+    return DoctorReport(
+        path=str(root),
+        sound=False,
+        code=problem.code,
+        problem=str(problem),
+        findings=(found,),
+        plan=plan if lossless else None,
+        others=() if lossless else (plan,),
+        reasons=(remedy,),
+        seconds=seconds,
+    )
 
 
 def _report(treatment: Treatment, seconds: float) -> DoctorReport:

@@ -48,7 +48,7 @@ from ..journal.segment import segment_number
 from ..store.base import base_of, check_base, read_base
 from ..store.generations import Generations
 from ..store.identity import IDENTITY_BYTES_MAX, IDENTITY_NAME, Identity, decode_identity
-from ..store.opening import read_identity
+from ..store.opening import directory_state, read_identity
 from ..store.tree import scheme_of
 from ..store.unlocking import key_for, unlock
 from ..store.url import parse_url
@@ -201,6 +201,7 @@ def _verify_identity(
     """The identity, its bytes and the ciphers; ``None`` if there is nothing to go on with."""
     identity: Identity | None = None
     with run.check("identity") as tally:
+        directory_state(fs, root)
         data = fs.read_bytes(root / IDENTITY_NAME, limit=IDENTITY_BYTES_MAX)
         identity = decode_identity(data, path=root / IDENTITY_NAME)
         tally.step()

@@ -58,6 +58,7 @@ from .unlocking import key_for, unlock
 
 __all__ = [
     "MEMORY_ROOT",
+    "REPAIR_PLAN",
     "OpenPlan",
     "Opened",
     "check_spec",
@@ -75,6 +76,8 @@ __all__ = [
 
 MEMORY_ROOT = Path("/memory")
 _UNFINISHED = {"LOCK", "journal", "watermark", "watermark.tmp", "holdfast.toml.tmp", *CONFIG_FILE_NAMES}
+REPAIR_PLAN = Path("repair/plan.json")
+"""What a repair is to do, from before it begins until it is done (docs/FORMAT.md, section 12)."""
 _FIRST_FRAME_BYTES_MAX = 2 * 1024 * 1024
 _PROBE_SECONDS = 30.0
 
@@ -165,12 +168,22 @@ def view_options(settings: Settings) -> ViewOptions:
 
 
 def directory_state(fs: FileSystem, root: Path) -> str:
-    """``absent``, ``store``, ``unfinished``, ``importing`` or raises for anything else."""
+    """``absent``, ``store``, ``unfinished``, ``importing`` or raises for anything else.
+
+    A store that is being repaired is none until that is finished, whatever somebody put there (FORMAT, section 12).
+    """
     if not fs.exists(root):
         return "absent"
     if fs.persistent and not root.is_dir():
         raise ForeignStore("there is a file where the store should be", path=root)
     names = set(fs.names(root))
+    if REPAIR_PLAN.parts[0] in names and fs.exists(root / REPAIR_PLAN):
+        raise CorruptionError(
+            "a repair of this store is not finished",
+            path=root,
+            remedy=f"run 'holdfast doctor --apply --data-dir {root}': it goes on where the repair stopped; put nothing"
+            " back by hand",
+        )
     if IDENTITY_NAME in names:
         return "store"
     if not names - set(CONFIG_FILE_NAMES):
