@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from ..errors import InvalidInputError
+from ..errors import InvalidInputError, KeyRequired
 from .backup_options import KeyFile, PassphraseFile, RepositoryPath, key_of
 from .options import Config, DataDir, Json, Seconds
 from .output import Output, bytes_text, clean
@@ -80,7 +80,9 @@ def doctor(
     else:
         _show(report, out)
     if not report.sound:
-        raise typer.Exit(_LOST if report.code == "commit_loss" else _DAMAGED)
+        raise typer.Exit(
+            {"commit_loss": _LOST, KeyRequired.code: KeyRequired.exit_code}.get(report.code or "", _DAMAGED)
+        )
 
 
 def _show(report: DoctorReport, out: Output) -> None:
@@ -106,6 +108,8 @@ def _show(report: DoctorReport, out: Output) -> None:
 
 
 def _without_plan(report: DoctorReport, place: str) -> str:
+    if report.code == KeyRequired.code:
+        return "next: run it again with the key: 'holdfast --store-key-file FILE doctor', or --store-passphrase-file"
     if report.code is not None and report.problem is not None and not report.reasons:
         return f"next: run 'holdfast rebuild {place}', or open the store for writing: the journal is sound"
     return "next: keep the directory as it is; a backup or a checkpoint of this store is needed, or its key"

@@ -128,7 +128,9 @@ def execute(case: Case, work: Work, settings: Settings, *, progress: Told | None
         plan=work.plan,
     )
     hit("doctor.repair.staged")
-    fs.write_atomic(place / _PLAN, msgspec.json.encode(marker, order="sorted"))
+    data = msgspec.json.encode(marker, order="sorted")
+    _decoded(data, place / _PLAN)  # what could not be finished is not begun
+    fs.write_atomic(place / _PLAN, data)
     _finish(fs, root, marker)
     return RepairReport(str(root), work.plan, f"{QUARANTINE_NAME}/{marker.label}", time.monotonic() - started)
 
@@ -222,7 +224,10 @@ def _read_marker(fs: FileSystem, place: Path) -> Marker | None:
     path = place / _PLAN
     if not fs.exists(path):
         return None
-    data = fs.read_bytes(path, limit=_PLAN_BYTES_MAX)
+    return _decoded(fs.read_bytes(path, limit=_PLAN_BYTES_MAX), path)
+
+
+def _decoded(data: bytes, path: Path) -> Marker:
     try:
         check_depth(data)
         return msgspec.json.decode(data, type=Marker)

@@ -25,7 +25,6 @@ from ..errors import (
     CommitLoss,
     CorruptionError,
     HoldfastError,
-    KeyRejected,
     KeyRequired,
     RecoveryTimeout,
     SnapshotInvalid,
@@ -94,7 +93,7 @@ class Case:
     base_problem: HoldfastError | None = None
     views_looked_at: ViewsState | None = None
     cipher: StoreCipher | None = None
-    keyless: bool = False
+    key_problem: KeyRequired | None = None
     """The store is encrypted, and its key was not given: parts and rows cannot be read, frames can."""
     spec: ChainSpec | None = None
     """The chain that the caller says it is, if it says so."""
@@ -145,9 +144,14 @@ class Case:
         return marks
 
     @property
+    def keyless(self) -> bool:
+        """True if not everything could be looked at, for want of the key."""
+        return self.key_problem is not None
+
+    @property
     def sound(self) -> bool:
-        """True if nothing is wrong, the views included."""
-        return self.problem is None and self.views.problem is None
+        """True if nothing is wrong, the views included. Without its key nobody knows that of an encrypted store."""
+        return self.problem is None and self.views.problem is None and not self.keyless
 
 
 def examine_store(
@@ -159,7 +163,10 @@ def examine_store(
     key: BackupKey | None = None,
     told: Told | None = None,
 ) -> Case:
-    """The store at ``root``, which nobody has open. Cost: every byte of the journal and of ``base/`` is read."""
+    """The store at ``root``, which nobody has open. Cost: every byte of the journal and of ``base/`` is read.
+
+    Raises ``KeyRejected`` if the key that ``using_key`` gave is not that of the identity it has, or would get.
+    """
     found = examine_identity(fs, root)
     store_id = found.identity.store_id if isinstance(found, FoundIdentity) else claimed_store_id(fs, root)
     case = Case(fs, root, find_backups(fs, root, settings, store_id, place=place, key=key))
@@ -177,8 +184,8 @@ def examine_store(
     identity = case.identity.identity
     try:
         case.cipher = unlock(identity, None, root)
-    except (KeyRequired, KeyRejected) as error:
-        case.keyless = True
+    except KeyRequired as error:
+        case.key_problem = error
         case.reasons.append(f"without its key not everything can be looked at: {error.message}")
     mark = read_watermark(fs, root, identity.salt)
     if isinstance(mark, DurableMark):

@@ -16,7 +16,7 @@ from .._fs import FileSystem, RealFileSystem, path_of
 from .._keys import StoreKey, using_key
 from ..backup.keys import BackupKey
 from ..config import Settings
-from ..errors import CorruptionError, HoldfastError, MissingFile, StoreNotFound
+from ..errors import CorruptionError, HoldfastError, MissingFile, ReadOnlyError, StoreNotFound
 from ..journal.recovery import JOURNAL_DIRECTORY
 from ..store.checks import check_settings
 from ..store.identity import IDENTITY_NAME
@@ -110,10 +110,14 @@ def diagnose(
         progress: called with (bytes read, 0), then with (keys, keys in all) of a checkpoint; what it raises ends it.
     Raises:
         StoreNotFound: there is nothing here. StoreLocked: the store is open. FormatTooNew, FormatTooOld.
+        KeyRejected: the key is not that of the store. Without one the report is not ``sound``: nobody knows.
     """
     started = time.monotonic()
     files, root = _place(path, fs)
-    release = lock_of(files, root)
+    try:
+        release = lock_of(files, root)
+    except ReadOnlyError:  # a failing disk, perhaps: to look needs no lock where nobody can write
+        release = _nothing
     try:
         with using_key(store_key):
             plan = begun(files, root)
@@ -171,6 +175,10 @@ def repair(
             return execute(treatment.case, work, settings, progress=progress)
         finally:
             release()
+
+
+def _nothing() -> None:
+    """Nothing is held, nothing is released."""
 
 
 def _place(path: str | os.PathLike[str], fs: FileSystem | None) -> tuple[FileSystem, Path]:
@@ -231,7 +239,7 @@ def _report(treatment: Treatment, seconds: float) -> DoctorReport:
             work = treatment.work(check_rung(rung))
             if work is not None:
                 others.append(work.plan)
-    problem = case.problem or case.views.problem
+    problem = case.problem or case.views.problem or case.key_problem
     return DoctorReport(
         path=str(case.root),
         sound=case.sound,
@@ -263,7 +271,10 @@ def _findings(case: Case) -> list[Finding]:
         engine = case.views.engine or "none are live"
         text = f"{engine}, up to frame {case.views.seq}; 'holdfast verify --level views' reads every row"
         problem = case.views.problem
-        found.append(_of("views", "views", problem, text if problem is None else "made anew by the next open"))
+        if case.keyless:
+            found.append(Finding("views", "views", "unknown", "the key of the store is needed"))
+        else:
+            found.append(_of("views", "views", problem, text if problem is None else "made anew by the next open"))
     found += _source_findings(case)
     return found
 

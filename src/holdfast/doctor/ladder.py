@@ -146,6 +146,8 @@ def _mend(
     try:
         treatment = Treatment(examine_store(fs, root, settings))
         treatment.case.spec = spec
+        if treatment.case.key_problem is not None:
+            raise treatment.case.key_problem
         work = treatment.best(rung)
         if work is None:
             error.remedy = remedy_for(root, treatment.case.reasons)

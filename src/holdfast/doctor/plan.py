@@ -8,6 +8,7 @@ Invariants:
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -38,6 +39,7 @@ from .sources import BytesFile
 
 __all__ = ["Place", "Work", "plan_checkpoint", "plan_journal", "plan_lossless"]
 
+_PLAIN = re.compile(r"[0-9A-Za-z-][0-9A-Za-z.-]*")
 VIEWS_CURRENT = "views/CURRENT"
 TREE_IMAGE = "tree/image"
 
@@ -105,6 +107,11 @@ class _Draft:
 OWN = "its own frames"
 
 
+def is_plain(name: str) -> bool:
+    """True for a name that a store writes. What else somebody put into its directories stays where it is."""
+    return _PLAIN.fullmatch(name) is not None
+
+
 def segment_file(number: int) -> str:
     """Path of a segment below its store."""
     return f"{JOURNAL_DIRECTORY}/{segment_name(number)}"
@@ -126,6 +133,9 @@ def plan_lossless(case: Case, builder: Builder | None, chain: Chain | None) -> W
         assert chain is not None
         if not chain.whole:
             case.reasons.append(_why(case, builder, chain))
+            return None
+        if case.keyless and chain.pieces[-1].backup is not None:
+            case.reasons.append("without the key of the store its newest frames are not taken from a backup")
             return None
         for piece in chain.pieces:
             if not piece.keep:
@@ -243,7 +253,7 @@ def plan_journal(case: Case, builder: Builder, chain: Chain) -> Work | None:
         draft.put(segment_file(behind.number), len(data), OWN, Place(make, partial(builder.check, behind)))
     for name in case.fs.names(case.root / JOURNAL_DIRECTORY):
         number = segment_number(name)
-        if number is None or number > last.number:
+        if (number is None or number > last.number) and is_plain(name):
             draft.set_aside(f"{JOURNAL_DIRECTORY}/{name}")
     mark = DurableMark(1, last.state.last_seq, last.state.digest, last.number, last.state.frames_end, last.sealed, None)
     for name in (WATERMARK_NAME, VIEWS_CURRENT, TREE_IMAGE):
@@ -359,8 +369,12 @@ def _plan_checkpoint(case: Case, info: CheckpointInfo, snapshot: SnapshotInfo, c
         unknown="" if known else f"nobody knows whether block {snapshot.block_hash.hex()} is canonical; ",
     )
     away = [
-        *(f"{JOURNAL_DIRECTORY}/{each}" for each in case.fs.names(case.root / JOURNAL_DIRECTORY)),
-        *(f"{BASE_NAME}/{CHUNKS_NAME}/{each}" for each in case.fs.names(case.root / BASE_NAME / CHUNKS_NAME)),
+        *(f"{JOURNAL_DIRECTORY}/{each}" for each in case.fs.names(case.root / JOURNAL_DIRECTORY) if is_plain(each)),
+        *(
+            f"{BASE_NAME}/{CHUNKS_NAME}/{each}"
+            for each in case.fs.names(case.root / BASE_NAME / CHUNKS_NAME)
+            if is_plain(each)
+        ),
         *(
             each
             for each in (f"{BASE_NAME}/{MANIFEST_NAME}", WATERMARK_NAME, VIEWS_CURRENT, TREE_IMAGE)
