@@ -140,10 +140,11 @@ def test_words_of_the_library_are_repeated_without_secrets() -> None:
 
 
 class Pages:
-    """A listing of these pages; after them nothing comes, for ever."""
+    """A listing of these pages; after them nothing comes, for ever, unless it ``ends``."""
 
-    def __init__(self, *pages: list[dict[str, Any]], begun: threading.Event | None = None) -> None:
+    def __init__(self, *pages: list[dict[str, Any]], begun: threading.Event | None = None, ends: bool = False) -> None:
         self._pages = list(pages)
+        self._ends = ends
         self._begun = begun
 
     def __aiter__(self) -> Pages:
@@ -152,6 +153,8 @@ class Pages:
     async def __anext__(self) -> list[dict[str, Any]]:
         if self._pages:
             return self._pages.pop(0)
+        if self._ends:
+            raise StopAsyncIteration
         if self._begun is not None:
             _thread.interrupt_main()
         await asyncio.Event().wait()
@@ -186,14 +189,14 @@ def test_a_signal_ends_a_listing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_listing_that_repeats_itself_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     for second in (page(1, 2), page(2, 3), page(0)):
-        monkeypatch.setattr(obstore, "list", lambda *_, more=second, **__: Pages(page(1, 2), [], more))
+        monkeypatch.setattr(obstore, "list", lambda *_, more=second, **__: Pages(page(1, 2), [], more, ends=True))
         with pytest.raises(TargetUnavailable, match="repeats"):
             list(target(MemoryStore()).list(BACKUPS))
 
 
 def test_a_listing_has_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("holdfast.limits.OBJECTS_SHELF_MAX", 3)
-    monkeypatch.setattr(obstore, "list", lambda *_, **__: Pages(page(1, 2), page(3, 4)))
+    monkeypatch.setattr(obstore, "list", lambda *_, **__: Pages(page(1, 2), page(3, 4), ends=True))
     with pytest.raises(LimitExceeded):
         list(target(MemoryStore()).list(BACKUPS))
 
