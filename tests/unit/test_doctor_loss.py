@@ -21,7 +21,7 @@ from holdfast.store.opening import read_identity
 from holdfast.store.retention import RetentionPolicy
 from holdfast.types import Block
 from tests.unit.backup_support import backup, repository, small_segments
-from tests.unit.doctor_support import SEGMENT, backed_up, flip, holds, last_segment, store_of, truth
+from tests.unit.doctor_support import SEGMENT, backed_up, flip, holds, killed, last_segment, store_of, truth
 from tests.unit.state_support import commit, open_state_store
 from tests.unit.store_support import chain_of, hash_of, make, open_quick, quick
 from tests.unit.test_event_sources import hearing
@@ -208,6 +208,26 @@ def test_safety_records_before_the_cut_stay(tmp_path: Path) -> None:
     reader.close()
     carried = [number for number, frame in firsts.items() if any(part.kind == Kind.SAFETY for part in frame.parts)]
     assert sorted(carried) == list(range(2, max(firsts) + 1)), "each segment repeats them, that of the fence too"
+
+
+@pytest.mark.parametrize("engine", ["sqlite", "rocksdb", "lmdb"])
+def test_the_rows_of_what_is_lost_are_kept(tmp_path: Path, engine: str) -> None:
+    """They may be the only copy of documents behind the cut; the next open made new views and deleted them."""
+    root = tmp_path / "store"
+    with open_quick(f"{engine}:{root}", compact="off") as store:
+        for block in chain_of(None, 20):
+            store.add(block)
+        store.documents("papers").put(b"precious", b"PRECIOUS")
+    killed(root)
+    flip(last_segment(root), 200)
+    with open_quick(root, recovery="backup") as store:
+        assert store.documents("papers").get(b"precious") is None
+        assert store.engine == engine
+        store.rebuild()
+    open_quick(root).close()
+    (rows,) = (root / "quarantine/repair-1/views").glob("*/data")
+    files = [rows] if rows.is_file() else [path for path in rows.rglob("*") if path.is_file()]
+    assert any(b"PRECIOUS" in path.read_bytes() for path in files)
 
 
 # -- a checkpoint ---------------------------------------------------------------------------------------------------

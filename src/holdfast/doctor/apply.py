@@ -55,7 +55,8 @@ _Label = Annotated[str, msgspec.Meta(pattern="^repair-[1-9][0-9]{0,8}$")]
 _Name = Annotated[
     str,
     msgspec.Meta(
-        pattern=r"^(watermark|(journal|base|base/chunks|views|tree)/[0-9A-Za-z-][0-9A-Za-z.-]*)$", max_length=200
+        pattern=r"^(watermark|views/[1-9][0-9]{0,9}/data|(journal|base|base/chunks|views|tree)/[0-9A-Za-z-][0-9A-Za-z.-]*)$",
+        max_length=200,
     ),
 ]
 Told = Callable[[int, int], None]

@@ -28,6 +28,7 @@ from ..state.checkpoint import CheckpointInfo
 from ..state.snapshot import CHUNKS_NAME, MANIFEST_NAME, SnapshotInfo
 from ..store.base import BASE_NAME, spec_of
 from ..store.chain import check_same_chain
+from ..store.generations import Generations
 from ..store.identity import IDENTITY_NAME
 from .diagnose import Case, canonical_in_views
 from .lineage import canonical_from
@@ -256,7 +257,7 @@ def plan_journal(case: Case, builder: Builder, chain: Chain) -> Work | None:
         if (number is None or number > last.number) and is_plain(name):
             draft.set_aside(f"{JOURNAL_DIRECTORY}/{name}")
     mark = DurableMark(1, last.state.last_seq, last.state.digest, last.number, last.state.frames_end, last.sealed, None)
-    for name in (WATERMARK_NAME, VIEWS_CURRENT, TREE_IMAGE):
+    for name in (WATERMARK_NAME, VIEWS_CURRENT, TREE_IMAGE, *_views(case)):
         draft.set_aside(name)
     if _judged(case, draft, mark) is not None:
         return None
@@ -283,6 +284,13 @@ def plan_journal(case: Case, builder: Builder, chain: Chain) -> Work | None:
     work = draft.work("backup", height, loss, fenced=True, frames=chain.last_seq, mark=mark)
     work.lost = sum(each not in kept.hashes for each in canonical.values())
     return work
+
+
+def _views(case: Case) -> list[str]:
+    """The rows of the views: perhaps the only copy of what is lost, and the next open would delete them."""
+    generations = Generations(case.fs, case.root)
+    paths = [generations.data_path(number) for number in generations.numbers()]
+    return [path.relative_to(case.root).as_posix() for path in paths if case.fs.exists(path)]
 
 
 def _strip(builder: Builder, chain: Chain) -> None:
@@ -377,7 +385,7 @@ def _plan_checkpoint(case: Case, info: CheckpointInfo, snapshot: SnapshotInfo, c
         ),
         *(
             each
-            for each in (f"{BASE_NAME}/{MANIFEST_NAME}", WATERMARK_NAME, VIEWS_CURRENT, TREE_IMAGE)
+            for each in (f"{BASE_NAME}/{MANIFEST_NAME}", WATERMARK_NAME, VIEWS_CURRENT, TREE_IMAGE, *_views(case))
             if case.fs.exists(case.root / each)
         ),
     ]

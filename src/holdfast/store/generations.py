@@ -47,10 +47,13 @@ class Generations:
             )
         return text
 
+    def numbers(self) -> list[int]:
+        """Numbers of the generations that are there, live or not, in order."""
+        return sorted(int(name) for name in self._fs.names(self._views) if name.isdigit())
+
     def newest_engine(self) -> str | None:
         """Engine of the newest generation that says which one it has; for when no generation is live."""
-        numbers = sorted((int(name) for name in self._fs.names(self._views) if name.isdigit()), reverse=True)
-        for number in numbers:
+        for number in reversed(self.numbers()):
             try:
                 return self.engine_name(number)
             except CorruptionError:
