@@ -37,7 +37,7 @@ def doctor(
         typer.Option(
             "--recover",
             help="With --apply: how far down one may go where something must be lost. backup: the journal as far as "
-            "files and backups hold it; checkpoint: that, or the highest checkpoint, whichever ends higher.",
+            "files and backups hold it; checkpoint: that, or the highest checkpoint, whichever loses less.",
         ),
     ] = "lossless",
     repository: RepositoryPath = None,
