@@ -8,7 +8,8 @@ import pytest
 
 import holdfast
 from holdfast._fs import FileLock, RealFileSystem
-from holdfast.errors import CorruptionError, KeyRejected, KeyRequired, ReadOnlyError
+from holdfast.doctor import diagnose as diagnosing
+from holdfast.errors import CorruptionError, EngineError, KeyRejected, KeyRequired, ReadOnlyError
 from tests.unit.backup_support import backup, repository
 from tests.unit.doctor_support import flip, holds, killed, store_of, truth
 from tests.unit.store_support import chain_of, quick
@@ -74,6 +75,23 @@ def test_a_file_system_that_cannot_be_written_is_diagnosed(tmp_path: Path) -> No
     assert found.plan is not None
     with pytest.raises(ReadOnlyError):
         holdfast.repair(tmp_path, fs=Failing())
+
+
+def test_views_that_cannot_be_opened_are_a_finding_and_no_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As SQLite on a file system that became read-only. They might know of frames that nothing else knows."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise EngineError("unable to open database file")
+
+    store_of(tmp_path)
+    backup(tmp_path, repository(tmp_path / "backups"))
+    monkeypatch.setattr(diagnosing, "open_engine", refuse)
+    found = holdfast.diagnose(tmp_path)
+    assert (found.sound, found.code) == (False, EngineError.code)
+    (tmp_path / FIRST).unlink()
+    found = holdfast.diagnose(tmp_path)
+    assert found.plan is None
+    assert any("the views cannot be read" in reason for reason in found.reasons)
 
 
 @pytest.mark.parametrize("rung", ["backup", "checkpoint"])

@@ -24,6 +24,7 @@ from ..engine.sealed import sealed_engine
 from ..errors import (
     CommitLoss,
     CorruptionError,
+    EngineError,
     HoldfastError,
     KeyRequired,
     RecoveryTimeout,
@@ -252,7 +253,7 @@ def _examine_views(case: Case) -> ViewsState:
             chain = decode_state(applied.state)
             if chain.has_tip:
                 state.tip = TipMark(chain.tip_height, chain.tip_hash, chain.state_root)
-    except (CorruptionError, RecoveryTimeout) as error:
+    except (CorruptionError, EngineError, RecoveryTimeout) as error:
         state.problem = error
     return state
 

@@ -16,7 +16,7 @@ from .._fs import FileSystem, RealFileSystem, path_of
 from .._keys import StoreKey, using_key
 from ..backup.keys import BackupKey
 from ..config import Settings
-from ..errors import CorruptionError, HoldfastError, MissingFile, ReadOnlyError, StoreNotFound
+from ..errors import CorruptionError, EngineError, HoldfastError, MissingFile, ReadOnlyError, StoreNotFound
 from ..journal.recovery import JOURNAL_DIRECTORY
 from ..store.checks import check_settings
 from ..store.identity import IDENTITY_NAME
@@ -80,7 +80,10 @@ class Treatment:
             builder = self._builder = Builder(case.fs, case.root, case.identity.identity, case.segments, case.backups)
         broken = case.journal_problem is not None or case.mark_problem is not None
         if broken:
-            _ = case.views  # they may know of more frames, and name the blocks
+            problem = case.views.problem  # they may know of more frames, and name the blocks
+            if rung == "lossless" and isinstance(problem, EngineError):
+                case.reasons.append(f"the views cannot be read, and may know of more frames: {problem.message}")
+                return None
         chain = builder.build(case.marks) if broken else None
         if rung == "lossless":
             return plan_lossless(case, builder, chain)
