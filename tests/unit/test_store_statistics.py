@@ -48,8 +48,8 @@ def test_background_work_that_failed_is_shown(tmp_path: Path, monkeypatch: pytes
     def failing(_self: upkeep.Upkeep) -> bool:
         raise EngineError("the disk is gone")
 
-    def reporting(self: upkeep.Upkeep, failure: HoldfastError) -> None:
-        report(self, failure)
+    def reporting(self: upkeep.Upkeep, failure: HoldfastError, what: str) -> None:
+        report(self, failure, what)
         reported.set()
 
     monkeypatch.setattr(upkeep, "_LOOK_SECONDS", 0.001)
