@@ -9,7 +9,7 @@ import typer
 from ..errors import CorruptionError
 from .options import Config, DataDir, Json, Seconds
 from .output import Output, bytes_text
-from .progress import INTERRUPTED, Progress, StopSignals
+from .progress import INTERRUPTED
 
 if TYPE_CHECKING:
     from ..store.compacting import CompactReport
@@ -38,20 +38,17 @@ def compact(
 
     Each sealed segment below finality becomes a compressed one that gives the same bytes, checked before it is used.
     """
-    from .session import open_to_write, tell_recovery
+    from .session import store_at_work
 
     out = Output(as_json=as_json)
     # The store must not do it by its settings while this looks at it: a dry run would change it.
-    with open_to_write(data_dir, config, {"history_blocks": 0}, quiet=as_json) as store, StopSignals() as stop:
-        tell_recovery(store, out)
-        title = "compacting"
-        with Progress(title, None, unit="bytes", quiet=as_json, seconds=progress_seconds) as progress:
-            report = store.compact(
-                dry_run=dry_run,
-                bytes_per_second=rate,
-                progress=lambda done, total: progress.stage(title, done, total),
-                keep_going=lambda: not stop(),
-            )
+    with store_at_work("compacting", data_dir, config, out, progress_seconds, unit="bytes") as (store, work):
+        report = store.compact(
+            dry_run=dry_run,
+            bytes_per_second=rate,
+            progress=work.progress,
+            keep_going=work.keep_going,
+        )
     if as_json:
         out.record(report.as_dict())
     else:

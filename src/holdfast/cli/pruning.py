@@ -9,7 +9,7 @@ import typer
 from ..errors import InvalidInputError
 from .options import Config, DataDir, Json, Seconds
 from .output import Output, bytes_text, count_text
-from .progress import INTERRUPTED, Progress, StopSignals
+from .progress import INTERRUPTED
 
 if TYPE_CHECKING:
     from ..store.pruning import PruneReport
@@ -45,26 +45,24 @@ def prune(
 
     Only heights of final blocks can go. Without options it does what the settings say; a running node does so itself.
     """
-    from .session import load, open_to_write, tell_recovery
+    from .session import load, store_at_work
 
     if blocks is not None and below is not None:
         raise InvalidInputError("--blocks and --below exclude each other")
     out = Output(as_json=as_json)
     settings = load(data_dir, config)
     # The store must not prune by its settings while this looks at it: a dry run would change it.
-    with open_to_write(data_dir, config, {"history_blocks": 0}, quiet=as_json) as store, StopSignals() as stop:
-        tell_recovery(store, out)
+    title = "counting" if dry_run else "pruning"
+    with store_at_work(title, data_dir, config, out, progress_seconds) as (store, work):
         before = _size(store.statistics())
-        title = "counting" if dry_run else "pruning"
-        with Progress(title, None, quiet=as_json, seconds=progress_seconds) as progress:
-            report = store.prune(
-                blocks=settings.history_blocks if blocks is None else blocks,
-                every=every,
-                below=below,
-                dry_run=dry_run,
-                progress=lambda done, total: progress.stage(title, done, total),
-                keep_going=lambda: not stop(),
-            )
+        report = store.prune(
+            blocks=settings.history_blocks if blocks is None else blocks,
+            every=every,
+            below=below,
+            dry_run=dry_run,
+            progress=work.progress,
+            keep_going=work.keep_going,
+        )
         after = _size(store.statistics())
     if as_json:
         out.record(report.as_dict() | {"bytes_before": before, "bytes_after": after})

@@ -11,7 +11,7 @@ from ..errors import BackupDamaged, BackupNotFound, InvalidInputError, StoreNotF
 from .backup_options import KeyFile, PassphraseFile, RepositoryPath, open_place, place_of
 from .options import Config, DataDir, Json, Seconds
 from .output import Output, bytes_text, count_text
-from .progress import INTERRUPTED, Progress, StopSignals
+from .progress import INTERRUPTED
 
 if TYPE_CHECKING:
     from ..store.retention import RetentionPolicy, RetentionReport
@@ -110,7 +110,7 @@ def prune(
     before the first one does. Without a rule the settings 'journal_retention' and 'journal_retention_amount' say it.
     """
     from ..backup import archive_of
-    from .session import open_to_write, tell_recovery
+    from .session import store_at_work
 
     out, store_id = Output(as_json=as_json), _store_id(data_dir)
     policy = _policy(blocks, days, space, below)
@@ -119,18 +119,15 @@ def prune(
         raise InvalidInputError("--repository and --without-archive exclude each other")
     if not (dry_run or without_archive):
         place = open_place(place_of(repository, data_dir, config), key_file, passphrase_file)
-    with open_to_write(data_dir, config, {"history_blocks": 0}, quiet=as_json) as store, StopSignals() as stop:
-        tell_recovery(store, out)
-        title = "pruning"
-        with Progress(title, None, unit="bytes", quiet=as_json, seconds=progress_seconds) as progress:
-            report = store.retention.prune(
-                policy,
-                archive=None if place is None else archive_of(place, store_id),
-                without_archive=without_archive,
-                dry_run=dry_run,
-                progress=lambda done, total: progress.stage(title, done, total),
-                keep_going=lambda: not stop(),
-            )
+    with store_at_work("pruning", data_dir, config, out, progress_seconds, unit="bytes") as (store, work):
+        report = store.retention.prune(
+            policy,
+            archive=None if place is None else archive_of(place, store_id),
+            without_archive=without_archive,
+            dry_run=dry_run,
+            progress=work.progress,
+            keep_going=work.keep_going,
+        )
     if as_json:
         out.record(report.as_dict())
     else:
@@ -177,22 +174,19 @@ def refill(
     A segment that no backup holds whole, or only damaged, stays as it is, and is named. Stopped, it goes on later.
     """
     from ..backup import originals_of
-    from .session import open_to_write, tell_recovery
+    from .session import store_at_work
 
     out = Output(as_json=as_json)
     store_id = _store_id(data_dir)
     place = open_place(place_of(repository, data_dir, config), key_file, passphrase_file)
-    with open_to_write(data_dir, config, {"history_blocks": 0}, quiet=as_json) as store, StopSignals() as stop:
-        tell_recovery(store, out)
-        title = "filling"
-        with Progress(title, None, unit="bytes", quiet=as_json, seconds=progress_seconds) as progress:
-            report = store.retention.refill(
-                originals_of(place, store_id),
-                from_height=from_height,
-                progress=lambda done, total: progress.stage(title, done, total),
-                keep_going=lambda: not stop(),
-                missing=(BackupNotFound, BackupDamaged),
-            )
+    with store_at_work("filling", data_dir, config, out, progress_seconds, unit="bytes") as (store, work):
+        report = store.retention.refill(
+            originals_of(place, store_id),
+            from_height=from_height,
+            progress=work.progress,
+            keep_going=work.keep_going,
+            missing=(BackupNotFound, BackupDamaged),
+        )
     if as_json:
         out.record(report.as_dict())
     else:

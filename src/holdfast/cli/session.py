@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from ..errors import (
     CorruptionError,
@@ -27,7 +27,7 @@ from ..errors import (
 )
 from ..limits import HASH_BYTES
 from .logs import log_as_asked
-from .progress import Progress
+from .progress import Progress, StopSignals
 
 if TYPE_CHECKING:
     from ..config import Settings
@@ -205,6 +205,25 @@ def open_to_write(
         )
     _tell_loss(store)
     return store
+
+
+class Work(NamedTuple):
+    """What a long piece of work on an open store is given."""
+
+    progress: Callable[[int, int], None]
+    keep_going: Callable[[], bool]
+
+
+@contextmanager
+def store_at_work(
+    title: str, data_dir: Path, config: Path | None, out: Output, seconds: float, *, unit: str = "blocks"
+) -> Iterator[tuple[Store, Work]]:
+    """The store, open for one piece of work that shows a bar and that a signal ends; nothing is pruned meanwhile."""
+    quiet = out.as_json
+    with open_to_write(data_dir, config, {"history_blocks": 0}, quiet=quiet) as store, StopSignals() as stop:
+        tell_recovery(store, out)
+        with Progress(title, None, unit=unit, quiet=quiet, seconds=seconds) as progress:
+            yield store, Work(lambda done, total: progress.stage(title, done, total), lambda: not stop())
 
 
 def create_or_open(
