@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-import pytest
-
 from holdfast import Settings, Store
-from holdfast.store import pruning
 from holdfast.store.snapshots import import_snapshot
 from holdfast.testing.explorer import EXPECTED, Acks
 from holdfast.testing.machine import Machine
 from tests.crash.machine import SEED, open_on
 from tests.crash.support import Model, Picture, check_deep, difference, perform, picture_of
-from tests.unit.pruning_support import history_rows, rows_too_many
+from tests.unit.pruning_support import history_rows, rows_too_many, small_batches
 from tests.unit.snapshot_support import PLACE, Source, export, numbered, source_of
 from tests.unit.state_support import Values, after, commit, root_of, writer_backend
 
@@ -211,15 +207,6 @@ class Pruned:
         assert found is not None
         assert not rows_too_many(history_rows(writer_backend(store).opened.engine), found)
         return tip.height + 1
-
-
-@contextlib.contextmanager
-def small_batches() -> Iterator[None]:
-    """A batch is a few rows, and the record is written often."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pruning, "_BATCH_ROWS", 4)
-        patch.setattr(pruning, "_ROWS_BETWEEN_SYNCS", 9)
-        yield
 
 
 # -- the import of a snapshot ----------------------------------------------------------------------------------------

@@ -627,6 +627,19 @@ def report(
         met(row, counts[name])
 
 
+def flipped(data: bytes, rng: random.Random, count: int) -> Iterator[bytes]:
+    """The bytes with one bit flipped, cut, with a byte gone or doubled."""
+    for at in rng.sample(range(len(data)), min(count, len(data))):
+        yield data[:at] + bytes([data[at] ^ 1 << rng.randrange(8)]) + data[at + 1 :]
+        yield data[:at]
+        yield data[:at] + data[at + 1 :]
+        yield data[:at] + data[at : at + 1] + data[at:]
+
+
+def contents(root: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
 def typed(action: Callable[[], object]) -> HoldfastError | None:
     """The typed error of ``action``, if it raised one."""
     try:

@@ -22,11 +22,10 @@ from holdfast.backup import (
 from holdfast.backup import restore as restoring
 from holdfast.backup.manifest import Manifest
 from holdfast.errors import HoldfastError, OutOfSpace
-from holdfast.store import opening
 from holdfast.testing.crashfs import CrashableFileSystem, Fault, Keep, SimulatedCrash
 from tests.crash.backup_rig import PLACE, Rig, Source
 from tests.crash.support import report
-from tests.unit.backup_support import SMALL, small_segments
+from tests.unit.backup_support import in_small_segments, small_segments
 
 __all__ = ["small_segments"]
 
@@ -37,17 +36,7 @@ pytestmark = pytest.mark.usefixtures("small_segments")
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Source]:
-    import dataclasses
-
-    options = opening.journal_options
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            opening,
-            "journal_options",
-            lambda plan: dataclasses.replace(
-                options(plan), segment_bytes_first=SMALL, segment_bytes_max=SMALL, background=False
-            ),
-        )
+    with in_small_segments():
         yield Source(tmp_path_factory.mktemp("source") / "s")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import errno
 import random
 from collections import Counter
@@ -19,13 +18,12 @@ from holdfast.doctor import apply as applying
 from holdfast.doctor.ladder import open_recovered
 from holdfast.doctor.report import Rung
 from holdfast.errors import CorruptionError, ForeignStore, HoldfastError
-from holdfast.store import opening
 from holdfast.store.factory import open_store
 from holdfast.testing.crashfs import CrashableFileSystem, Fault, Keep, SimulatedCrash
 from holdfast.testing.machine import Machine
 from tests.crash.matrix import met
 from tests.crash.support import report
-from tests.unit.backup_support import SMALL, backup, repository
+from tests.unit.backup_support import backup, in_small_segments, repository
 from tests.unit.doctor_support import killed
 from tests.unit.state_support import commit
 from tests.unit.store_support import chain_of, quick
@@ -77,15 +75,7 @@ def made(root: Path, *, closed: bool) -> Source:
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[bool, Source]]:
-    options = opening.journal_options
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            opening,
-            "journal_options",
-            lambda plan: dataclasses.replace(
-                options(plan), segment_bytes_first=SMALL, segment_bytes_max=SMALL, background=False
-            ),
-        )
+    with in_small_segments():
         place = tmp_path_factory.mktemp("doctor")
         yield {closed: made(place / f"closed-{closed}", closed=closed) for closed in (True, False)}
 

@@ -32,26 +32,13 @@ from holdfast.store.checkpoints import restore_checkpoint
 from holdfast.store.identity import decode_identity
 from holdfast.store.snapshots import import_snapshot
 from holdfast.testing.machine import new_machine
-from tests.crash.support import report, typed
+from tests.crash.support import contents, flipped, report, typed
 from tests.unit.snapshot_support import PLACE, export, numbered, reader_of, source_of
 from tests.unit.state_support import commit
 from tests.unit.store_support import filled, quick
 from tests.unit.test_merkle_proofs import CASES, proof_of, rebuilt, refused, state
 
 ALL_FROM = 200
-
-
-def flipped(data: bytes, rng: random.Random, count: int) -> Iterator[bytes]:
-    """The bytes with one bit flipped, cut, with a byte gone or doubled."""
-    for at in rng.sample(range(len(data)), min(count, len(data))):
-        yield data[:at] + bytes([data[at] ^ 1 << rng.randrange(8)]) + data[at + 1 :]
-        yield data[:at]
-        yield data[:at] + data[at + 1 :]
-        yield data[:at] + data[at : at + 1] + data[at:]
-
-
-def contents(root: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
 
 
 # -- names that climb ------------------------------------------------------------------------------------------------

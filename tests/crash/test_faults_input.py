@@ -16,7 +16,7 @@ from holdfast._fs import MemoryFileSystem
 from holdfast.backup import BackupRepository, create_backup, open_repository, restore_backup
 from holdfast.backup import verify_backup as verify_backup_at
 from holdfast.errors import FormatTooNew, HoldfastError
-from tests.crash.support import ENGINES, VALIDATOR, report, typed
+from tests.crash.support import ENGINES, VALIDATOR, contents, flipped, report, typed
 from tests.unit.backup_support import grown, small_segments
 from tests.unit.state_support import commit
 from tests.unit.store_support import hash_of, quick
@@ -25,19 +25,6 @@ __all__ = ["small_segments"]
 
 ALL_FROM = 200
 Call = Callable[[Store], object]
-
-
-def flipped(data: bytes, rng: random.Random, count: int) -> Iterator[bytes]:
-    """The bytes with one bit flipped, cut, with bytes gone, doubled or added."""
-    for at in rng.sample(range(len(data)), min(count, len(data))):
-        yield data[:at] + bytes([data[at] ^ 1 << rng.randrange(8)]) + data[at + 1 :]
-        yield data[:at]
-        yield data[:at] + data[at + 1 :]
-        yield data[:at] + data[at : at + 1] + data[at:]
-
-
-def contents(root: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
 
 
 # -- formats of the future -------------------------------------------------------------------------------------------

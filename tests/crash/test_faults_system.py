@@ -26,6 +26,7 @@ from tests.crash.support import (
     Model,
     check_deep,
     check_frontier,
+    contents,
     open_store,
     perform,
     picture_of,
@@ -134,10 +135,6 @@ def readable(store: Path) -> Iterator[None]:
     finally:
         for path, mode in modes.items():
             path.chmod(mode)
-
-
-def contents(root: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
 
 
 Forbid = Callable[[Path], contextlib.AbstractContextManager[None]]

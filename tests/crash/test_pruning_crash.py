@@ -7,7 +7,7 @@ import errno
 import random
 import signal
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from holdfast.views.keeper import HistoryKeeper
 from holdfast.views.views import Views
 from tests.crash.machine import images
 from tests.crash.support import ENGINES, Agent, Model, Place, check_frontier, check_state, open_store, report
-from tests.unit.pruning_support import Rows, history_rows, rows_too_many
+from tests.unit.pruning_support import Rows, history_rows, rows_too_many, small_batches
 from tests.unit.state_support import Values, after, commit, root_of, writer_backend
 from tests.unit.store_support import quick
 
@@ -107,15 +107,6 @@ class Pruned:
         finally:
             with contextlib.suppress(SimulatedCrash, HoldfastError):
                 self.abandon()
-
-
-@contextlib.contextmanager
-def small_batches() -> Iterator[None]:
-    """A batch is a few rows, and the record is written often."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pruning, "_BATCH_ROWS", 4)
-        patch.setattr(pruning, "_ROWS_BETWEEN_SYNCS", 9)
-        yield
 
 
 def grown(root: Path) -> Machine:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,17 +20,24 @@ from tests.unit.store_support import chain_of, make, open_quick
 SMALL = 8 * 1024
 
 
-@pytest.fixture
-def small_segments(monkeypatch: pytest.MonkeyPatch) -> None:
+@contextlib.contextmanager
+def in_small_segments() -> Iterator[None]:
     """Segments of 8 KiB, so that a few blocks fill some."""
-    import dataclasses
-
     options = opening.journal_options
 
     def small(plan: opening.OpenPlan) -> object:
         return dataclasses.replace(options(plan), segment_bytes_first=SMALL, segment_bytes_max=SMALL, background=False)
 
-    monkeypatch.setattr(opening, "journal_options", small)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(opening, "journal_options", small)
+        yield
+
+
+@pytest.fixture
+def small_segments() -> Iterator[None]:
+    """As ``in_small_segments``, for a test."""
+    with in_small_segments():
+        yield
 
 
 def noise(words: object, count: int) -> bytes:

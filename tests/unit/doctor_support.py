@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
 
 import holdfast
 from holdfast import Store
 from holdfast._fs import RealFileSystem
+from holdfast.doctor import apply as applying
 from holdfast.journal.watermark import Watermark
 from holdfast.recovery.resting import read_marks
 from holdfast.store.opening import read_identity
@@ -16,6 +21,20 @@ from tests.unit.backup_support import backup, repository
 from tests.unit.store_support import chain_of, quick
 
 SEGMENT = "journal/0000000002.seg"
+
+
+@contextlib.contextmanager
+def cut_off(at: str) -> Iterator[None]:
+    """A repair in here ends at the failpoint ``doctor.repair.{at}``, as by Ctrl-C."""
+
+    def die(name: str) -> None:
+        if name == f"doctor.repair.{at}":
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(applying, "hit", die)
+        with pytest.raises(KeyboardInterrupt):
+            yield
 
 
 def store_of(root: Path, count: int = 60, *, engine: str = "sqlite") -> list[Block]:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
+from collections.abc import Iterator
+
+import pytest
 
 from holdfast import Store
 from holdfast.engine.api import Engine
+from holdfast.store import pruning
 from holdfast.views.api import HistoryRecord
 from holdfast.views.history import decode_history_key, encode_old, history_key
 from holdfast.views.rows import encode_row
@@ -13,6 +18,15 @@ from holdfast.views.tables import HISTORY
 from tests.unit.state_support import Values, after, commit
 
 Rows = dict[bytes, bytes]
+
+
+@contextlib.contextmanager
+def small_batches() -> Iterator[None]:
+    """A batch is a few rows, and the record is written often."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pruning, "_BATCH_ROWS", 4)
+        patch.setattr(pruning, "_ROWS_BETWEEN_SYNCS", 9)
+        yield
 
 
 def history_rows(engine: Engine) -> Rows:

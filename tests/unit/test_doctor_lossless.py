@@ -13,12 +13,11 @@ import holdfast
 from holdfast.aio import open_async
 from holdfast.backup import BackupKey
 from holdfast.chains.pow.blockchain import Blockchain
-from holdfast.doctor import apply as applying
 from holdfast.errors import CommitLoss, CorruptionError, HoldfastError, MissingFile, StoreLocked
 from holdfast.journal.segment import SEGMENT_HEADER_BYTES
 from holdfast.recovery import rebuild_views, verify_store
 from tests.unit.backup_support import backup, chunk_files, repository, small_segments
-from tests.unit.doctor_support import SEGMENT, backed_up, flip, holds, killed, last_segment, store_of, truth
+from tests.unit.doctor_support import SEGMENT, backed_up, cut_off, flip, holds, killed, last_segment, store_of, truth
 from tests.unit.store_support import chain_of, open_quick, quick
 from tests.unit.test_event_sources import hearing
 from tests.unit.test_store_snapshots import exported, taken_in
@@ -458,20 +457,12 @@ def test_the_ready_chains_open_by_the_front_door(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("at", ["staged", "begun", "aside", "placed", "published"])
-def test_a_repair_that_was_cut_off_is_told_by_whoever_ends_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str
-) -> None:
+def test_a_repair_that_was_cut_off_is_told_by_whoever_ends_it(tmp_path: Path, at: str) -> None:
     blocks = backed_up(tmp_path)
     flip(tmp_path / SEGMENT, 700)
 
-    def die(name: str) -> None:
-        if name == f"doctor.repair.{at}":
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(applying, "hit", die)
-        with pytest.raises(KeyboardInterrupt):
-            holdfast.repair(tmp_path)
+    with cut_off(at):
+        holdfast.repair(tmp_path)
     with hearing("repaired") as heard, open_quick(tmp_path) as store:
         assert at == "staged" or holds(store, blocks)
         assert (store.recovery.repaired is not None) is (at != "staged"), "what had not begun is forgotten"
@@ -481,21 +472,13 @@ def test_a_repair_that_was_cut_off_is_told_by_whoever_ends_it(
 
 @pytest.mark.parametrize("at", ["begun", "aside", "placed", "published"])
 @pytest.mark.parametrize("back", [False, True])
-def test_nobody_takes_half_a_repair_for_a_store(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str, back: bool
-) -> None:
+def test_nobody_takes_half_a_repair_for_a_store(tmp_path: Path, at: str, back: bool) -> None:
     """``back``: the operator put holdfast.toml back from quarantine, as one does."""
     blocks = store_of(tmp_path)
     (tmp_path / "journal/0000000003.seg").unlink()
 
-    def die(name: str) -> None:
-        if name == f"doctor.repair.{at}":
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(applying, "hit", die)
-        with pytest.raises(KeyboardInterrupt):
-            holdfast.repair(tmp_path, recover="backup")
+    with cut_off(at):
+        holdfast.repair(tmp_path, recover="backup")
     if back:
         shutil.copy(tmp_path / "quarantine/repair-1/holdfast.toml", tmp_path / "holdfast.toml")
     before = truth(tmp_path)
@@ -522,18 +505,12 @@ def test_nobody_takes_half_a_repair_for_a_store(
     assert holdfast.diagnose(tmp_path).sound
 
 
-def test_a_damaged_plan_of_a_repair_is_for_a_person(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_damaged_plan_of_a_repair_is_for_a_person(tmp_path: Path) -> None:
     backed_up(tmp_path)
     flip(tmp_path / SEGMENT, 700)
 
-    def die(name: str) -> None:
-        if name == "doctor.repair.begun":
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(applying, "hit", die)
-        with pytest.raises(KeyboardInterrupt):
-            holdfast.repair(tmp_path)
+    with cut_off("begun"):
+        holdfast.repair(tmp_path)
     plan = tmp_path / "repair/plan.json"
     good = plan.read_bytes()
     for bad in (good[:-5], good.replace(b"repair-1", b"../../../"), b"[" * 100_000, b"{}"):
