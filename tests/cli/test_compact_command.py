@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 import holdfast as api
+from holdfast.cli.output import Output
+from holdfast.cli.session import store_at_work
 from holdfast.types import Block
 from tests.cli.cli_tools import done, holdfast, start
 from tests.unit.backup_support import noise
@@ -56,6 +58,17 @@ def test_a_dry_run_then_the_run(store: Path) -> None:
     assert isinstance(rows, list)
     assert [row["generation"] for row in rows] == [1, 1, 0]
     assert done("verify", "--level", "full", "-d", store, "--json").record["ok"] is True
+
+
+def test_the_store_does_nothing_by_its_settings_meanwhile(store: Path) -> None:
+    (store / "config.toml").write_text('compact = "on"\ncheckpoint_interval = 5\nhistory_blocks = 3\n')
+    with store_at_work("looking", store, None, Output(as_json=True), 2.0) as (opened, _):
+        settings = opened.settings
+        assert (settings.compact, settings.checkpoint_interval, settings.history_blocks) == ("off", 0, 0)
+        upkeep = opened._upkeep
+        assert upkeep is not None
+        assert opened.compact(dry_run=True).compacted == 2
+        assert not any((upkeep._compaction_due(), upkeep._checkpoint_due(), upkeep._prune_due()))
 
 
 def test_a_rate_of_nothing_is_refused(store: Path) -> None:

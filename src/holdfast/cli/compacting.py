@@ -41,7 +41,6 @@ def compact(
     from .session import store_at_work
 
     out = Output(as_json=as_json)
-    # The store must not do it by its settings while this looks at it: a dry run would change it.
     with store_at_work("compacting", data_dir, config, out, progress_seconds, unit="bytes") as (store, work):
         report = store.compact(
             dry_run=dry_run,

@@ -51,7 +51,6 @@ def prune(
         raise InvalidInputError("--blocks and --below exclude each other")
     out = Output(as_json=as_json)
     settings = load(data_dir, config)
-    # The store must not prune by its settings while this looks at it: a dry run would change it.
     title = "counting" if dry_run else "pruning"
     with store_at_work(title, data_dir, config, out, progress_seconds) as (store, work):
         before = _size(store.statistics())

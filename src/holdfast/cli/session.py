@@ -44,6 +44,7 @@ __all__ = [
     "open_to_read",
     "open_to_write",
     "show_hashes",
+    "store_at_work",
     "store_key",
     "tell_recovery",
 ]
@@ -51,6 +52,7 @@ __all__ = [
 
 _opened: ContextVar[str] = ContextVar("opened", default="")
 
+_NOTHING_ASIDE = {"history_blocks": 0, "compact": "off", "checkpoint_interval": 0}
 _HASH_NAMES = frozenset({"hash", "parent", "missing_parent", "competing", "fork", "tip", "to"})
 
 
@@ -218,9 +220,12 @@ class Work(NamedTuple):
 def store_at_work(
     title: str, data_dir: Path, config: Path | None, out: Output, seconds: float, *, unit: str = "blocks"
 ) -> Iterator[tuple[Store, Work]]:
-    """The store, open for one piece of work that shows a bar and that a signal ends; nothing is pruned meanwhile."""
+    """The store, open for one piece of work that shows a bar and that a signal ends; it does no other by its settings.
+
+    So a dry run changes nothing, whatever they say.
+    """
     quiet = out.as_json
-    with open_to_write(data_dir, config, {"history_blocks": 0}, quiet=quiet) as store, StopSignals() as stop:
+    with open_to_write(data_dir, config, _NOTHING_ASIDE, quiet=quiet) as store, StopSignals() as stop:
         tell_recovery(store, out)
         with Progress(title, None, unit=unit, quiet=quiet, seconds=seconds) as progress:
             yield store, Work(lambda done, total: progress.stage(title, done, total), lambda: not stop())
