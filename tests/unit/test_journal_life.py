@@ -480,6 +480,23 @@ def test_a_segment_is_synced_before_it_gets_its_name_and_its_directory_after() -
     journal.close()
 
 
+def test_frames_of_another_history_are_refused() -> None:
+    """After a kill, too: as many frames of the same lengths, from a copy that went on by itself, are not ours."""
+    fs = CrashableFileSystem()
+    journal = make(fs)
+    journal.sync(journal.append(note(1)))
+    images = []
+    for number in (2, 3):
+        copy = fs.crash(random.Random(0), keep="all")
+        journal = again(copy)
+        journal.sync(journal.append(note(number)))
+        images.append(copy.crash(random.Random(0), keep="all").files())
+    ours, theirs = images
+    (segment,) = (path for path in ours if path.suffix == ".seg" and ours[path] != theirs[path])
+    with pytest.raises(CorruptionError, match="two histories"):
+        again(CrashableFileSystem.from_files({**ours, segment: theirs[segment]}, fs.directories()))
+
+
 def test_a_seal_of_another_history_is_refused() -> None:
     """The watermark of a clean close names exactly one end: not a shorter one, sealed just as well."""
     fs = CrashableFileSystem()
