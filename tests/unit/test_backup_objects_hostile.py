@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import _thread
 import asyncio
 import threading
 from pathlib import Path
@@ -14,7 +13,7 @@ from obstore.exceptions import GenericError
 from obstore.store import MemoryStore
 
 from holdfast import Settings
-from holdfast.backup import ObjectTarget, Schedule, ScheduledBackups, open_repository
+from holdfast.backup import ObjectTarget, Schedule, ScheduledBackups, object_listing, open_repository
 from holdfast.backup.object_errors import sentence
 from holdfast.backup.object_lock import EXPIRY_SECONDS, TRUST_SECONDS, ObjectLock
 from holdfast.backup.runs import BACKOFF_SECONDS_MAX
@@ -156,7 +155,7 @@ class Pages:
         if self._ends:
             raise StopAsyncIteration
         if self._begun is not None:
-            _thread.interrupt_main()
+            self._begun.set()
         await asyncio.Event().wait()
         raise AssertionError
 
@@ -177,7 +176,14 @@ def test_a_listing_without_an_end_ends_with_an_error(monkeypatch: pytest.MonkeyP
 
 
 def test_a_signal_ends_a_listing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a signal raises while a listing is waited for; a real one may be lost in a collection of garbage."""
     begun = threading.Event()
+
+    def interrupted(_: threading.Thread) -> None:
+        assert begun.wait(60)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(object_listing, "_wait", interrupted)
     monkeypatch.setattr(obstore, "list", lambda *_, **__: Pages(begun=begun))
     before = threading.enumerate()
     with pytest.raises(KeyboardInterrupt):
