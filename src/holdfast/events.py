@@ -103,7 +103,6 @@ EVENTS: Final[Mapping[str, EventInfo]] = {
         _WARNING, "Background work of the store failed: told once, and tried again later or at the next open."
     ),
     "snapshot_imported": EventInfo(_INFO, "A new store stands on a snapshot.", ("height", "hash", "root", "keys")),
-    "checkpoints_off": EventInfo(_INFO, "The store is encrypted: no checkpoints are made, they would not be."),
     "verification_passed": EventInfo(
         _INFO, "A verification came to its end and found nothing wrong.", ("level", "seconds")
     ),

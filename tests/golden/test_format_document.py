@@ -57,6 +57,15 @@ def test_documents_and_their_rows() -> None:
     assert rows_of(batch.space, batch.puts, ())[row] == value
 
 
+def test_a_sealed_file_and_a_keyed_name() -> None:
+    cipher = StoreCipher(bytes(range(32)), b"\x07" * 16)
+    (data,) = shown(r"nothing before it, is `([0-9a-f ]+)`")
+    assert cipher.base.seal("manifest.json", b"abc") == data
+    assert cipher.base.open("manifest.json", data) == b"abc"
+    (name,) = shown(r"32 times `09` in `checkpoints/` is `([0-9a-f]+)`")
+    assert bytes.fromhex(cipher.checkpoints.name_of(b"\x09" * 32)) == name
+
+
 def test_an_encrypted_part_and_an_encrypted_row() -> None:
     ciphers = StoreCipher(bytes(range(32)), bytes([7]) * 16)
     (part,) = shown(r"is stored as `(202122[0-9a-f ]+)`")

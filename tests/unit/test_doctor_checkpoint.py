@@ -1,4 +1,4 @@
-"""The last rung: only a checkpoint of this chain, on its canonical branch, for a store that is not encrypted."""
+"""The last rung: only a checkpoint of this chain, on its canonical branch, and sealed if the store is encrypted."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 import holdfast
 from holdfast import ChainSpec, CustomChain
-from holdfast.errors import CorruptionError, ForeignStore, MissingFile
+from holdfast.errors import CorruptionError, ForeignStore, KeyRequired, MissingFile
 from holdfast.types import Block
 from tests.unit.doctor_support import flip, holds, killed, truth
 from tests.unit.store_support import chain_of, make, open_quick, quick
@@ -129,11 +129,12 @@ def test_an_encrypted_store_is_not_made_anew_on_a_plain_checkpoint(tmp_path: Pat
     flip(root / FIRST, 150)
     (root / "watermark").write_bytes(b"x")
     before = truth(root)
-    for attempt in (
-        lambda: holdfast.repair(root, recover="checkpoint"),
-        lambda: holdfast.open(root, settings=quick(), key=key, recover="checkpoint"),
+    for error, attempt in (
+        (KeyRequired, lambda: holdfast.repair(root, recover="checkpoint")),
+        (CorruptionError, lambda: holdfast.repair(root, recover="checkpoint", store_key=key)),
+        (CorruptionError, lambda: holdfast.open(root, settings=quick(), key=key, recover="checkpoint")),
     ):
-        with pytest.raises(CorruptionError):
+        with pytest.raises(error):
             attempt()
         assert truth(root) == before
     assert not holdfast.diagnose(root).others

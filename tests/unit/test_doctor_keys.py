@@ -9,7 +9,7 @@ import pytest
 import holdfast
 from holdfast._fs import FileLock, RealFileSystem
 from holdfast.doctor import diagnose as diagnosing
-from holdfast.errors import CorruptionError, EngineError, KeyRejected, KeyRequired, ReadOnlyError
+from holdfast.errors import EngineError, KeyRejected, KeyRequired, ReadOnlyError
 from tests.unit.backup_support import backup, repository
 from tests.unit.doctor_support import cut_off, flip, holds, killed, store_of, truth
 from tests.unit.store_support import chain_of, quick
@@ -56,7 +56,7 @@ def test_without_the_key_no_newest_frames_come_from_a_backup(tmp_path: Path) -> 
     encrypted(root)
     backup(root, repository(root / "backups"))
     (root / FIRST).unlink()
-    with pytest.raises(CorruptionError):
+    with pytest.raises(KeyRequired):
         holdfast.repair(root)
     assert any("not taken from a backup" in reason for reason in holdfast.diagnose(root).reasons)
     assert holdfast.repair(root, store_key=KEY) is not None

@@ -27,7 +27,6 @@ from holdfast.errors import (
     KeyRejected,
     KeyRequired,
 )
-from holdfast.events import Event, on_event
 from holdfast.journal.reader import JournalReader
 from holdfast.recovery.convert import convert_store
 from holdfast.recovery.rebuild import rebuild_views
@@ -450,33 +449,6 @@ def test_rows_of_another_store_with_the_same_key_are_refused(tmp_path: Path) -> 
     shutil.copytree(one / "views", two / "views")
     with holdfast.open(two, key=KEY, settings=quick()) as store:
         assert store.recovery.views_rebuilt
-
-
-# -- what an encrypted store does not do ------------------------------------------------------------------------------
-
-
-def test_it_makes_no_checkpoints_and_says_so(tmp_path: Path) -> None:
-    seen: list[Event] = []
-    path = tmp_path / "store"
-    with on_event(seen.append), holdfast.open(f"sqlite:{path}", key=KEY, settings=quick()) as store:
-        fill(store, 3)
-        with pytest.raises(InvalidInputError, match="plain text"):
-            store.checkpoints.create()
-        store.finalize(height=2)
-        assert not store.checkpoints.due()
-    assert not (path / "checkpoints").exists()
-    assert [event.name for event in seen].count("checkpoints_off") == 1
-
-
-def test_it_does_not_stand_on_a_snapshot(tmp_path: Path) -> None:
-    plain, snapshot = tmp_path / "plain", tmp_path / "snapshot"
-    make_store(f"sqlite:{plain}", key=None, count=3)
-    with holdfast.open(plain) as store:
-        store.export_snapshot(snapshot)
-    target = tmp_path / "target"
-    with using_key(KEY), pytest.raises(InvalidInputError, match="cannot stand on a snapshot"):
-        holdfast.import_snapshot(target, snapshot, trust_manifest=True)
-    assert not target.exists()
 
 
 # -- the same chain, encrypted and not ------------------------------------------------------------------------------

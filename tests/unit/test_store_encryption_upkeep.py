@@ -375,7 +375,7 @@ def test_the_doctor_finds_a_base_under_an_encrypted_store(key: bytes | None, sto
     assert not report.sound
     assert report.plan is None
     assert any(finding.part == "base" and finding.state == "damaged" for finding in report.findings)
-    with pytest.raises(CorruptionError, match=r"nothing in a frame of an enc|has a base in plain text"):
+    with pytest.raises(KeyRequired if key is None else CorruptionError, match=r"encrypted"):
         repair(store, store_key=key)
 
 
@@ -404,7 +404,7 @@ def test_a_repair_that_fences_wants_the_key_before_it_changes_anything(tmp_path:
     segment.write_bytes(data)
     before = contents(path)
     # Without the key nobody knows which frame of a backup is the last one, so no plan is made at all.
-    for key, error in ((None, CorruptionError), (bytes(32), KeyRejected)):
+    for key, error in ((None, KeyRequired), (bytes(32), KeyRejected)):
         with pytest.raises(error):
             repair(path, recover="backup", store_key=key)
         assert contents(path) == before

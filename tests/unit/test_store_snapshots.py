@@ -309,8 +309,11 @@ def test_the_base_entry() -> None:
     for bad in (b"", data[:-1], data + b"\0", b"\0" + data[1:]):
         with pytest.raises(CorruptionError):
             decode_base(bad)
+    sealed = BaseEntry(1, 258, b"h" * 32, b"r" * 32, b"m" * 32, sealed=True)
+    assert encode_base(sealed) == b"\2" + data[1:]
+    assert decode_base(b"\2" + data[1:]) == sealed
     with pytest.raises(UnsupportedFormat):
-        decode_base(b"\2" + data[1:])
+        decode_base(b"\3" + data[1:])
 
 
 # -- targets ---------------------------------------------------------------------------------------------------------

@@ -45,9 +45,9 @@ from ..journal.compacted import CompactedFile, open_segment
 from ..journal.reader import JournalReader
 from ..journal.segment import Segment
 from ..limits import HASH_BYTES
-from ..state.snapshot import CHUNKS_NAME, MANIFEST_NAME
-from ..state.snapshot_format import MANIFEST_BYTES_MAX, chunk_name
-from ..state.snapshot_format import decode_manifest as decode_snapshot
+from ..state.sealing import MORE_BYTES_MAX, named_files
+from ..state.snapshot import MANIFEST_NAME
+from ..state.snapshot_format import MANIFEST_BYTES_MAX
 from ..store.base import BASE_NAME, base_of
 from ..store.identity import IDENTITY_BYTES_MAX, IDENTITY_NAME, Identity
 from ..store.opening import read_identity
@@ -438,19 +438,18 @@ class _Run:
         if entry is None:
             return []
         place = self._root / BASE_NAME
-        data = self._fs.read_bytes(place / MANIFEST_NAME, limit=MANIFEST_BYTES_MAX)
+        data = self._fs.read_bytes(place / MANIFEST_NAME, limit=MANIFEST_BYTES_MAX + MORE_BYTES_MAX)
         if sha256(data).digest() != entry.manifest_digest:
             raise CorruptionError("the base of the store is damaged", path=place / MANIFEST_NAME)
         try:
-            form = decode_snapshot(data)
+            named = named_files(data)
         except SnapshotInvalid as error:
             raise CorruptionError(f"the base of the store is damaged: {error.message}", path=place) from error
         found = [(MANIFEST_NAME, len(data), entry.manifest_digest)]
-        for chunk in form.chunks:
-            path = f"{CHUNKS_NAME}/{chunk_name(chunk.prefix, chunk.depth)}"
+        for path, digest in named:
             file = self._fs.open(place / path, read_only=True)
             try:
-                found.append((path, file.size(), chunk.sha256))
+                found.append((path, file.size(), digest))
             finally:
                 file.close()
         return sorted(found)

@@ -18,9 +18,9 @@ import msgspec
 
 from .. import events
 from ..errors import BackupDamaged, CorruptionError, FormatTooNew, HoldfastError, ReadOnlyError, RepositoryLocked
-from ..state.snapshot import CHUNKS_NAME, MANIFEST_NAME
-from ..state.snapshot_format import MANIFEST_BYTES_MAX, chunk_name
-from ..state.snapshot_format import decode_manifest as decode_snapshot
+from ..state.sealing import MORE_BYTES_MAX, named_files
+from ..state.snapshot import MANIFEST_NAME
+from ..state.snapshot_format import MANIFEST_BYTES_MAX
 from .manifest import BaseFile, Manifest, SegmentFile, decode_store
 from .pieces import PieceFile, Progress, Whole, chunks_of, file_name, pool_of, scan_segment, workers_of
 from .repository import BackupRepository
@@ -210,9 +210,9 @@ def _check_base_list(repository: BackupRepository, form: Manifest, problems: lis
         repository.get_chunk(ref, min(1 << 20, own.length - (index << 20))) for index, ref in enumerate(own.chunks)
     )
     try:
-        if len(data) > MANIFEST_BYTES_MAX:
+        if len(data) > MANIFEST_BYTES_MAX + MORE_BYTES_MAX:
             raise BackupDamaged("the manifest of the base is too long", found=len(data))
-        named = {f"{CHUNKS_NAME}/{chunk_name(chunk.prefix, chunk.depth)}" for chunk in decode_snapshot(data).chunks}
+        named = {path for path, _ in named_files(data)}
         if named != {file.path for file in form.base} - {MANIFEST_NAME}:
             raise BackupDamaged("the files of the base are not those that its manifest names", path=repository.place)
     except HoldfastError as error:

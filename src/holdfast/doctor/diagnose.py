@@ -8,11 +8,12 @@ Invariants:
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from .._fs import File, FileSystem
+from .._keys import given_key
 from .._seal import PartCipher, StoreCipher
 from ..backup.keys import BackupKey
 from ..backup.manifest import decode_store
@@ -26,6 +27,7 @@ from ..errors import (
     CorruptionError,
     EngineError,
     HoldfastError,
+    KeyRejected,
     KeyRequired,
     RecoveryTimeout,
     SnapshotInvalid,
@@ -36,13 +38,13 @@ from ..journal.compacted import open_segment
 from ..journal.recovery import inspect_journal
 from ..journal.segment import SEGMENT_HEADER_BYTES
 from ..state.checkpoint import CheckpointDirectory, CheckpointInfo
-from ..state.snapshot import SnapshotReader
-from ..store.base import BASE_NAME, BaseEntry, decode_base, foreign_base
+from ..state.sealing import FileKeys, check_stored
+from ..store.base import BASE_NAME, BaseEntry, decode_base, foreign_base, open_base
 from ..store.chain import ChainSpec
 from ..store.first_frame import read_kept
 from ..store.generations import Generations
 from ..store.identity import Identity
-from ..store.unlocking import unlock
+from ..store.unlocking import file_keys, unlock
 from ..types import ZERO_HASH
 from ..views.flush import load_applied
 from ..views.rows import decode_row
@@ -92,6 +94,8 @@ class Case:
     journal_problem: HoldfastError | None = None
     base: BaseEntry | None = None
     base_problem: HoldfastError | None = None
+    base_foreign: bool = False
+    """The base was made by somebody without the key of the store."""
     views_looked_at: ViewsState | None = None
     cipher: StoreCipher | None = None
     key_problem: KeyRequired | None = None
@@ -166,7 +170,8 @@ def examine_store(
 ) -> Case:
     """The store at ``root``, which nobody has open. Cost: every byte of the journal and of ``base/`` is read.
 
-    Raises ``KeyRejected`` if the key that ``using_key`` gave is not that of the identity it has, or would get.
+    Raises ``KeyRejected`` if the key that ``using_key`` gave is not that of the identity it has, or would get; where
+    nothing says which, that of its checkpoints.
     """
     found = examine_identity(fs, root)
     store_id = found.identity.store_id if isinstance(found, FoundIdentity) else claimed_store_id(fs, root)
@@ -178,9 +183,9 @@ def examine_store(
     else:
         case.identity_problem = found
         case.identity = _identity_of_backup(case, found)
-    case.checkpoints, case.checkpoint_infos = checkpoints_of(fs, root)
     if case.identity is None:
         case.reasons.append("nothing that can be read says which store this is")
+        _examine_checkpoints(case, FileKeys(secret=given_key()))
         return case
     identity = case.identity.identity
     try:
@@ -188,6 +193,7 @@ def examine_store(
     except KeyRequired as error:
         case.key_problem = error
         case.reasons.append(f"without its key not everything can be looked at: {error.message}")
+    _examine_checkpoints(case, file_keys(identity, case.cipher, given_key()))
     mark = read_watermark(fs, root, identity.salt)
     if isinstance(mark, DurableMark):
         case.mark = mark
@@ -197,6 +203,22 @@ def examine_store(
     case.journal_problem = _journal_problem(case)
     _examine_base(case, told)
     return case
+
+
+def _examine_checkpoints(case: Case, keys: FileKeys) -> None:
+    """Which checkpoints there are. Where nothing else is left, they say whether a key is missing or another one.
+
+    Raises ``KeyRejected`` if none of them opens with the key that was given.
+    """
+    case.checkpoints, case.checkpoint_infos = checkpoints_of(case.fs, case.root, keys)
+    problems = [info.problem for info in case.checkpoint_infos]
+    if case.identity is not None or None in problems:
+        return
+    for problem in problems:
+        if isinstance(problem, KeyRejected):
+            raise problem
+        if isinstance(problem, KeyRequired):
+            case.key_problem = problem
 
 
 def _identity_of_backup(case: Case, problem: HoldfastError) -> FoundIdentity | None:
@@ -297,18 +319,25 @@ def _examine_base(case: Case, told: Told | None) -> None:
         data = _base_part(case.fs, segment_path(case.root, 1), identity, case.parts)
         case.base = None if data is None else decode_base(data)
         case.base_problem = foreign_base(case.fs, case.root, case.base, identity)
+        case.base_foreign = case.base_problem is not None
         if case.base is None or case.base_problem is not None:
             return
-        entry = case.base
-        reader = SnapshotReader(case.root / BASE_NAME, fs=case.fs)
-        reader.trust(trusted_root=entry.root, trusted_block=entry.hash, manifest_digest=entry.manifest_digest)
-        for chunk in reader.chunks():
+        for length in _base_lengths(case, case.base):
             if told is not None:
-                told(len(chunk.data))
+                told(length)
     except (SnapshotInvalid, CorruptionError) as error:
         case.base_problem = CorruptionError(
             f"the base of the store is damaged: {error.message}", path=case.root / BASE_NAME
         )
+
+
+def _base_lengths(case: Case, entry: BaseEntry) -> Iterator[int]:
+    """Length of each chunk of the base, verified as far as that goes with the key, or without it."""
+    if entry.sealed and case.cipher is None:
+        yield from check_stored(case.fs, case.root / BASE_NAME, entry.manifest_digest)
+    else:
+        for chunk in open_base(case.fs, case.root, entry, case.cipher).chunks():
+            yield len(chunk.data)
 
 
 def _base_part(fs: FileSystem, path: Path, identity: Identity, cipher: PartCipher | None) -> bytes | None:

@@ -151,13 +151,14 @@ def repair(
     Args:
         recover: how far down one may go. ``lossless``: nothing that was acknowledged may be lost. ``backup``: the
             journal as far as files and backups hold it. ``checkpoint``: that, or the highest checkpoint that is whole,
-            whichever loses fewer canonical blocks; never one for an encrypted store. What lost something may not sign.
+            whichever loses fewer canonical blocks. What lost something may not sign.
         settings, repository, key, store_key, progress: as for ``diagnose``; ``progress`` then also with (bytes written,
             in all).
     Raises:
         CorruptionError: there is no such plan; it is the error that an open raises, and nothing was changed.
         OutOfSpace: there is no room for the new files; nothing was changed.
-        KeyRequired, KeyRejected: an encrypted store has to be fenced, or a repair of one to be finished.
+        KeyRequired: without the key of an encrypted store there is no such plan, or no fence; nothing was changed.
+        KeyRejected: the key is not that of the store; nothing was changed.
         StoreNotFound, StoreLocked, FormatTooNew, FormatTooOld: as ``diagnose``.
     """
     check_rung(recover)
@@ -172,6 +173,8 @@ def repair(
             if problem is None:
                 return finished
             work = treatment.best(recover)
+            if work is None and treatment.case.key_problem is not None:
+                raise treatment.case.key_problem from problem
             if work is None:
                 problem.remedy = remedy_for(root, treatment.case.reasons)
                 raise problem

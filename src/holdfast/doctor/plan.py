@@ -146,7 +146,7 @@ def plan_lossless(case: Case, builder: Builder | None, chain: Chain | None) -> W
         if problem is not None:
             case.reasons.append(f"the backups do not make the journal whole: {problem.message}")
             return None
-    if case.base_problem is not None and case.identity.identity.encryption is not None:
+    if case.base_problem is not None and (case.base_foreign or case.base is None):
         case.reasons.append(f"no backup is of use: {case.base_problem.message}")
         return None
     if case.base_problem is not None and not _put_base(draft):
@@ -314,10 +314,6 @@ def plan_checkpoint(case: Case, told: Callable[[int, int], None] | None = None) 
     One of which nobody knows whether it is canonical is only taken where there is no other, and the plan says so.
     """
     assert case.checkpoints is not None
-    if case.identity is not None and case.identity.identity.encryption is not None:
-        if case.checkpoint_infos:
-            case.reasons.append("checkpoints are not encrypted: an encrypted store is not made anew on one")
-        return None
     infos = [info for info in case.checkpoint_infos if info.snapshot is not None and _is_ours(case, info)]
     canonical = canonical_from(case, min((info.height for info in infos), default=0))
     unknown = []

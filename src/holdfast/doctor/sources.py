@@ -22,6 +22,7 @@ from ..backup.repository import BackupRepository, open_repository
 from ..config import Settings
 from ..errors import BackupNotFound, HoldfastError, StateError
 from ..state.checkpoint import CHECKPOINTS_NAME, CheckpointDirectory, CheckpointInfo
+from ..state.sealing import FileKeys
 
 __all__ = ["Backups", "BytesFile", "PatchedFile", "TailFile", "checkpoints_of", "environment_key", "find_backups"]
 
@@ -179,7 +180,7 @@ def find_backups(
     return found
 
 
-def checkpoints_of(fs: FileSystem, root: Path) -> tuple[CheckpointDirectory, list[CheckpointInfo]]:
+def checkpoints_of(fs: FileSystem, root: Path, keys: FileKeys) -> tuple[CheckpointDirectory, list[CheckpointInfo]]:
     """The checkpoints of the store at ``root``, the highest first; their manifests were read, their chunks not."""
-    directory = CheckpointDirectory(fs, root / CHECKPOINTS_NAME)
+    directory = CheckpointDirectory(fs, root / CHECKPOINTS_NAME, keys=keys)
     return directory, [directory.info(name) for name in directory.names()]

@@ -88,7 +88,7 @@ def rebuild(
             chosen,
             progress=progress,
             options=view_options(Settings()),
-            cipher=cipher.rows if cipher is not None else None,
+            cipher=cipher,
         )
         hit("recovery.rebuild.before_switch")
         generations.switch(built.number)

@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from .._fs import FileSystem
+from .._seal import StoreCipher
 from ..blocks.content import FrameContent, decode_frame
 from ..blocks.state import has_root
 from ..errors import CorruptionError, Recovery
@@ -100,18 +101,26 @@ def _same(one: Iterable[tuple[bytes, bytes]], other: Iterable[tuple[bytes, bytes
 
 
 def check_roots(
-    fs: FileSystem, root: Path, source: Frames, scheme: Scheme, tally: Counter, *, tip: tuple[int, bytes] | None
+    fs: FileSystem,
+    root: Path,
+    source: Frames,
+    scheme: Scheme,
+    tally: Counter,
+    *,
+    tip: tuple[int, bytes] | None,
+    cipher: StoreCipher | None = None,
 ) -> int:
     """Every block that says a root has it; number of blocks that could not be checked.
 
     Args:
         fs, root: where the store lies, for the base that its journal stands on.
         source: the journal, from its first frame on.
+        cipher: what the key of an encrypted store opened.
         tip: number of the last frame in the views and the root that they record after it; compared where it is passed.
     Raises:
         CorruptionError: the base or the journal cannot be read.
     """
-    first = backend().build(scheme, (chunk.records for chunk in read_base(fs, root, source)))
+    first = backend().build(scheme, (chunk.records for chunk in read_base(fs, root, source, cipher)))
     roots = _Roots(first, tally)
     for frame in source.frames(source.first_seq):
         content = decode_frame(source, frame)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from .._fs import FileSystem
 from .._keys import KEY_BYTES
-from .._seal import RowCipher
+from .._seal import RowCipher, StoreCipher
 from ..blocks.state import EMPTY, decode_state, tip_height_of
 from ..consensus.safety import SafetyBook
 from ..engine.api import Engine
@@ -78,17 +78,17 @@ def compare_views(
     exact: bool,
     fs: FileSystem,
     root: Path,
+    cipher: StoreCipher | None = None,
 ) -> int:
     """Every row of ``engine`` is what the journal makes of it, and none is missing; the number of rows skipped.
 
     Args:
         source: the journal.
-        engine: the live generation, read-only.
-        name: its kind.
+        engine, name: the live generation, read-only, and its kind.
         applied: what it claims to hold. If a flush of it was interrupted, a row may also be of that flush's target.
         tally: counts the rows and takes the problems.
         exact: rows of undo that the journal does not explain are problems too (after a clean close).
-        fs, root: where the store lies, for the base that its journal stands on.
+        fs, root, cipher: where the store lies, and what its key opened, for the base that its journal stands on.
     """
     target = applied.seq if applied is not None else 0
     flushing = applied.flushing if applied is not None else None
@@ -105,7 +105,7 @@ def compare_views(
     window = max(0, state.floor - applied.undo_floor) if applied is not None else 0
     with _fresh_engine(engine, name, state.blocks) as fresh:
         if target:
-            load_base(fresh, fs, root, source)
+            load_base(fresh, fs, root, source, cipher=cipher)
         options = ViewOptions(undo_window=window)
         views = Views.open(
             fresh,

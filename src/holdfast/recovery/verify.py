@@ -45,12 +45,13 @@ from ..events import emit
 from ..journal.api import DurableMark, Kind
 from ..journal.recovery import JOURNAL_DIRECTORY
 from ..journal.segment import segment_number
-from ..store.base import base_of, check_base, read_base
+from ..state.sealing import FileKeys
+from ..store.base import base_of, check_base, read_base, stored_base
 from ..store.generations import Generations
 from ..store.identity import IDENTITY_BYTES_MAX, IDENTITY_NAME, Identity, decode_identity
 from ..store.opening import directory_state, read_identity
 from ..store.tree import scheme_of
-from ..store.unlocking import key_for, unlock
+from ..store.unlocking import file_keys, key_for, unlock
 from ..store.url import parse_url
 from ..views.api import Applied
 from ..views.flush import load_applied
@@ -230,7 +231,7 @@ def _verify(
         return
     identity, data, cipher = found
     keyless = identity.encryption is not None and cipher is None
-    _verify_checkpoints(fs, root, run)
+    _verify_checkpoints(fs, root, run, file_keys(identity, cipher, secret))
     mark: DurableMark | None = None
     with run.check("watermark") as tally:
         mark, damaged = read_marks(fs, root, identity.salt)
@@ -260,13 +261,13 @@ def _verify(
         work = Work(run, journal, pool, seen)
         if level != "quick":
             work.segments()
-            _verify_base(fs, root, journal, run)
+            _verify_base(fs, root, journal, run, cipher, keyless=keyless)
         if keyless:
             work.end()
             return
         flushed = _verify_views(fs, root, level, journal, identity, run, work, stack, cipher)
         if _reaches(level, "full"):
-            _verify_roots(fs, root, journal, identity, flushed, run)
+            _verify_roots(fs, root, journal, identity, flushed, run, cipher)
         work.end()
 
 
@@ -288,11 +289,11 @@ def _pool(
     return stack.enter_context(Pool(root, jobs - 1, key, keyless=keyless))  # this process works too
 
 
-def _verify_checkpoints(fs: FileSystem, root: Path, run: Verification) -> None:
+def _verify_checkpoints(fs: FileSystem, root: Path, run: Verification, keys: FileKeys) -> None:
     run.facts["checkpoints"] = count = count_checkpoints(fs, root)
     if count:
         with run.check("checkpoints") as tally:
-            for problem in checkpoint_problems(fs, root, run.notes.append):
+            for problem in checkpoint_problems(fs, root, run.notes.append, keys):
                 tally.step(total=count)
                 if problem is not None:
                     tally.problem(problem)
@@ -336,15 +337,27 @@ def _open_journal(
     return journal
 
 
-def _verify_base(fs: FileSystem, root: Path, journal: RestingJournal, run: Verification) -> None:
-    """The snapshot that the journal stands on, if it was imported."""
+def _verify_base(
+    fs: FileSystem,
+    root: Path,
+    journal: RestingJournal,
+    run: Verification,
+    cipher: StoreCipher | None,
+    *,
+    keyless: bool,
+) -> None:
+    """The snapshot that the journal stands on, if it was imported; ``keyless``: as far as its files say it."""
     if journal.first_seq != 1:
         return
     with contextlib.suppress(CorruptionError):  # frame 1 is damaged: that is a problem of its segment
         if base_of(journal) is None:
             return
     with run.check("base") as tally:
-        for chunk in read_base(fs, root, journal):
+        if keyless:
+            for _ in stored_base(fs, root, journal):
+                tally.step()
+            return
+        for chunk in read_base(fs, root, journal, cipher):
             tally.step(chunk.head.count)
 
 
@@ -410,7 +423,17 @@ def _verify_views(
     if _reaches(level, "views"):
         with run.check("rows") as tally:
             name = str(run.facts["engine"])
-            skipped = compare_views(journal, engine, name, applied, tally, exact=journal.found.clean, fs=fs, root=root)
+            skipped = compare_views(
+                journal,
+                engine,
+                name,
+                applied,
+                tally,
+                exact=journal.found.clean,
+                fs=fs,
+                root=root,
+                cipher=cipher,
+            )
             if skipped:
                 run.notes.append(f"{skipped} rows of user indexes were not compared: their functions are not here")
     return (applied.seq, state.state_root) if whole and applied is not None and state is not None else None
@@ -478,6 +501,7 @@ def _verify_roots(
     identity: Identity,
     seen: tuple[int, bytes] | None,
     run: Verification,
+    cipher: StoreCipher | None,
 ) -> None:
     if journal.first_seq != 1:
         run.notes.append("the roots were not recomputed: the first frames of the journal are gone")
@@ -485,7 +509,7 @@ def _verify_roots(
     with run.check("roots") as tally:
         blocks = run.facts.get("blocks")
         tally.total = blocks if isinstance(blocks, int) else 0
-        lost = check_roots(fs, root, journal, scheme_of(identity), tally, tip=seen)
+        lost = check_roots(fs, root, journal, scheme_of(identity), tally, tip=seen, cipher=cipher)
         if lost:
             run.notes.append(f"the roots of {lost} blocks were not recomputed: they forked below the reorg floor")
 

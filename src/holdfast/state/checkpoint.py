@@ -5,6 +5,7 @@ Invariants:
     * A chunk lies under the hash of its node, which decides its records; it is kept only if it gives that node.
     * A chunk goes after every manifest that named it, and none goes while a manifest cannot be read.
     * Chunks are put together as section 9.1 has them and verified by the reader of snapshots; there is no other.
+    * Those of an encrypted store are sealed, manifests and chunks: nothing of a state is written in plain text.
 """
 
 from __future__ import annotations
@@ -19,9 +20,11 @@ import zstandard
 
 from .._failpoints import hit
 from .._fs import FileSystem, NewFile
+from .._seal import FILE_OVERHEAD_BYTES, FileCipher
 from ..errors import HoldfastError, InvalidInputError, NotFoundError, SnapshotInvalid
 from ..limits import HEIGHT_MAX
 from ..merkle.api import Backend
+from .sealing import MORE_BYTES_MAX, FileKeys, decode_sealed, is_sealed
 from .snapshot import (
     CHUNKS_NAME,
     SnapshotInfo,
@@ -107,11 +110,23 @@ class CheckpointReader(SnapshotReader):
     """A checkpoint, read as the snapshot that it is. What is wrong raises ``SnapshotInvalid`` that names its file."""
 
     def __init__(
-        self, directory: Path, name: str, *, fs: FileSystem | None = None, tree_backend: Backend | None = None
+        self,
+        directory: Path,
+        name: str,
+        *,
+        fs: FileSystem | None = None,
+        tree_backend: Backend | None = None,
+        keys: FileKeys | None = None,
     ) -> None:
-        """The manifest is read and checked. Raises ``NotFoundError`` if there is none."""
+        """The manifest is read and checked.
+
+        Raises ``NotFoundError`` if there is none, ``KeyRequired`` and ``KeyRejected`` if it is sealed and ``keys`` have
+        no key for it, or if a key was given and it is not.
+        """
         checkpoint_height(name)
         self.name = name
+        self._keys = FileKeys() if keys is None else keys
+        self._files: FileCipher | None = None
         super().__init__(directory, fs=fs, tree_backend=tree_backend)
         block = self.manifest.block
         if checkpoint_name(block.height, block.hash) != name:
@@ -132,20 +147,41 @@ class CheckpointReader(SnapshotReader):
             raise NotFoundError(
                 "there is no checkpoint of this name", path=path, remedy="'holdfast checkpoint list' shows the names"
             )
-        data = read_manifest(self._fs, path, more=_DIGEST_BYTES)
+        data = read_manifest(self._fs, path, more=MORE_BYTES_MAX)
+        if is_sealed(data):
+            return self._unsealed(data)
+        if data[:1] == b"{":
+            self._keys.check_plain(path, "checkpoint")
         if sha256(data[:-_DIGEST_BYTES]).digest() != data[-_DIGEST_BYTES:]:
             raise SnapshotInvalid("the manifest of a checkpoint is damaged", path=path, remedy=_NEXT)
         return data[:-_DIGEST_BYTES]
+
+    def _unsealed(self, data: bytes) -> bytes:
+        path = self._manifest_path
+        try:
+            found = decode_sealed(data, path.name)
+            files = self._keys.cipher_of(found, path, "checkpoint").checkpoints
+            self._files = files
+            return found.opened(files, path.name)
+        except SnapshotInvalid as error:
+            raise SnapshotInvalid(
+                f"the manifest of a checkpoint is damaged: {error.message}", path=path, remedy=_NEXT
+            ) from error
+
+    @property
+    def sealed(self) -> bool:
+        """True if it is of an encrypted store."""
+        return self._files is not None
 
     def trust_own(self) -> None:
         """Chunks are verified against the root that the manifest names: it is the store's own."""
         self.trust(trust_manifest=True)
 
     def chunk_path(self, entry: ChunkEntry) -> Path:
-        return self.path / CHUNKS_NAME / entry.hash.hex()
+        return self.path / CHUNKS_NAME / _file_name(self._files, entry.hash)
 
     def chunk_data(self, entry: ChunkEntry) -> bytes:
-        stored = read_chunk_file(self._fs, self.chunk_path(entry), entry.stored_bytes)
+        stored = _read_stored(self._fs, self.chunk_path(entry), self._files, entry.hash, entry.stored_bytes)
         return encode_chunk_head(self.head_of(entry)) + stored + entry.sha256
 
     def read_chunk(self, entry: ChunkEntry, *, path: Path | None = None) -> VerifiedChunk:
@@ -159,12 +195,36 @@ class CheckpointReader(SnapshotReader):
             raise
 
 
+def _file_name(files: FileCipher | None, node: bytes) -> str:
+    """Name of the file that holds the chunk of this node."""
+    return node.hex() if files is None else files.name_of(node)
+
+
+def _place(node: bytes) -> str:
+    """What the chunk of this node is sealed for."""
+    return f"{CHUNKS_NAME}/{node.hex()}"
+
+
+def _read_stored(fs: FileSystem, path: Path, files: FileCipher | None, node: bytes, expected: int | None) -> bytes:
+    """The stored bytes of the records of a chunk, as they were sealed. Raises ``SnapshotInvalid``."""
+    if files is None:
+        return read_chunk_file(fs, path, expected)
+    data = read_chunk_file(fs, path, None if expected is None else expected + FILE_OVERHEAD_BYTES)
+    stored = files.open(_place(node), data)
+    if stored is None:
+        raise SnapshotInvalid("a chunk was not sealed for its place, or is damaged", chunk=path.name)
+    return stored
+
+
 class CheckpointDirectory:
     """The checkpoints of one store. Reading needs no lock; whoever makes or removes some holds that of the store."""
 
-    def __init__(self, fs: FileSystem, path: Path, *, tree_backend: Backend | None = None) -> None:
-        """``path`` need not exist until a checkpoint is made."""
+    def __init__(
+        self, fs: FileSystem, path: Path, *, tree_backend: Backend | None = None, keys: FileKeys | None = None
+    ) -> None:
+        """``path`` need not exist until a checkpoint is made. ``keys``: those of an encrypted store."""
         self.path = path
+        self._keys = FileKeys() if keys is None else keys
         self._fs = fs
         self._chunks = path / CHUNKS_NAME
         self._backend = tree_backend
@@ -189,8 +249,11 @@ class CheckpointDirectory:
         return names[0] if name is None else name
 
     def reader(self, name: str) -> CheckpointReader:
-        """The checkpoint of this name, its manifest checked. Raises ``NotFoundError``, ``SnapshotInvalid``."""
-        return CheckpointReader(self.path, name, fs=self._fs, tree_backend=self._backend)
+        """The checkpoint of this name, its manifest checked.
+
+        Raises ``NotFoundError``, ``SnapshotInvalid``, ``KeyRequired``, ``KeyRejected``.
+        """
+        return CheckpointReader(self.path, name, fs=self._fs, tree_backend=self._backend, keys=self._keys)
 
     def info(self, name: str) -> CheckpointInfo:
         """What the manifest of ``name`` says, or why it cannot be used."""
@@ -206,7 +269,7 @@ class CheckpointDirectory:
         """Every chunk of the checkpoint is whole and belongs to its root, and none is missing.
 
         ``progress`` is called with (keys verified, keys in all); what it raises ends it. Raises ``NotFoundError``,
-        ``SnapshotInvalid``.
+        ``SnapshotInvalid``, ``KeyRequired``, ``KeyRejected``.
         """
         reader = self.reader(name)
         reader.trust_own()
@@ -229,12 +292,18 @@ class CheckpointDirectory:
         """
         for place in (self.path, self._chunks):
             self._fs.make_directory(place)
-        writer = _Writer(source, self._chunks, self._fs, chunk_bytes, compress, progress, self._backend)
+        own = self._keys.own
+        files = None if own is None else own.cipher.checkpoints
+        writer = _Writer(source, self._chunks, self._fs, chunk_bytes, compress, progress, self._backend, files)
         manifest, data = writer.made(writer.taken)
         self._fs.sync_directory(self._chunks)  # an earlier run may have died before it had synced a name
         name = checkpoint_name(manifest.block.height, manifest.block.hash)
+        path = self.path / (name + _SUFFIX)
         hit("state.checkpoint.before_manifest")
-        self._fs.write_atomic(self.path / (name + _SUFFIX), data + sha256(data).digest())
+        if own is None or files is None:
+            self._fs.write_atomic(path, data + sha256(data).digest())
+        else:
+            self._fs.write_atomic(path, own.file(files, path.name, data))
         hit("state.checkpoint.after_manifest")
         return self.info(name)
 
@@ -262,7 +331,8 @@ class CheckpointDirectory:
             if name in without:
                 continue
             try:
-                named.update(entry.hash.hex() for entry in self.reader(name).manifest.chunks)
+                reader = self.reader(name)
+                named.update(reader.chunk_path(entry).name for entry in reader.manifest.chunks)
             except HoldfastError:
                 readable = False
         spare = [self.path / name for name in self._fs.names(self.path) if _TEMPORARY.fullmatch(name)]
@@ -307,14 +377,16 @@ class _Writer(ChunkMaker):
         compress: bool,
         progress: Callable[[int, int], None] | None,
         tree_backend: Backend | None,
+        files: FileCipher | None,
     ) -> None:
         super().__init__(source, chunk_bytes, compress=compress, progress=progress, tree_backend=tree_backend)
         self._chunks = chunks
         self._fs = fs
+        self._files = files
 
     def taken(self, node: Node) -> ChunkEntry | None:
         """The chunk of the node, which another checkpoint has or which is durable now; ``None`` if it is too long."""
-        path = self._chunks / node.hash.hex()
+        path = self._chunks / _file_name(self._files, node.hash)
         entry = self._kept(node, path)
         if entry is not None:
             return entry
@@ -323,7 +395,7 @@ class _Writer(ChunkMaker):
             return None
         _, stored, entry = self.encode(node, rows)
         with NewFile(self._fs, path) as file:
-            file.write(stored)
+            file.write(stored if self._files is None else self._files.seal(_place(node.hash), stored))
             file.sync()
             file.publish()
         return entry
@@ -334,7 +406,7 @@ class _Writer(ChunkMaker):
             return None
         name = chunk_name(node.prefix.to_bytes(32, "big"), node.depth)
         try:
-            stored = read_chunk_file(self._fs, path, None)
+            stored = _read_stored(self._fs, path, self._files, node.hash, None)
             codec, raw_bytes = CODEC_RAW, len(stored)
             if stored[:4] == _ZSTD_MAGIC:
                 codec, raw_bytes = CODEC_ZSTD, zstandard.frame_content_size(stored)

@@ -67,7 +67,9 @@ MANIFEST_NAME = "manifest.json"
 CHUNKS_NAME = "chunks"
 WORKERS_MAX = 4
 
-_FILE_BYTES_MAX = CHUNK_HEAD_BYTES + 32 * DEPTH_MAX + CHUNK_RAW_BYTES_MAX + CHUNK_DIGEST_BYTES
+_SEAL_BYTES_MAX = 1024
+"""A sealed chunk is so much longer at most."""
+_FILE_BYTES_MAX = CHUNK_HEAD_BYTES + 32 * DEPTH_MAX + CHUNK_RAW_BYTES_MAX + CHUNK_DIGEST_BYTES + _SEAL_BYTES_MAX
 _WINDOW_BYTES_MAX = 8 * 1024 * 1024
 
 
@@ -339,12 +341,20 @@ class SnapshotReader:
 
         Raises ``SnapshotInvalid`` that names the chunk. Any thread may call it.
         """
+        if path is None:
+            return self.check_chunk(entry, self.chunk_data(entry))
+        return self.check_chunk(entry, self._whole_file(entry, path), path.name)
+
+    def check_chunk(self, entry: ChunkEntry, data: bytes, name: str | None = None) -> VerifiedChunk:
+        """The verified content of ``data``, which is to be a chunk of this snapshot as section 9.1 has it.
+
+        Raises ``SnapshotInvalid`` that names it, by ``name`` if that is given. ``trust`` comes first.
+        """
         if self._root is None:
             raise InvalidInputError("nothing is known that this snapshot could be checked against; call trust() first")
-        name = chunk_name(entry.prefix, entry.depth)
-        data = self.chunk_data(entry) if path is None else self._whole_file(entry, path)
-        chunk = verified_chunk(data, name if path is None else path.name, self._root, self._backend)
-        self._check_member(chunk, entry, name)
+        proper = chunk_name(entry.prefix, entry.depth)
+        chunk = verified_chunk(data, proper if name is None else name, self._root, self._backend)
+        self._check_member(chunk, entry, proper)
         return chunk
 
     def head_of(self, entry: ChunkEntry) -> ChunkHead:

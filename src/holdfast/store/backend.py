@@ -37,6 +37,7 @@ from .renewal import build_generation
 from .replay import Replayer
 from .states import StateSource
 from .tree import scheme_of
+from .unlocking import file_keys
 from .writer import Writer
 
 __all__ = ["Backend", "Pinned", "RowsOf", "WriterBackend", "keep_for_ever"]
@@ -136,7 +137,9 @@ class WriterBackend:
         self.path = root
         self.stats = opened.stats
         self.book = writer.book
-        self.checkpoints = CheckpointDirectory(opened.plan.fs, opened.plan.root / CHECKPOINTS_NAME)
+        plan = opened.plan
+        keys = file_keys(opened.identity, plan.cipher, plan.key)
+        self.checkpoints = CheckpointDirectory(plan.fs, plan.root / CHECKPOINTS_NAME, keys=keys)
         self._indexes = indexes
         self.rows = RowsOf(self._visible_rows)
         self.latest_rows = RowsOf(self._latest_rows)
@@ -272,7 +275,7 @@ class WriterBackend:
                 options=view_options(plan.settings),
                 history=plan.settings.history == "on",
                 cache_bytes=plan.settings.cache_bytes,
-                cipher=plan.cipher.rows if plan.cipher is not None else None,
+                cipher=plan.cipher,
             )
             self._indexes.stop()
             with writer.lock:

@@ -6,6 +6,7 @@ for as long as the first frame is there, since the views cannot be made without 
 Invariants:
     * Frame 1 names the manifest of the snapshot by its hash, and the snapshot proves its chunks: rows of a base are
       loaded after they were verified, each time.
+    * The base of an encrypted store is sealed, and frame 1 names the sealed manifest; no other store has such a base.
     * Whoever makes views from the journal calls ``load_base`` on the empty engine first. It leaves the engine as an
       interrupted flush of frame 1 would; the replay of frame 1 finishes it.
 """
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import cast
 
@@ -21,15 +23,17 @@ import msgspec
 
 from .._failpoints import hit
 from .._fs import FileSystem
+from .._seal import StoreCipher
 from ..blocks.content import FrameContent, entry_of
 from ..blocks.entries import CanonicalEntry
 from ..engine.api import Batch, Engine
-from ..errors import CorruptionError, FormatTooNew, SnapshotInvalid, UnsupportedFormat
+from ..errors import CorruptionError, FormatTooNew, KeyRequired, SnapshotInvalid, UnsupportedFormat
 from ..journal.api import FrameSource, Kind, Part
 from ..limits import HASH_BYTES, STATE_INLINE_BYTES_MAX
 from ..merkle.api import RECORD_BYTES
 from ..merkle.values import tree_value
 from ..state.rows import Execution, blob_rows, preimage_key, state_key
+from ..state.sealing import SealedReader, check_stored
 from ..state.snapshot import SnapshotReader, VerifiedChunk
 from ..state.snapshot_format import Manifest, SnapshotChain
 from ..types import Block
@@ -49,14 +53,16 @@ __all__ = [
     "first_part",
     "foreign_base",
     "load_base",
+    "open_base",
     "read_base",
     "spec_of",
+    "stored_base",
 ]
 
 BASE_NAME = "base"
 
 _BASE = struct.Struct(">BQQ32s32s32s")
-_EMPTY, _SNAPSHOT = 0, 1
+_EMPTY, _SNAPSHOT, _SEALED = 0, 1, 2
 _BATCH_ROWS = 10_000
 assert _BASE.size == 113
 
@@ -69,6 +75,8 @@ class BaseEntry(msgspec.Struct, frozen=True):
     hash: bytes
     root: bytes
     manifest_digest: bytes
+    sealed: bool = False
+    """True if the files of the base are sealed; then the digest is that of the manifest as it lies there."""
 
 
 # -- the entry ------------------------------------------------------------------------------------------------------
@@ -78,21 +86,22 @@ def encode_base(entry: BaseEntry | None) -> bytes:
     """Bytes of a ``base`` part; ``None`` for a store that begins empty."""
     if entry is None:
         return bytes(_BASE.size)
-    return _BASE.pack(_SNAPSHOT, entry.seq, entry.height, entry.hash, entry.root, entry.manifest_digest)
+    kind = _SEALED if entry.sealed else _SNAPSHOT
+    return _BASE.pack(kind, entry.seq, entry.height, entry.hash, entry.root, entry.manifest_digest)
 
 
 def decode_base(data: bytes) -> BaseEntry | None:
     """The entry these bytes are. Raises ``CorruptionError``, or ``UnsupportedFormat`` for a later type."""
     if len(data) != _BASE.size:
         raise CorruptionError("base entry has a wrong length", found=len(data), expected=_BASE.size)
-    kind, *fields = _BASE.unpack(data)
+    kind, seq, height, block_hash, root, digest = _BASE.unpack(data)
     if kind == _EMPTY:
         if any(data):
             raise CorruptionError("an empty base says what it stands on")
         return None
-    if kind != _SNAPSHOT:
+    if kind not in (_SNAPSHOT, _SEALED):
         raise UnsupportedFormat("the store stands on a base of a type that is not known", found=kind)
-    return BaseEntry(*fields)
+    return BaseEntry(seq, height, block_hash, root, digest, kind == _SEALED)
 
 
 def first_part(source: FrameSource, kind: int, name: str) -> bytes | None:
@@ -113,22 +122,29 @@ def base_of(source: FrameSource) -> BaseEntry | None:
 
 
 def check_base(fs: FileSystem, root: Path, source: FrameSource, identity: Identity) -> None:
-    """Nothing happens unless the store is encrypted and there is a base: nobody who has its key ever made one.
+    """Nothing happens unless nobody who has the key of the store made its base.
 
-    Raises ``CorruptionError``: a base proves itself without a key, so anybody can make one.
+    Raises ``CorruptionError``: a plain base proves itself without a key, so anybody can make one.
     """
-    if identity.encryption is not None and (problem := foreign_base(fs, root, base_of(source), identity)) is not None:
+    if (problem := foreign_base(fs, root, base_of(source), identity)) is not None:
         raise problem
 
 
 def foreign_base(fs: FileSystem, root: Path, entry: BaseEntry | None, identity: Identity) -> CorruptionError | None:
-    """What is wrong if an encrypted store stands on ``entry`` or has a ``base/``; ``None`` if nothing is."""
-    if identity.encryption is None or not (entry is not None or fs.exists(root / BASE_NAME)):
+    """What is wrong if an encrypted store stands on a plain base, has a ``base/`` that it does not stand on, or if
+    another stands on a sealed one; ``None`` if nothing is."""
+    remedy = "keep the directory as evidence, and restore the store from a backup"
+    path = root / BASE_NAME
+    if identity.encryption is None:
+        if entry is None or not entry.sealed:
+            return None
+        return CorruptionError("a store without a key stands on a base that is sealed", path=path, remedy=remedy)
+    if entry.sealed if entry is not None else not fs.exists(path):
         return None
     return CorruptionError(
         "an encrypted store has a base in plain text, which somebody without its key put there",
-        path=root / BASE_NAME,
-        remedy="keep the directory as evidence, and restore the store from a backup",
+        path=path,
+        remedy=remedy,
     )
 
 
@@ -161,8 +177,11 @@ def spec_of(manifest: Manifest) -> ChainSpec:
     )
 
 
-def base_parts(manifest: Manifest, digest: bytes) -> tuple[Part, list[Part]]:
-    """The ``base`` part of the first frame, and the parts behind it that make the block of the snapshot the root."""
+def base_parts(manifest: Manifest, digest: bytes, *, sealed: bool = False) -> tuple[Part, list[Part]]:
+    """The ``base`` part of the first frame, and the parts behind it that make the block of the snapshot the root.
+
+    ``digest`` is the SHA-256 of the manifest as it lies in ``base/``.
+    """
     told = manifest.block
     block = Block(
         hash=told.hash,
@@ -180,14 +199,32 @@ def base_parts(manifest: Manifest, digest: bytes) -> tuple[Part, list[Part]]:
         bodies={told.hash: block},
         executions={told.hash: Execution(manifest.root, {}, (), ())},
     )
-    entry = BaseEntry(1, told.height, told.hash, manifest.root, digest)
+    entry = BaseEntry(1, told.height, told.hash, manifest.root, digest, sealed)
     return Part(Kind.BASE, encode_base(entry), True), content.parts(compress=False)
 
 
 # -- rows -----------------------------------------------------------------------------------------------------------
 
 
-def read_base(fs: FileSystem, root: Path, source: FrameSource) -> Iterator[VerifiedChunk]:
+def open_base(fs: FileSystem, root: Path, entry: BaseEntry, cipher: StoreCipher | None) -> SnapshotReader:
+    """The snapshot in ``base/``, trusted as far as the entry goes; no chunk was read yet.
+
+    Raises ``SnapshotInvalid``, ``FormatTooNew``, and ``KeyRequired`` if it is sealed and there is no ``cipher``.
+    """
+    path = root / BASE_NAME
+    if not entry.sealed:
+        reader = SnapshotReader(path, fs=fs)
+    elif cipher is None:
+        raise KeyRequired("the base of the store is encrypted", path=path)
+    else:
+        reader = SealedReader(path, cipher.base, fs=fs)
+    reader.trust(trusted_root=entry.root, trusted_block=entry.hash, manifest_digest=entry.manifest_digest)
+    return reader
+
+
+def read_base(
+    fs: FileSystem, root: Path, source: FrameSource, cipher: StoreCipher | None = None
+) -> Iterator[VerifiedChunk]:
     """Every chunk of the snapshot that the journal of the store at ``root`` stands on, verified; none if it has none.
 
     Raises ``CorruptionError`` if ``base/`` is missing or is not what the first frame says.
@@ -195,15 +232,30 @@ def read_base(fs: FileSystem, root: Path, source: FrameSource) -> Iterator[Verif
     entry = base_of(source)
     if entry is None:
         return
-    path = root / BASE_NAME
+    with _damaged(root):
+        yield from open_base(fs, root, entry, cipher).chunks()
+
+
+def stored_base(fs: FileSystem, root: Path, source: FrameSource) -> Iterator[int]:
+    """Length of each chunk of the base of an encrypted store, as far as it can be checked without the key.
+
+    Raises ``CorruptionError`` as ``read_base``.
+    """
+    entry = base_of(source)
+    if entry is not None:
+        with _damaged(root):
+            yield from check_stored(fs, root / BASE_NAME, entry.manifest_digest)
+
+
+@contextmanager
+def _damaged(root: Path) -> Iterator[None]:
+    """What is wrong with a snapshot is damage of the base of the store at ``root``."""
     try:
-        reader = SnapshotReader(path, fs=fs)
-        reader.trust(trusted_root=entry.root, trusted_block=entry.hash, manifest_digest=entry.manifest_digest)
-        yield from reader.chunks()
+        yield
     except (SnapshotInvalid, FormatTooNew) as error:
         raise CorruptionError(
             f"the base of the store is damaged: {error}",
-            path=path,
+            path=root / BASE_NAME,
             remedy="put base/ back from a copy, or from the snapshot that was imported: its manifest and its chunks",
         ) from error
 
@@ -215,6 +267,7 @@ def load_base(
     source: FrameSource,
     *,
     progress: Callable[[int, int], None] | None = None,
+    cipher: StoreCipher | None = None,
 ) -> int:
     """Number of keys that the empty ``engine`` now holds: the state that the journal at ``root`` stands on.
 
@@ -228,7 +281,7 @@ def load_base(
         return 0
     engine.apply(Batch({FLUSHING_KEY: encode_row(FLUSHING_KEY, encode_flushing(1, None))}), sync=True)
     done = 0
-    for chunk in read_base(fs, root, source):
+    for chunk in read_base(fs, root, source, cipher):
         _load_chunk(engine, chunk)
         hit("store.base.chunk")
         done += chunk.head.count

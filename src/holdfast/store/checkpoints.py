@@ -6,6 +6,7 @@ Invariants:
     * Those made in the background are of a block that no reorganisation can replace, wherever its state can be held.
     * One is removed only after another of at least its height was read back and verified in the same call.
     * Names, manifests and chunks are looked at by any process; only the one that writes the store makes and removes.
+    * Those of an encrypted store are sealed with its key, and so is the store that is made of one.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
 from .._fs import FileSystem, RealFileSystem, path_of
+from .._keys import StoreKey
 from ..blocks.reader import BlockReader
 from ..config import Settings
 from ..errors import (
@@ -25,6 +27,8 @@ from ..errors import (
     FormatTooNew,
     HoldfastError,
     InvalidInputError,
+    KeyRejected,
+    KeyRequired,
     LimitExceeded,
     PrunedError,
     ReadOnlyError,
@@ -32,11 +36,13 @@ from ..errors import (
 )
 from ..events import emit
 from ..state.checkpoint import CHECKPOINTS_NAME, CheckpointDirectory, CheckpointInfo, checkpoint_height
+from ..state.sealing import FileKeys
 from ..state.snapshot import SnapshotInfo
 from .backend import Backend, WriterBackend
 from .chain import Chain
 from .checks import check_height
 from .snapshots import held_state, new_place, take_in
+from .unlocking import key_for
 
 __all__ = ["CheckpointPruneReport", "Checkpoints", "checkpoints_at", "kept_by_rule", "restore_checkpoint"]
 
@@ -106,18 +112,6 @@ class Checkpoints:
         self._made = 0
         self._failures = 0
         self._failure: HoldfastError | None = None
-        if self._encrypted and settings.checkpoint_interval and isinstance(backend, WriterBackend):
-            emit(
-                "checkpoints_off",
-                logging.INFO,
-                "the store is encrypted: no checkpoints are made",
-                place=str(self._directory.path),
-            )
-
-    @property
-    def _encrypted(self) -> bool:
-        """True where a checkpoint would hold in plain text what the store encrypts."""
-        return self._backend.identity.encryption is not None
 
     # -- looking --------------------------------------------------------------------------------------------------
 
@@ -165,15 +159,8 @@ class Checkpoints:
             PrunedError: the height lies below what can still be undone (``proof_window_blocks``).
             ViewExpired: commits made meanwhile changed more than ``pinned_bytes_max``; call it again.
             OutOfSpace: nothing is listed that is not whole, and the store goes on.
-            InvalidInputError: the store is encrypted, and a checkpoint would not be.
         """
         self._need_writer()
-        if self._encrypted:
-            raise InvalidInputError(
-                "an encrypted store makes no checkpoints: they would lie in plain text",
-                path=self._backend.path,
-                remedy="make backups of it: they hold what the store holds, encrypted",
-            )
         if height is not None:
             check_height(height)
         with self._turn:
@@ -283,7 +270,7 @@ class Checkpoints:
     def _readable(self) -> tuple[_Names, _Names]:
         """Names of those whose manifest can be read, and of those whose manifest is damaged.
 
-        One of a newer format is in neither: it stays.
+        One of a newer format, or of a store with another key, is in neither: it stays.
         """
         readable, damaged = [], []
         for found in map(self._directory.info, self._directory.names()):
@@ -291,7 +278,7 @@ class Checkpoints:
                 readable.append(found.name)
             elif isinstance(found.problem, SnapshotInvalid):
                 damaged.append(found.name)
-            elif not isinstance(found.problem, FormatTooNew):
+            elif not isinstance(found.problem, (FormatTooNew, KeyRequired, KeyRejected)):
                 raise found.problem
         return readable, damaged
 
@@ -331,7 +318,7 @@ class Checkpoints:
     def _target(self) -> int | None:
         """The highest multiple of the interval that no reorganisation can reach; ``None`` if there is none."""
         interval, state = self._settings.checkpoint_interval, self._backend.state
-        if not interval or self._backend.path is None or not state.has_tip or self._encrypted:
+        if not interval or self._backend.path is None or not state.has_tip:
             return None
         target = max(state.finalized, state.floor) // interval * interval
         return target if target > state.root_height and target else None
@@ -403,12 +390,18 @@ class Checkpoints:
 # -- from outside ---------------------------------------------------------------------------------------------------
 
 
-def checkpoints_at(source: str | os.PathLike[str], *, fs: FileSystem | None = None) -> CheckpointDirectory:
-    """The checkpoints in the directory of a store, which need not be whole, or in a copy of its ``checkpoints/``."""
+def checkpoints_at(
+    source: str | os.PathLike[str], *, fs: FileSystem | None = None, key: bytes | StoreKey | None = None
+) -> CheckpointDirectory:
+    """The checkpoints in the directory of a store, which need not be whole, or in a copy of its ``checkpoints/``.
+
+    ``key``: that of an encrypted store; else the one that ``using_key`` gave. Without it names can be listed.
+    """
     path = path_of(source, "a store or its checkpoints")
     fs = fs or RealFileSystem()
     inner = path / CHECKPOINTS_NAME
-    return CheckpointDirectory(fs, inner if fs.exists(inner) else path)
+    keys = FileKeys(secret=key_for(StoreKey.of(key)))
+    return CheckpointDirectory(fs, inner if fs.exists(inner) else path, keys=keys)
 
 
 def restore_checkpoint(
@@ -421,6 +414,7 @@ def restore_checkpoint(
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
     fs: FileSystem | None = None,
+    key: bytes | StoreKey | None = None,
 ) -> SnapshotInfo:
     """A new store at ``target`` stands on a checkpoint; its tip is the checkpoint's block, and it may not sign yet.
 
@@ -432,19 +426,32 @@ def restore_checkpoint(
         target: as for ``open``; a directory that is missing, empty, or holds an unfinished run of this.
         name: which checkpoint; the highest one if ``None``.
         chain, settings, workers, progress: as for ``import_snapshot``.
+        key: that of the encrypted store that made it; the new one is encrypted with the same.
     Raises:
         NotFoundError: there is no such checkpoint.
+        KeyRequired, KeyRejected: its key is missing or another one, or it is not encrypted; nothing was written.
         SnapshotInvalid: it is damaged; nothing of what is wrong was written, and no store was made.
         StoreExists, ForeignStore: the target holds something else; it was not touched.
     """
     fs = fs or RealFileSystem()
     root, engine = new_place(target)
-    directory = checkpoints_at(source, fs=fs)
+    secret = key_for(StoreKey.of(key))
+    directory = checkpoints_at(source, fs=fs, key=secret)
     chosen = directory.chosen(name)
     try:
         reader = directory.reader(chosen)
         reader.trust_own()
-        return take_in(reader, root, engine, chain=chain, settings=settings, workers=workers, progress=progress, fs=fs)
+        return take_in(
+            reader,
+            root,
+            engine,
+            chain=chain,
+            settings=settings,
+            workers=workers,
+            progress=progress,
+            fs=fs,
+            key=secret,
+        )
     except SnapshotInvalid as error:
         others = [each for each in directory.names() if checkpoint_height(each) < checkpoint_height(chosen)]
         if others:

@@ -48,7 +48,7 @@ from .indexing import IndexManager
 from .opening import read_identity, view_options
 from .replay import Replayer, execution_of
 from .tree import caught_up, open_tree, scheme_of
-from .unlocking import key_for, unlock
+from .unlocking import file_keys, key_for, unlock
 
 __all__ = ["Follower"]
 
@@ -102,12 +102,14 @@ class Follower:
         self._generations = Generations(fs, root)
         self._wanted = engine
         self.path: Path | None = root
-        self.checkpoints = CheckpointDirectory(fs, root / CHECKPOINTS_NAME)
         self._root = root
         started = time.monotonic()
         self.identity: Identity = read_identity(fs, root)
         self.key = key_for(key)
         cipher = unlock(self.identity, self.key, root, fs)
+        self.checkpoints = CheckpointDirectory(
+            fs, root / CHECKPOINTS_NAME, keys=file_keys(self.identity, cipher, self.key)
+        )
         self._row_cipher = cipher.rows if cipher is not None else None
         self._reader = JournalReader.open(
             fs,

@@ -44,6 +44,7 @@ from ..journal.api import JournalRecovery, Kind, Part
 from ..journal.journal import Journal, JournalOptions
 from ..journal.segment import SEGMENT_HEADER_BYTES
 from ..state.history import StateHistory
+from ..state.sealing import Sealing
 from ..types import RecoveryStats
 from ..views.api import ViewOptions
 from ..views.views import Views
@@ -70,7 +71,6 @@ __all__ = [
     "open_views_engine",
     "opened_plainly",
     "read_identity",
-    "refuse_base",
     "view_options",
 ]
 
@@ -100,6 +100,8 @@ class OpenPlan:
     base: tuple[Part, list[Part]] | None = None
     """For a store that is created on a snapshot in its ``base/``: the base, and the parts that make its block the root.
     """
+    sealing: Sealing | None = None
+    """For an encrypted store that is created on a base: what that was sealed with. It becomes the store's identity."""
     repaired: Mapping[str, object] | None = None
     """What was repaired before, for the report."""
     fenced: bool = False
@@ -271,23 +273,11 @@ def open_for_writing(plan: OpenPlan) -> Opened:
     return opened
 
 
-def refuse_base(root: Path, key: StoreKey | None = None) -> None:
-    """Raises if the store at ``root`` would be an encrypted one: it cannot stand on a snapshot. Nothing was changed."""
-    if key_for(key) is not None:
-        raise InvalidInputError(
-            "an encrypted store cannot stand on a snapshot: its base would lie in plain text",
-            path=root,
-            remedy="import the blocks instead, or make a store without a key on an encrypted file system",
-        )
-
-
 def _check_new(plan: OpenPlan) -> None:
     """Nothing happens if an encrypted store can be made."""
     aes_gcm(bytes(32))  # the library is there
     if not plan.fs.persistent:
         raise InvalidInputError("a store in memory is not encrypted", remedy="open it without a key")
-    if plan.base is not None:
-        refuse_base(plan.root, plan.key)
 
 
 @contextlib.contextmanager
@@ -303,6 +293,7 @@ def opened_plainly(
     base: tuple[Part, list[Part]] | None = None,
     fenced: bool = False,
     key: StoreKey | None = None,
+    sealing: Sealing | None = None,
 ) -> Iterator[Opened]:
     """The store without its facade, recovered; afterwards everything is in the engine and the journal is closed."""
     book = SafetyBook()
@@ -320,6 +311,7 @@ def opened_plainly(
         base=base,
         fenced=fenced,
         key=key,
+        sealing=sealing,
     )
     opened = open_for_writing(plan)
     with contextlib.ExitStack() as stack:
@@ -379,7 +371,11 @@ def _create(plan: OpenPlan) -> tuple[Identity, Journal, JournalRecovery]:
     fs.remove(root / "watermark")
     spec = plan.spec if plan.spec is not None else ChainSpec(name="custom")
     identity = Identity(secrets.token_bytes(16), secrets.token_bytes(32), time.time_ns() // 1000, spec)
-    if plan.key is not None:
+    assert plan.base is None or (plan.sealing is None) == (plan.key is None), "a base is sealed if its store is"
+    if plan.sealing is not None:
+        store_id, form, plan.cipher = plan.sealing
+        identity = replace(identity, store_id=store_id, encryption=form)
+    elif plan.key is not None:
         form, master = seal_master(plan.key, identity.store_id)
         identity, plan.cipher = replace(identity, encryption=form), StoreCipher(master, identity.store_id)
     data = encode_identity(identity)
@@ -560,7 +556,7 @@ def _current(generations: Generations, asked: str | None, default: str, notes: l
 def _fresh_views(plan: OpenPlan, journal: Journal, name: str, path: Path) -> tuple[Engine, Views]:
     engine = open_views_engine(plan, name, path, create=True)
     try:
-        load_base(engine, plan.fs, plan.root, journal, progress=plan.progress)
+        load_base(engine, plan.fs, plan.root, journal, progress=plan.progress, cipher=plan.cipher)
         return engine, make_views(plan, journal, engine)
     except BaseException:
         engine.close()

@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from .._failpoints import hit
 from .._fs import FileSystem
-from .._seal import RowCipher
+from .._seal import StoreCipher
 from ..blocks.state import ChainState, tip_height_of
 from ..consensus.safety import SafetyBook
 from ..engine.open import CACHE_BYTES_DEFAULT, open_engine
@@ -52,7 +52,7 @@ def build_generation(
     options: ViewOptions | None = None,
     history: bool = True,
     cache_bytes: int = CACHE_BYTES_DEFAULT,
-    cipher: RowCipher | None = None,
+    cipher: StoreCipher | None = None,
 ) -> Built:
     """A new generation holds every durable frame up to ``last_seq``, flushed and closed; it is not live yet.
 
@@ -68,14 +68,15 @@ def build_generation(
         options: bounds of the overlay while building, and how long undo is kept.
         history: True if the history of the state is made, too.
         cache_bytes: cache of the engine while building.
-        cipher: seals the values of an encrypted store.
+        cipher: what the key of an encrypted store opened.
     """
     number = generations.prepare(engine)
     path = generations.data_path(number)
     try:
-        target = sealed_engine(open_engine(engine, path, create=True, cache_bytes=cache_bytes), cipher)
+        plain = open_engine(engine, path, create=True, cache_bytes=cache_bytes)
+        target = sealed_engine(plain, None if cipher is None else cipher.rows)
         try:
-            load_base(target, fs, generations.root, source)
+            load_base(target, fs, generations.root, source, cipher=cipher)
             views = Views.open(
                 target,
                 options=options,

@@ -11,13 +11,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from .._fs import FileSystem
-from .._keys import StoreKey, given_key, open_master
-from .._seal import StoreCipher
-from ..errors import CorruptionError, KeyRejected, KeyRequired
+from .._keys import StoreKey, given_key
+from .._seal import StoreCipher, unlocked
+from ..errors import CorruptionError, KeyRejected
+from ..state.sealing import FileKeys, Sealing
 from .first_frame import identity_in_journal
 from .identity import IDENTITY_NAME, Identity, decode_identity
 
-__all__ = ["key_for", "unlock"]
+__all__ = ["file_keys", "key_for", "sealing_of", "unlock"]
 
 
 def key_for(key: StoreKey | None) -> StoreKey | None:
@@ -63,12 +64,16 @@ def _unlocked(identity: Identity, key: StoreKey | None, place: Path) -> StoreCip
                 " restore it from a backup",
             )
         return None
-    kind = "a passphrase" if form.kdf == "scrypt" else "a key file"
-    if key is None:
-        raise KeyRequired(f"the store is encrypted with {kind}", path=place)
-    if key.kdf != form.kdf:
-        raise KeyRejected(f"the store is encrypted with {kind}, and the key is of the other kind", path=place)
-    master = open_master(form, key, identity.store_id)
-    if master is None:
-        raise KeyRejected(f"{kind} was given, but not that of this store", path=place)
-    return StoreCipher(master, identity.store_id)
+    return unlocked(form, identity.store_id, key, place)
+
+
+def sealing_of(identity: Identity, cipher: StoreCipher | None) -> Sealing | None:
+    """How the store seals files; ``None`` if it is not encrypted, or without its key."""
+    if identity.encryption is None or cipher is None:
+        return None
+    return Sealing(identity.store_id, identity.encryption, cipher)
+
+
+def file_keys(identity: Identity, cipher: StoreCipher | None, key: StoreKey | None) -> FileKeys:
+    """What opens the checkpoints of the store, and those of another with the same key that it was made of."""
+    return FileKeys(sealing_of(identity, cipher), key, encrypted=identity.encryption is not None)
