@@ -15,6 +15,8 @@ CRASH_ROUNDS ?= 1000
 CRASH_ROUNDS_QUICK ?= 50
 ANVIL_VERSION ?= 1.7.1
 ANVIL := .tools/anvil/node_modules/.bin/anvil
+AZURITE_VERSION ?= 3.35.0
+AZURITE := .tools/azurite/node_modules/.bin/azurite-blob
 MOTO := .tools/moto/bin/moto_server
 PROOFS := .tools/proofs
 RUST_VERIFIER := $(PROOFS)/rust/target/release/holdfast-proofs-rust
@@ -61,13 +63,18 @@ test-pure: $(STAMP) ## the tests of the state and the tree without the native ke
 test-slow: $(STAMP) ## only the tests marked slow
 	$(PY) -m pytest -n $(JOBS) --dist loadfile -m "slow and not crash and not live and not proofs" $(SLOWEST)
 
-test-live: $(STAMP) $(ANVIL) $(MOTO) ## the tests against a real node and an S3 server; a skip is a failure
+test-live: $(STAMP) $(ANVIL) $(AZURITE) $(MOTO) ## the tests against a real node and servers of S3 and Azure; a skip is a failure
 	$(PY) -m pytest -m live --fail-on-skip tests/live $(SLOWEST)
 
 $(ANVIL):
 	@command -v npm >/dev/null || { echo "test-live needs npm to fetch the node 'anvil' (@foundry-rs/anvil)" >&2; exit 1; }
 	npm install --no-audit --no-fund --loglevel=error --prefix .tools/anvil @foundry-rs/anvil@$(ANVIL_VERSION)
 	$@ --version
+
+$(AZURITE):
+	@command -v npm >/dev/null || { echo "test-live needs npm to fetch the server 'azurite'" >&2; exit 1; }
+	npm install --no-audit --no-fund --loglevel=error --prefix .tools/azurite azurite@$(AZURITE_VERSION)
+	test -x $@
 
 $(MOTO): tests/live/moto.txt
 	$(PYTHON) -m venv .tools/moto

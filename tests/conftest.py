@@ -86,6 +86,15 @@ def moto_path() -> Path:
 
 
 @pytest.fixture(scope="session")
+def azurite_path() -> Path:
+    """The Azure server of the live tier, as 'make test-live' installs it."""
+    path = ROOT / ".tools" / "azurite" / "node_modules" / ".bin" / "azurite-blob"
+    if not path.exists():
+        pytest.skip("the server 'azurite' is absent; 'make test-live' installs it")
+    return path
+
+
+@pytest.fixture(scope="session")
 def crash_rounds() -> int:
     """How often a random crash test repeats: ``HOLDFAST_CRASH_ROUNDS``, else 50."""
     return int(os.environ.get("HOLDFAST_CRASH_ROUNDS", CRASH_ROUNDS_DEFAULT))

@@ -1,8 +1,11 @@
-"""Backups in a real S3 server (``moto`` on loopback): a whole cycle, cut connections, and what the server refuses."""
+"""Backups in servers of S3 (``moto``) and Azure (``azurite``) on loopback: a whole cycle, cut connections, refusals."""
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import email.utils
+import hmac
 import select
 import socket
 import subprocess
@@ -10,8 +13,9 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -27,7 +31,26 @@ __all__ = ["small_segments"]
 pytestmark = [pytest.mark.live, pytest.mark.slow, pytest.mark.usefixtures("small_segments")]
 
 DEADLINE_SECONDS = 60
-URL = "s3://bucket/some/where"
+
+
+class Cloud(NamedTuple):
+    """A server on loopback that has the bucket ``bucket``, and what tells a client of it."""
+
+    url: str
+    """Of the bucket."""
+    port: int
+    address: str
+    """Name of the variable with its address, and what follows the port there."""
+    suffix: str
+    environment: dict[str, str]
+    secret: str
+
+    def at(self, port: int) -> dict[str, str]:
+        """The environment of a client that comes through ``port``."""
+        return self.environment | {self.address: f"http://127.0.0.1:{port}{self.suffix}"}
+
+    def place(self, prefix: str) -> ObjectTarget:
+        return ObjectTarget(f"{self.url}/{prefix}", timeout_seconds=20, sleep=lambda _: None)
 
 
 def free_port() -> int:
@@ -36,25 +59,80 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-@pytest.fixture(scope="module")
-def server(moto_path: Path) -> Iterator[int]:
-    """Port of a server that has the bucket ``bucket``."""
-    port = free_port()
-    command = [str(moto_path), "-H", "127.0.0.1", "-p", str(port)]
+@contextlib.contextmanager
+def serving(command: list[str], first: Callable[[], urllib.request.Request]) -> Iterator[None]:
+    """The server runs, and has answered the request ``first``."""
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + DEADLINE_SECONDS
-    request = urllib.request.Request(f"http://127.0.0.1:{port}/bucket", method="PUT")
-    while True:
-        try:
-            urllib.request.urlopen(request, timeout=5).close()
-            break
-        except (OSError, urllib.error.URLError):
-            assert process.poll() is None, "the server ended"
-            assert time.monotonic() < deadline, "the server did not start"
-            time.sleep(0.05)  # a process that starts says nothing else
-    yield port
-    process.terminate()
-    process.wait(timeout=20)
+    try:
+        while True:
+            try:
+                urllib.request.urlopen(first(), timeout=5).close()
+                break
+            except (OSError, urllib.error.URLError):
+                assert process.poll() is None, "the server ended"
+                assert time.monotonic() < deadline, "the server did not start"
+                time.sleep(0.05)  # a process that starts says nothing else
+        yield
+    finally:
+        process.terminate()
+        process.wait(timeout=20)
+
+
+@pytest.fixture(scope="module")
+def s3(moto_path: Path) -> Iterator[Cloud]:
+    port = free_port()
+    make = urllib.request.Request(f"http://127.0.0.1:{port}/bucket", method="PUT")
+    environment = {
+        "AWS_ALLOW_HTTP": "true",
+        "AWS_ACCESS_KEY_ID": "somebody",
+        "AWS_SECRET_ACCESS_KEY": "a secret that nobody prints",
+        "AWS_REGION": "us-east-1",
+    }
+    with serving([str(moto_path), "-H", "127.0.0.1", "-p", str(port)], lambda: make):
+        secret = environment["AWS_SECRET_ACCESS_KEY"]
+        yield Cloud("s3://bucket/some/where", port, "AWS_ENDPOINT_URL", "", environment, secret)
+
+
+ACCOUNT = "devstoreaccount1"
+ACCOUNT_KEY = base64.b64encode(b"a secret that nobody prints").decode()
+
+
+def new_container(port: int) -> urllib.request.Request:
+    """The signed request that makes the container, by the rules of Azure's Shared Key."""
+    headers = {"x-ms-date": email.utils.formatdate(usegmt=True), "x-ms-version": "2021-08-06"}
+    lines = ["PUT", *[""] * 11, *(f"{name}:{value}" for name, value in headers.items())]
+    text = "\n".join([*lines, f"/{ACCOUNT}/{ACCOUNT}/bucket", "restype:container"])
+    signature = base64.b64encode(hmac.digest(base64.b64decode(ACCOUNT_KEY), text.encode(), "sha256")).decode()
+    headers |= {"Authorization": f"SharedKey {ACCOUNT}:{signature}", "Content-Length": "0"}
+    url = f"http://127.0.0.1:{port}/{ACCOUNT}/bucket?restype=container"
+    return urllib.request.Request(url, method="PUT", headers=headers)
+
+
+@pytest.fixture(scope="module")
+def az(azurite_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cloud]:
+    port = free_port()
+    command = [str(azurite_path), "--silent", "--disableTelemetry", "--inMemoryPersistence", "--skipApiVersionCheck"]
+    environment = {
+        "AZURE_ALLOW_HTTP": "true",
+        "AZURE_STORAGE_ACCOUNT_NAME": ACCOUNT,
+        "AZURE_STORAGE_ACCOUNT_KEY": ACCOUNT_KEY,
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AZURITE_ACCOUNTS", f"{ACCOUNT}:{ACCOUNT_KEY}")
+        with serving([*command, "--blobPort", str(port)], lambda: new_container(port)):
+            yield Cloud(
+                "az://bucket/some/where", port, "AZURE_STORAGE_ENDPOINT", f"/{ACCOUNT}", environment, ACCOUNT_KEY
+            )
+
+
+@pytest.fixture(params=["s3", "az"])
+def cloud(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Cloud:
+    """Each of the servers; the environment names it."""
+    found: Cloud = request.getfixturevalue(request.param)
+    for name, value in found.at(found.port).items():
+        monkeypatch.setenv(name, value)
+    return found
 
 
 class Cutter:
@@ -112,34 +190,18 @@ class Cutter:
 
 
 @pytest.fixture
-def cutter(server: int) -> Iterator[Cutter]:
-    made = Cutter(server)
+def cutter(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cutter]:
+    """The environment leads through it."""
+    made = Cutter(cloud.port)
+    monkeypatch.setenv(cloud.address, cloud.at(made.port)[cloud.address])
     yield made
     made.close()
 
 
-@pytest.fixture
-def credentials(server: int, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    values = {
-        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{server}",
-        "AWS_ALLOW_HTTP": "true",
-        "AWS_ACCESS_KEY_ID": "somebody",
-        "AWS_SECRET_ACCESS_KEY": "a secret that nobody prints",
-        "AWS_REGION": "us-east-1",
-    }
-    for name, value in values.items():
-        monkeypatch.setenv(name, value)
-    return values
-
-
-def place(prefix: str) -> ObjectTarget:
-    return ObjectTarget(f"{URL}/{prefix}", timeout_seconds=20, sleep=lambda _: None)
-
-
-def test_the_way_of_a_backup_by_the_commands(tmp_path: Path, credentials: dict[str, str]) -> None:
-    data, url = tmp_path / "data", f"{URL}/commands"
+def test_the_way_of_a_backup_by_the_commands(tmp_path: Path, cloud: Cloud) -> None:
+    data, url = tmp_path / "data", f"{cloud.url}/commands"
     blocks = grown(data, 30)
-    env = credentials | {"HOLDFAST_BACKUP_TARGET": url}
+    env = cloud.at(cloud.port) | {"HOLDFAST_BACKUP_TARGET": url}
     made = holdfast("backup", "create", "-d", data, "--verify", "--json", env=env)
     assert made.code == 0, made
     assert (made.record["repository"], made.record["verified"]) == (url, True)
@@ -154,49 +216,44 @@ def test_the_way_of_a_backup_by_the_commands(tmp_path: Path, credentials: dict[s
     assert pruned["removed"] == [made.record["name"]]
     done("backup", "restore", "-r", url, "--to", tmp_path / "new")
     assert done("verify", "-d", tmp_path / "new", "--json").record["ok"] is True
-    done("backup", "copy", "-r", url, "--to", f"{URL}/copied")
-    done("backup", "copy", "-r", f"{URL}/copied", "--to", tmp_path / "far")
+    done("backup", "copy", "-r", url, "--to", f"{cloud.url}/copied")
+    done("backup", "copy", "-r", f"{cloud.url}/copied", "--to", tmp_path / "far")
     assert done("backup", "verify", "-r", tmp_path / "far", "--json").record["ok"] is True
 
 
-def test_one_at_a_time(credentials: dict[str, str]) -> None:
-    first = open_repository(place("lock"), create=True)
+def test_one_at_a_time(cloud: Cloud) -> None:
+    first = open_repository(cloud.place("lock"), create=True)
     with first.lock():
-        answer = holdfast("backup", "verify", "-r", f"{URL}/lock", "--json")
+        answer = holdfast("backup", "verify", "-r", f"{cloud.url}/lock", "--json")
         assert answer.error["code"] == "backup_not_found"
         with pytest.raises(RepositoryLocked) as caught:
-            place("lock").lock().__enter__()
+            cloud.place("lock").lock().__enter__()
         assert caught.value.context["holder"]
         held = first.target._held  # type: ignore[attr-defined]
         held.renew()
         held.renew()
         held.check()
-    with place("lock").lock():
+    with cloud.place("lock").lock():
         pass
 
 
-def test_a_missing_bucket(credentials: dict[str, str]) -> None:
+def test_a_missing_bucket(cloud: Cloud) -> None:
     for create in (False, True):
         with pytest.raises(BackupNotFound, match="no such bucket"):
-            open_repository(ObjectTarget("s3://nowhere/x"), create=create)
-
-
-def through(cutter: Cutter, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{cutter.port}")
+            open_repository(ObjectTarget(f"{cloud.url[:2]}://nowhere/x"), create=create)
 
 
 def test_a_connection_that_is_cut_anywhere_costs_nothing(
-    tmp_path: Path, credentials: dict[str, str], cutter: Cutter, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, cloud: Cloud, cutter: Cutter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     grown(tmp_path / "data", 12)
-    through(cutter, monkeypatch)
     cutter.arm(None)
-    whole(place("cut-none"), tmp_path, "none")
+    whole(cloud.place("cut-none"), tmp_path, "none")
     total = cutter.passed
     cuts = 0
     for number in range(12):
         cutter.arm(total * number // 12 + number)
-        whole(place(f"cut-{number}"), tmp_path, str(number))
+        whole(cloud.place(f"cut-{number}"), tmp_path, str(number))
         cuts += cutter.cuts
     assert cuts >= 10
 
@@ -216,27 +273,25 @@ def whole(target: ObjectTarget, tmp_path: Path, name: str) -> None:
 
 
 def test_a_server_that_is_gone_is_a_typed_error_and_the_next_run_goes_on(
-    tmp_path: Path, credentials: dict[str, str], cutter: Cutter, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, cloud: Cloud, cutter: Cutter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     grown(tmp_path / "data", 12)
-    through(cutter, monkeypatch)
-    found = open_repository(place("gone"), create=True)
+    found = open_repository(cloud.place("gone"), create=True)
     cutter.arm(None)
     create_backup(tmp_path / "data", found, workers=0)
     total = cutter.passed
-    server = credentials["AWS_ENDPOINT_URL"]
     for number in range(1, 6):
         left = f"gone-{number}"
-        found = open_repository(place(left), create=True)
+        found = open_repository(cloud.place(left), create=True)
         cutter.arm(total * number // 6, for_ever=True)
         with pytest.raises(TargetUnavailable) as caught:
             create_backup(tmp_path / "data", found, workers=0)
         assert caught.value.retryable
-        assert credentials["AWS_SECRET_ACCESS_KEY"] not in str(caught.value.as_dict())
+        assert cloud.secret not in str(caught.value.as_dict())
         cutter.arm(None)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("AWS_ENDPOINT_URL", server)
-            heir = Late(f"{URL}/{left}")  # the lock could not be given back: it has to expire
+            patch.setenv(cloud.address, cloud.at(cloud.port)[cloud.address])
+            heir = Late(f"{cloud.url}/{left}")  # the lock could not be given back: it has to expire
             again = open_repository(heir)
             form = create_backup(tmp_path / "data", again, workers=0).manifest
             assert verify_backup(again, form.name, workers=0).ok
