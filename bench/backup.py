@@ -122,19 +122,10 @@ def _restored(repository: BackupRepository, name: str, target: Path) -> tuple[fl
     """Seconds until the files were there, checked and durable; and until the store was, its views made."""
     _cold(Path(repository.place))
     begun = time.perf_counter()
-    files: list[float] = []
-    last = (0, 0)
-
-    def step(done: int, total: int) -> None:
-        nonlocal last
-        if last[1] not in (0, total) and not files:
-            files.append(time.perf_counter() - begun)  # from bytes to frames: the views are being made
-        last = done, total
-
-    restore_backup(repository, name, target, progress=step)
+    files = restore_backup(repository, name, target).files_seconds
     whole = time.perf_counter() - begun
     shutil.rmtree(target)
-    return (files or [whole])[0], whole
+    return files, whole
 
 
 def _copied(path: Path, target: Path) -> float:

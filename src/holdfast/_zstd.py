@@ -12,7 +12,7 @@ __all__ = ["read_bounded"]
 _STEP_BYTES = 1 << 20
 
 
-def read_bounded(decompressor: zstandard.ZstdDecompressor, stored: bytes, raw_bytes: int) -> bytes:
+def read_bounded(decompressor: zstandard.ZstdDecompressor, stored: bytes | memoryview, raw_bytes: int) -> bytes:
     """What ``stored`` holds, and at most one byte more than ``raw_bytes``: then it is longer than it says.
 
     Raises ``zstandard.ZstdError`` for what does not decode. The window is bounded by how ``decompressor`` was made.

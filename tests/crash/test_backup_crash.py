@@ -21,6 +21,7 @@ from holdfast.backup import (
 )
 from holdfast.backup import restore as restoring
 from holdfast.backup.manifest import Manifest
+from holdfast.backup.pieces import Syncing
 from holdfast.errors import HoldfastError, OutOfSpace
 from holdfast.testing.crashfs import CrashableFileSystem, Fault, Keep, SimulatedCrash
 from tests.crash.backup_rig import PLACE, Rig, Source
@@ -337,15 +338,15 @@ def test_a_restore_that_is_published_before_it_was_opened_is_found_out(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A positive control."""
-    fill, publish = restoring._Staging.fill, restoring._Staging.publish
+    cut, publish = restoring._Staging.cut, restoring._Staging.publish
 
-    def early(self: restoring._Staging, *args: object) -> object:
-        cut = fill(self, *args)  # type: ignore[arg-type]
-        publish(self)
+    def early(self: restoring._Staging, choose: None, syncing: Syncing) -> object:
+        found = cut(self, choose, syncing)
+        publish(self, syncing)
         self._store = self._root
-        return cut
+        return found
 
-    monkeypatch.setattr(restoring._Staging, "fill", early)
-    monkeypatch.setattr(restoring._Staging, "publish", lambda self: None)
+    monkeypatch.setattr(restoring._Staging, "cut", early)
+    monkeypatch.setattr(restoring._Staging, "publish", lambda self, syncing: None)
     with pytest.raises((AssertionError, HoldfastError)):
         explore_restore(rig, step=2, keeps=("all", "none"))

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 import holdfast
+from holdfast._fs import RealFile, RealFileSystem
 from holdfast.backup import BackupRepository, SegmentSource, fetch_segments, restore_backup
 from holdfast.backup import restore as restoring
-from holdfast.backup.pieces import side_by_side
 from holdfast.errors import (
     BackupDamaged,
     BackupNotFound,
     BlockNotFound,
     CorruptionError,
+    DeviceError,
     FencedError,
     FinalityError,
     ForeignStore,
@@ -28,6 +28,7 @@ from holdfast.errors import (
     StoreExists,
     StoreLocked,
 )
+from holdfast.journal.segment import segment_name
 from holdfast.recovery import verify_store
 from tests.unit.backup_support import (
     backup,
@@ -386,7 +387,7 @@ def test_a_restore_whose_store_was_opened_already_goes_on(tmp_path: Path, monkey
     blocks = grown(tmp_path / "s", 40)
     form = backup(tmp_path / "s", place)
 
-    def publish(self: object) -> None:
+    def publish(self: object, syncing: object) -> None:
         raise _Stop
 
     monkeypatch.setattr(restoring._Staging, "publish", publish)
@@ -531,43 +532,79 @@ def test_with_threads_too_a_stopped_restore_goes_on_and_damage_is_found(tmp_path
     assert not (tmp_path / "u").exists()
 
 
-def test_two_items_are_worked_on_at_once_and_the_first_error_ends_the_rest() -> None:
-    both = threading.Barrier(2)
-    done: list[str] = []
-
-    def meet(item: str, count: Callable[[int], None]) -> None:
-        both.wait(30)  # alone, nobody comes
-        count(len(item))
-        done.append(item)
-
-    counts: list[int] = []
-    side_by_side(["a", "bb", "ccc", "dddd"], meet, counts.append, threads=True)
-    assert (sorted(counts), sorted(done)) == ([1, 2, 3, 4], ["a", "bb", "ccc", "dddd"])
-
-    begun: list[int] = []
-    failed = threading.Event()
-
-    def fail(item: int, count: Callable[[int], None]) -> None:
-        begun.append(item)
-        if item == 0:
-            failed.set()
-            raise ValueError("the first one")
-        assert failed.wait(30)
-        while True:  # until nobody wants to know
-            count(1)
-
-    with pytest.raises(ValueError, match="the first one"):
-        side_by_side(range(100), fail, lambda _: None, threads=True)
-    assert len(begun) < 10
+# -- durable before it is there --------------------------------------------------------------------------------------
 
 
-def test_without_threads_items_are_worked_on_in_order() -> None:
-    done: list[int] = []
+class _Watched(RealFileSystem):
+    """Tells which files were synced since, and which had been when a directory was renamed."""
 
-    def work(item: int, count: Callable[[int], None]) -> None:
-        done.append(item)
-        count(item)
+    def __init__(self) -> None:
+        self.synced: set[str] = set()
+        self.at_rename: dict[str, set[str]] = {}
 
-    counts: list[int] = []
-    side_by_side([3, 1, 2], work, counts.append, threads=False)
-    assert done == counts == [3, 1, 2]
+    def rename(self, source: Path, target: Path) -> None:
+        self.at_rename[target.name] = set(self.synced)
+        super().rename(source, target)
+
+
+@pytest.fixture
+def watched(monkeypatch: pytest.MonkeyPatch) -> _Watched:
+    fs = _Watched()
+    sync = RealFile.sync
+
+    def told(self: RealFile) -> None:
+        sync(self)
+        fs.synced.add(self.path.name.removesuffix(".tmp"))
+
+    monkeypatch.setattr(RealFile, "sync", told)
+    return fs
+
+
+@pytest.mark.usefixtures("small_segments")
+@pytest.mark.parametrize("workers", [0, 2])
+def test_every_file_is_durable_before_the_store_appears(workers: int, watched: _Watched, tmp_path: Path) -> None:
+    """Also one that a stopped run left: it may have been stopped before its sync."""
+    grown(tmp_path / "s", 30)
+    place = repository(tmp_path / "r")
+    form = backup(tmp_path / "s", place)
+    names = {path.name for path in (tmp_path / "s" / "journal").iterdir()}
+    assert len(names) > 3
+    watched.synced.clear()
+    restore_backup(place, form.name, tmp_path / "t", workers=workers, fs=watched)
+    assert names <= watched.at_rename["t"]
+
+    def stop(done: int, total: int) -> None:
+        if done == total:
+            raise _Stop
+
+    with pytest.raises(_Stop):
+        restore_backup(place, form.name, tmp_path / "u", workers=workers, progress=stop, fs=watched)
+    watched.synced.clear()
+    assert restore_backup(place, form.name, tmp_path / "u", workers=workers, fs=watched).kept_bytes > 0
+    assert names <= watched.at_rename["u"]
+
+
+@pytest.mark.usefixtures("small_segments")
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_file_whose_sync_failed_is_not_used_again(
+    workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the system still has of it may never reach the device, and a second sync would not tell."""
+    grown(tmp_path / "s", 30)
+    place = repository(tmp_path / "r")
+    form = backup(tmp_path / "s", place)
+    name = segment_name(form.segments[-2].number)  # of those behind it, none waits for it
+    sync = RealFile.sync
+
+    def fails(self: RealFile) -> None:
+        if self.path.name.startswith(name):
+            raise DeviceError("the device failed", path=self.path)
+        sync(self)
+
+    monkeypatch.setattr(RealFile, "sync", fails)
+    with pytest.raises(DeviceError):
+        restored(place, form.name, tmp_path / "t", workers=workers)
+    assert not (tmp_path / "t").exists()
+    assert not (tmp_path / "t.partial/store/journal" / name).exists()
+    monkeypatch.undo()
+    assert verify_store(restored(place, form.name, tmp_path / "t", workers=workers)).ok

@@ -108,19 +108,19 @@ def read_head(kind: int, name: str, data: bytes, *, encrypted: bool) -> Head:
 def open_object(kind: int, name: str, data: bytes, cipher: Cipher | None) -> tuple[bytes, bytes]:
     """The raw bytes of the object ``name`` and their id, which is right. Raises ``BackupDamaged``."""
     head = read_head(kind, name, data, encrypted=cipher is not None)
-    body: bytes | None = data[HEAD_BYTES:]
-    assert body is not None
+    body: bytes | memoryview = memoryview(data)[HEAD_BYTES:]
     if cipher is not None:
-        body = cipher.decrypt(body, data[:HEAD_BYTES] + name.encode("ascii"))
-        if body is None:
+        plain = cipher.decrypt(bytes(body), data[:HEAD_BYTES] + name.encode("ascii"))
+        if plain is None:
             raise BackupDamaged("an object was changed after it was encrypted", object=name)
-    raw = body if head.codec == _RAW else _decompress(body, head.raw_bytes, name)
+        body = plain
+    raw = bytes(body) if head.codec == _RAW else _decompress(body, head.raw_bytes, name)
     if len(raw) != head.raw_bytes or name_bytes(raw, cipher) != head.id:
         raise BackupDamaged("the content of an object is not what its id says", object=name, id=head.id)
     return raw, head.id
 
 
-def _decompress(body: bytes, raw_bytes: int, name: str) -> bytes:
+def _decompress(body: bytes | memoryview, raw_bytes: int, name: str) -> bytes:
     """What ``body`` holds, exactly ``raw_bytes``: a frame that says otherwise is not believed."""
     try:
         raw = read_bounded(_zstd.decompressor, body, raw_bytes)

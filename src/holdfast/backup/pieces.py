@@ -8,19 +8,18 @@ Invariants:
 
 from __future__ import annotations
 
-import threading
+import contextlib
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
-from queue import SimpleQueue
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from .._fs import Buffer, File
-from ..errors import BackupDamaged, CorruptionError, InvalidInputError, StateError
+from .._fs import Buffer, File, FileSystem
+from ..errors import BackupDamaged, CorruptionError, HoldfastError, InvalidInputError, StateError
 from ..journal.api import Frame
 from ..journal.compacted import CompactedFile
 from ..journal.recovery import JOURNAL_DIRECTORY
@@ -34,8 +33,10 @@ from .repository import BackupRepository
 
 __all__ = [
     "Ahead",
+    "ChunksAhead",
     "PieceFile",
     "Progress",
+    "Syncing",
     "Throttle",
     "Whole",
     "chunks_of",
@@ -44,14 +45,12 @@ __all__ = [
     "pool_of",
     "raw_bytes_of",
     "scan_segment",
-    "side_by_side",
     "workers_of",
 ]
 
 _KEPT = 4
 _AHEAD_PER_WORKER = 2
 _WORKERS_MAX = 16
-_FILES_AT_ONCE = 2
 _T = TypeVar("_T")
 
 Progress = Callable[[int, int], None]
@@ -169,56 +168,49 @@ class Ahead(Generic[_T]):
             yield self._waiting.popleft().result()
 
 
-class _Ended(Exception):
-    """Nobody wants the rest of the work any more."""
+class Syncing:
+    """Files that are synced and closed in the order in which they come, in a thread of their own.
 
-
-def side_by_side(
-    items: Sequence[_T],
-    work: Callable[[_T, Callable[[int], None]], None],
-    step: Callable[[int], None],
-    *,
-    threads: bool,
-) -> None:
-    """``work`` was done for every item, two at once if ``threads`` allows it.
-
-    What ``work`` counts is given to ``step`` in the caller's thread; what either raises ends all of it.
+    Without ``threads`` each is when it is added. A context manager: left, no file is open any more, and those whose
+    sync failed are gone, since what the system still has of them may never reach the device.
     """
-    if not threads or len(items) < 2:
-        for item in items:
-            work(item, step)
-        return
-    told: SimpleQueue[int | BaseException | None] = SimpleQueue()
-    ended = threading.Event()
 
-    def count(found: int) -> None:
-        if ended.is_set():
-            raise _Ended
-        told.put(found)
+    def __init__(self, fs: FileSystem, *, threads: bool) -> None:
+        self._fs = fs
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="holdfast-backup-sync") if threads else None
+        self._ahead: Ahead[None] = Ahead(self._pool, 1)
+        self._failed: list[Path] = []
+        self.ended = 0.0
+        """When the last sync that went well ended, on the monotonic clock."""
 
-    def one(item: _T) -> None:
+    def __enter__(self) -> Syncing:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(wait=True)
+        for path in self._failed:
+            with contextlib.suppress(HoldfastError):  # the error of the sync is the one to tell
+                self._fs.remove(path)
+
+    def add(self, file: File, path: Path) -> None:
+        """The file, which lies at ``path``, will be synced. Waits while many do; raises what went wrong with those."""
+        exhaust(self._ahead.add(partial(self._sync, file, path)))
+
+    def wait(self) -> None:
+        """Every file that was added is durable. Raises what went wrong."""
+        exhaust(self._ahead.rest())
+
+    def _sync(self, file: File, path: Path) -> None:
         try:
-            work(item, count)
-            told.put(None)
-        except BaseException as error:  # noqa: BLE001  # it is raised again where the caller waits
-            told.put(error)
-
-    pool = ThreadPoolExecutor(_FILES_AT_ONCE, thread_name_prefix="holdfast-backup-file")
-    try:
-        left = len(items)
-        for item in items:
-            pool.submit(one, item)
-        while left:
-            found = told.get()
-            if isinstance(found, BaseException):
-                raise found
-            if found is None:
-                left -= 1
-            else:
-                step(found)
-    finally:
-        ended.set()
-        pool.shutdown(wait=True, cancel_futures=True)
+            file.sync()
+        except HoldfastError:
+            self._failed.append(path)
+            raise
+        else:
+            self.ended = time.monotonic()
+        finally:
+            file.close()
 
 
 def workers_of(workers: int | None) -> int:
@@ -229,7 +221,7 @@ def workers_of(workers: int | None) -> int:
     return found
 
 
-@contextmanager
+@contextlib.contextmanager
 def pool_of(workers: int) -> Iterator[ThreadPoolExecutor | None]:
     """Threads for chunks, ``None`` for none; gone at the end, and what they had not begun is not begun."""
     if workers == 0:
@@ -251,20 +243,43 @@ def chunks_of(
     repository: BackupRepository, file: SegmentFile | BaseFile, pool: ThreadPoolExecutor | None, workers: int
 ) -> Callable[[int], bytes]:
     """Gives the pieces of a file in a repository by number; those that follow are fetched ahead. For one thread."""
-    waiting: dict[int, Future[bytes]] = {}
+    return ChunksAhead(repository, (file,), pool, workers).of(file)
 
-    def fetch(index: int) -> bytes:
-        return repository.get_chunk(file.chunks[index], raw_bytes_of(file.length, index))
 
-    def load(index: int) -> bytes:
-        if pool is None:
-            return fetch(index)
-        for number in range(index, min(index + workers * _AHEAD_PER_WORKER, len(file.chunks))):
-            if number not in waiting and (number == index or number > max(waiting, default=index)):
-                waiting[number] = pool.submit(fetch, number)
-        return waiting.pop(index).result()
+class ChunksAhead:
+    """The pieces of ``files``, in their order, fetched ahead across the end of each. For one thread."""
 
-    return load
+    def __init__(
+        self,
+        repository: BackupRepository,
+        files: Sequence[SegmentFile | BaseFile],
+        pool: ThreadPoolExecutor | None,
+        workers: int,
+    ) -> None:
+        self._repository = repository
+        self._pool = pool
+        self._most = max(1, workers * _AHEAD_PER_WORKER)
+        self._coming = ((file, index) for file in files for index in range(len(file.chunks)))
+        self._waiting: deque[tuple[SegmentFile | BaseFile, int, Future[bytes]]] = deque()
+
+    def of(self, file: SegmentFile | BaseFile) -> Callable[[int], bytes]:
+        """Gives the pieces of one of the files by number; quickest one after the other."""
+        return partial(self._load, file)
+
+    def _load(self, file: SegmentFile | BaseFile, index: int) -> bytes:
+        if self._pool is None:
+            return self._fetch(file, index)
+        self._begin(self._pool)
+        if self._waiting and self._waiting[0][0] is file and self._waiting[0][1] == index:
+            return self._waiting.popleft()[2].result()
+        return self._fetch(file, index)
+
+    def _begin(self, pool: ThreadPoolExecutor) -> None:
+        while len(self._waiting) < self._most and (found := next(self._coming, None)) is not None:
+            self._waiting.append((*found, pool.submit(self._fetch, *found)))
+
+    def _fetch(self, file: SegmentFile | BaseFile, index: int) -> bytes:
+        return self._repository.get_chunk(file.chunks[index], raw_bytes_of(file.length, index))
 
 
 def scan_segment(file: File, entry: SegmentFile, identity: Identity, previous: str | None) -> Iterator[Frame]:

@@ -4,12 +4,15 @@ Invariants:
     * The target is a directory that is not there or is empty, and nothing else is touched. It stays so until the store
       beside it, in ``TARGET.partial``, is complete and was opened: it takes its place by one rename.
     * Every byte was checked before that: chunks, frames, digests, and the tip and root after the last frame.
+    * Every file is durable before that. They are synced while others are fetched and while the store is opened, so a
+      file that lies beside the target is trusted by a later run only once it was read again, and is synced again.
     * The store is fenced: a frame of its own says that it is another copy, whatever the disk's inodes say.
     * A run that was stopped at any moment is gone on with by the next one with the same backup.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import time
@@ -22,7 +25,7 @@ import msgspec
 
 from .. import events
 from .._failpoints import hit
-from .._fs import FileSystem, NewFile, RealFileSystem, path_of
+from .._fs import File, FileSystem, RealFileSystem, path_of
 from .._keys import StoreKey, using_key
 from .._seal import StoreCipher
 from ..config import Settings
@@ -32,6 +35,7 @@ from ..errors import (
     CorruptionError,
     FinalityError,
     ForeignStore,
+    HoldfastError,
     InvalidInputError,
     OutOfSpace,
     PrunedError,
@@ -52,15 +56,15 @@ from .cut import Cut, cut_at_height, cut_at_time
 from .envelope import CHUNK_BYTES
 from .manifest import BaseFile, Manifest, SegmentFile, decode_store
 from .pieces import (
+    ChunksAhead,
     PieceFile,
     Progress,
+    Syncing,
     Whole,
-    chunks_of,
     exhaust,
     file_name,
     pool_of,
     scan_segment,
-    side_by_side,
     workers_of,
 )
 from .repository import BackupRepository
@@ -76,7 +80,10 @@ _ZERO = bytes(32)
 
 
 class RestoreReport(msgspec.Struct, frozen=True):
-    """The store that was made. ``kept_bytes`` lay there from a run before; ``cut_seq`` is the last frame kept."""
+    """The store that was made. ``kept_bytes`` lay there from a run before; ``cut_seq`` is the last frame kept.
+
+    ``files_seconds``: until every file was there, checked and durable; meanwhile the views were begun.
+    """
 
     name: str
     path: str
@@ -87,10 +94,16 @@ class RestoreReport(msgspec.Struct, frozen=True):
     raw_bytes: int
     kept_bytes: int
     seconds: float
+    files_seconds: float = 0.0
 
     def as_dict(self) -> dict[str, object]:
         """As plain JSON values."""
-        return {**msgspec.structs.asdict(self), "fenced": True, "seconds": round(self.seconds, 3)}
+        return {
+            **msgspec.structs.asdict(self),
+            "fenced": True,
+            "seconds": round(self.seconds, 3),
+            "files_seconds": round(self.files_seconds, 3),
+        }
 
 
 class _Marker(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -135,24 +148,25 @@ def restore_backup(
     _check_request(url, to_height, to_time_us)
     files = fs or RealFileSystem()
     form, digest = repository.manifest_and_digest(name)
-    _check_chain(form, chain_id, repository)
-    _check_height(form, to_height)
+    _check_form(form, chain_id, to_height, repository)
     assert url.path is not None
     root = path_of(url.path, "a store").absolute()
     check_target(files, root)
     unfinished, count = _Staging(files, root, repository, form, digest), workers_of(workers)
-    with using_key(store_key), unfinished.unlocked() as staging, pool_of(count) as pool:
-        cut = staging.fill(pool, count, progress, _chooser(to_height, to_time_us))
-        report = staging.finish(url.engine, settings or Settings(), cut, progress, to_height, started)
-        staging.publish()
-    events.emit(
-        "backup_restored",
-        logging.INFO,
-        f"restored {root} from backup {name}",
-        path=str(root),
-        repository=repository.place,
-        **{key: value for key, value in report.as_dict().items() if key != "path"},
-    )
+    with (
+        using_key(store_key),
+        unfinished.unlocked() as staging,
+        Syncing(files, threads=count > 0) as syncing,
+        pool_of(count) as pool,
+    ):
+        staging.fill(pool, count, progress, syncing)
+        cut = staging.cut(_chooser(to_height, to_time_us), syncing)
+        report = staging.finish(url.engine, settings or Settings(), cut, progress, to_height)
+        staging.publish(syncing)
+    seconds, files_seconds = time.monotonic() - started, syncing.ended - started
+    report = msgspec.structs.replace(report, seconds=seconds, files_seconds=files_seconds)
+    facts = report.as_dict() | {"repository": repository.place}
+    events.emit("backup_restored", logging.INFO, f"restored {root} from backup {name}", **facts)
     return report
 
 
@@ -165,7 +179,15 @@ def _check_request(url: StoreUrl, height: int | None, time_us: int | None) -> No
         raise InvalidInputError("a backup is restored to a directory on disk")
 
 
-def _check_height(form: Manifest, to_height: int | None) -> None:
+def _check_form(form: Manifest, chain_id: str | None, to_height: int | None, repository: BackupRepository) -> None:
+    if chain_id is not None and form.chain.id != chain_id:
+        raise ForeignStore(
+            "the backup belongs to another chain",
+            path=repository.place,
+            found=form.chain.id,
+            expected=chain_id,
+            remedy="choose a backup of that chain: 'holdfast backup list' shows which chain each is of",
+        )
     if to_height is not None and (form.tip is None or to_height > form.tip.height):
         raise BlockNotFound(
             "the backup ends below this height",
@@ -175,23 +197,22 @@ def _check_height(form: Manifest, to_height: int | None) -> None:
         )
 
 
-def _check_chain(form: Manifest, chain_id: str | None, repository: BackupRepository) -> None:
-    if chain_id is not None and form.chain.id != chain_id:
-        raise ForeignStore(
-            "the backup belongs to another chain",
-            path=repository.place,
-            found=form.chain.id,
-            expected=chain_id,
-            remedy="choose a backup of that chain: 'holdfast backup list' shows which chain each is of",
-        )
-
-
 def _chooser(height: int | None, time_us: int | None) -> Callable[[JournalReader], Cut] | None:
     if height is not None:
         return lambda reader: cut_at_height(reader, height)
     if time_us is not None:
         return lambda reader: cut_at_time(reader, time_us)
     return None
+
+
+def _is(found: File, file: SegmentFile | BaseFile) -> bool:
+    """True if the file is what the manifest says."""
+    if found.size() != file.length:
+        return False
+    state = sha256()
+    for offset in range(0, file.length, CHUNK_BYTES):
+        state.update(found.pread(min(CHUNK_BYTES, file.length - offset), offset))
+    return state.hexdigest() == file.sha256
 
 
 def check_target(fs: FileSystem, root: Path) -> None:
@@ -273,10 +294,13 @@ class _Staging:
         marker = self._marker()
         return marker is not None and marker.digest == self._digest
 
-    def publish(self) -> None:
+    def publish(self, syncing: Syncing) -> None:
         """The store is at the target, durably, and the staging directory is gone."""
         fs = self._fs
         check_target(fs, self._root)
+        syncing.wait()
+        for below in self._directories():
+            fs.sync_directory(below)
         hit("backup.restore.before_publish")
         fs.rename(self._store, self._root)
         fs.sync_directory(self._root.parent)
@@ -285,17 +309,11 @@ class _Staging:
 
     # -- files --------------------------------------------------------------------------------------------------
 
-    def fill(
-        self,
-        pool: ThreadPoolExecutor | None,
-        workers: int,
-        progress: Progress | None,
-        choose: Callable[[JournalReader], Cut] | None,
-    ) -> Cut:
-        """Every file of the backup is there, cut where ``choose`` says; the last frame, and the block to switch to."""
+    def fill(self, pool: ThreadPoolExecutor | None, workers: int, progress: Progress | None, syncing: Syncing) -> None:
+        """Every file of the backup is there, and durable once ``syncing`` is done."""
         wanted = {file_name(file): file for file in self._form.files()}
         self._clear(set(wanted))
-        missing = [file for name, file in wanted.items() if not self._there(name, file)]
+        missing = [file for name, file in wanted.items() if not self._there(name, file, syncing)]
         self._check_room(sum(file.length for file in missing))
         total = self._form.totals.raw_bytes
         self._kept = done = total - sum(file.length for file in missing)
@@ -306,14 +324,18 @@ class _Staging:
             if progress is not None:
                 progress(done, total)
 
-        for below in {(self._store / file_name(file)).parent for file in missing}:
+        for below in self._directories():
             make_directories(self._fs, below)
-        side_by_side(missing, lambda file, sink: self._fetch(file, pool, workers, sink), step, threads=pool is not None)
-        self._write_mark(self._last_mark())
         self._fs.write_atomic(self._store / IDENTITY_NAME, self._form.identity_bytes)
-        if choose is None:
-            return Cut(self._form.last_seq, None)
-        return self._cut(choose)
+        self._write_mark(self._last_mark())
+        chunks = ChunksAhead(self._repository, missing, pool, workers)
+        for file in missing:
+            syncing.add(self._fetch(file, chunks.of(file), step), self._store / file_name(file))
+
+    def _directories(self) -> list[Path]:
+        """Those of the files, the lowest first."""
+        found = {(self._store / file_name(file)).parent for file in self._form.files()}
+        return sorted(found, key=lambda path: len(path.parts), reverse=True)
 
     def _clear(self, wanted: set[str]) -> None:
         """What an earlier run made of the files is gone, and files that no manifest names."""
@@ -329,21 +351,17 @@ class _Staging:
     def _is_directory(self, name: str) -> bool:
         return name in ("views", "tree", "quarantine")
 
-    def _there(self, name: str, file: SegmentFile | BaseFile) -> bool:
-        """True if the file lies there as the manifest says."""
+    def _there(self, name: str, file: SegmentFile | BaseFile, syncing: Syncing) -> bool:
+        """True if the file lies there as the manifest says; it is synced then, since the run before may not have."""
         path = self._store / name
         if not self._fs.exists(path):
             return False
-        found = self._fs.open(path, read_only=True)
-        try:
-            if found.size() != file.length:
-                return False
-            state = sha256()
-            for offset in range(0, file.length, CHUNK_BYTES):
-                state.update(found.pread(min(CHUNK_BYTES, file.length - offset), offset))
-            return state.hexdigest() == file.sha256
-        finally:
-            found.close()
+        found = self._fs.open(path)
+        if _is(found, file):
+            syncing.add(found, path)
+            return True
+        found.close()
+        return False
 
     def _check_room(self, needed: int) -> None:
         free = self._fs.space(self._place).free
@@ -356,38 +374,46 @@ class _Staging:
                 remedy="free some space, or restore to another disk; then run the same command again",
             )
 
-    def _fetch(
-        self,
-        file: SegmentFile | BaseFile,
-        pool: ThreadPoolExecutor | None,
-        workers: int,
-        step: Callable[[int], None],
-    ) -> None:
-        """The file is there, durably. Of a segment every byte was checked twice: in its chunk and in its frames."""
+    def _fetch(self, file: SegmentFile | BaseFile, load: Callable[[int], bytes], step: Callable[[int], None]) -> File:
+        """The file is there, to be synced. Of a segment every byte was checked twice: in its chunk, in its frame."""
         path = self._store / file_name(file)
-        self._fs.remove(path)
-        with NewFile(self._fs, path) as new:
+        temporary = path.with_name(path.name + ".tmp")
+        self._fs.remove(temporary)
+        new = self._fs.open(temporary, create=True)
+        try:
+            self._fetch_into(new, file, load, step)
+            self._fs.rename(temporary, path)
+        except BaseException:
+            new.close()
+            with contextlib.suppress(HoldfastError):  # the first error is the one to tell
+                self._fs.remove(temporary)
+            raise
+        return new
 
-            def take(piece: bytes) -> None:
-                new.write(piece)
-                hit("backup.restore.piece")
-                step(len(piece))
+    def _fetch_into(
+        self, new: File, file: SegmentFile | BaseFile, load: Callable[[int], bytes], step: Callable[[int], None]
+    ) -> None:
+        end = 0
 
-            load = chunks_of(self._repository, file, pool, workers)
-            if isinstance(file, SegmentFile):
-                pieces = PieceFile(path, file.length, load, take)
-                index = file.number - self._form.segments[0].number
-                before = self._form.segments[index - 1].digest if index else None
-                exhaust(scan_segment(pieces, file, self._identity, before))
-                pieces.finish()
-            else:
-                whole = Whole(take)
-                pieces = PieceFile(path, file.length, load, whole)
-                check_base(pieces, file)
-                pieces.finish()
-                whole.check(file, file_name(file))
-            new.sync()
-            new.publish()
+        def take(piece: bytes) -> None:
+            nonlocal end
+            new.pwrite(piece, end)
+            end += len(piece)
+            hit("backup.restore.piece")
+            step(len(piece))
+
+        if isinstance(file, SegmentFile):
+            pieces = PieceFile(new.path, file.length, load, take)
+            index = file.number - self._form.segments[0].number
+            before = self._form.segments[index - 1].digest if index else None
+            exhaust(scan_segment(pieces, file, self._identity, before))
+            pieces.finish()
+        else:
+            whole = Whole(take)
+            pieces = PieceFile(new.path, file.length, load, whole)
+            check_base(pieces, file)
+            pieces.finish()
+            whole.check(file, file_name(file))
 
     # -- the end of the journal ---------------------------------------------------------------------------------
 
@@ -405,8 +431,11 @@ class _Staging:
         self._fs.remove(self._store / WATERMARK_NAME)
         Watermark.create(self._fs, self._store, salt=self._identity.salt, first=mark).close()
 
-    def _cut(self, choose: Callable[[JournalReader], Cut]) -> Cut:
-        """The journal ends with the frame that was chosen."""
+    def cut(self, choose: Callable[[JournalReader], Cut] | None, syncing: Syncing) -> Cut:
+        """The journal ends with the frame that was chosen; the last frame, and the block to switch to."""
+        if choose is None:
+            return Cut(self._form.last_seq, None)
+        syncing.wait()
         identity = self._identity
         parts = self._cipher.parts if self._cipher is not None else None
         reader = JournalReader.open(self._fs, self._store, store_id=identity.store_id, salt=identity.salt, cipher=parts)
@@ -459,7 +488,6 @@ class _Staging:
         cut: Cut,
         progress: Progress | None,
         height: int | None,
-        started: float,
     ) -> RestoreReport:
         """The store was opened: it is fenced, has its views, and its tip and root are those of the backup."""
         url = str(self._store) if engine is None else f"{engine}:{self._store}"
@@ -492,7 +520,7 @@ class _Staging:
             root=None if root is None else root.hex(),
             raw_bytes=self._form.totals.raw_bytes,
             kept_bytes=self._kept,
-            seconds=time.monotonic() - started,
+            seconds=0.0,
         )
 
     def _check_tip(self, height: int | None, block: bytes | None) -> None:
