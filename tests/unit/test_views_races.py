@@ -21,6 +21,7 @@ from holdfast.views import merge as merge_module
 from holdfast.views import readers as readers_module
 from holdfast.views.api import FrameLayers, Layer, RowReader, Rows
 from holdfast.views.bulk import PureBulk, bulk
+from holdfast.views.overlay import Node
 from holdfast.views.tables import BLOCKS, CANONICAL
 from holdfast.views.views import Views
 from tests.unit.views_support import (
@@ -277,7 +278,34 @@ def test_an_older_pin_is_right_while_the_overlay_drops_rows(monkeypatch: pytest.
 
     monkeypatch.setattr(views._flusher, "_pause", look)
     views._flusher.flush(background=True)
-    assert {15, 11, 10, 6, 2, 0} <= set(looks)
+    assert {15, 11, 7, 3, 0} <= set(looks)
+
+
+def test_a_key_that_every_frame_writes_is_cut_once_by_a_flush(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the time of a flush grows with the frames in it times the frames that came since."""
+    hot = CANONICAL.prefix + b"hot"
+    chain = ToyChain()
+    for number in range(12):
+        grow(chain, {hot: b"%d" % number, CANONICAL.prefix + b"%d" % number: b""})
+    views = open_views(RecordingEngine())
+    publish(views, chain, 1, 12)
+    views.set_visible(8)
+    keys = []
+    cut = views._overlay._cut
+
+    def counted(key: bytes, newest: Node, to_version: int) -> None:
+        keys.append(key)
+        cut(key, newest, to_version)
+
+    monkeypatch.setattr(views._overlay, "_cut", counted)
+    views.flush()
+    assert keys == [hot]
+    assert read_all(views.reader()) == chain.moments[8].rows
+    views.set_visible(12)
+    views.flush()
+    assert keys == [hot]
+    assert not views._overlay.nodes
+    assert read_all(views.reader()) == chain.moments[12].rows
 
 
 # -- failures -----------------------------------------------------------------------------------------------------

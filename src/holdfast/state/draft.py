@@ -204,6 +204,11 @@ class DraftState:
         return bool(self._writes)
 
     @property
+    def size_bytes(self) -> int:
+        """Bytes of the keys and values that were written, each key once."""
+        return self._size
+
+    @property
     def closed(self) -> bool:
         """True once it was committed or dropped."""
         return self._closed

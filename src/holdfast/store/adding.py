@@ -29,8 +29,10 @@ from ..events import emit
 from ..limits import BLOCKS_PER_FRAME_MAX
 from ..merkle.api import SCHEMES, Tree
 from ..state.draft import BlockState, DraftState
-from ..state.rows import Execution
+from ..state.reader import OverlaidRows
+from ..state.rows import Execution, blob_rows, chain_rows
 from ..types import ZERO_HASH, AddResult, AddStatus, Block, BlockInfo, ReorgInfo
+from ..views.api import Rows
 from .chain import Chain, ExecutingChain
 from .checks import block_size, check_block
 from .waiting import WaitingRoom
@@ -39,6 +41,51 @@ from .writer import Writer, Written
 __all__ = ["Adder"]
 
 _RUN_BYTES_MAX = 4 * 1024 * 1024
+_EXECUTED_PER_FRAME_MAX = 32
+"""Blocks of a run that is executed: they have twice the parts, and whoever reads one block reads the table of all."""
+
+
+class _Run:
+    """Blocks, each the child of the one before it, that extend the tip and go into one frame."""
+
+    def __init__(self) -> None:
+        self.blocks: list[Block] = []
+        self.entries: list[BlockEntry] = []
+        self.executions: dict[bytes, Execution] = {}
+        self.state: _RunState | None = None
+        """That after the last block, if the chain executes."""
+        self.failure: HoldfastError | None = None
+        """Why the next block is refused, once these are stored."""
+
+
+class _RunState:
+    """The state after the last block of a run that is not written yet. Belongs to one thread."""
+
+    def __init__(self, held: BlockState) -> None:
+        self._held = held
+        self._rows: Rows = {}
+        self._laid = OverlaidRows(held.rows, self._rows)
+        self.tree = held.tree
+
+    def draft(self) -> DraftState:
+        """A draft on it; its end releases nothing."""
+        return DraftState(BlockState(self._laid if self._rows else self._held.rows, self.tree, _nothing))
+
+    def advance(self, execution: Execution, tree: Tree) -> None:
+        """It is the state after one block more."""
+        self._rows.update(chain_rows(execution))
+        if execution.large:
+            self._rows.update(blob_rows(execution.changes))
+        self._laid.changed()
+        self.tree = tree
+
+    def release(self) -> None:
+        """Nothing is kept for it any more."""
+        self._held.release()
+
+
+def _nothing() -> None:
+    """A draft within a run holds nothing of its own."""
 
 
 class _RunAncestry:
@@ -174,17 +221,23 @@ class Adder:
         """
         held = self._open_state(parent.hash if parent is not None else None)
         try:
-            state = DraftState(held)
-            try:
-                extra = chain.execute(block, parent, state)
-                claimed = chain.state_root(block)
-            except HoldfastError:
-                raise
-            except Exception as error:
-                raise _raised_by_chain("execute", error, block) from error
-            execution, tree = state.execution()
+            return self._executed(chain, block, parent, DraftState(held))
         finally:
             held.release()
+
+    @staticmethod
+    def _executed(
+        chain: ExecutingChain, block: Block, parent: BlockInfo | None, state: DraftState
+    ) -> tuple[Block, tuple[Execution, Tree]]:
+        """As ``_execute``, on ``state``."""
+        try:
+            extra = chain.execute(block, parent, state)
+            claimed = chain.state_root(block)
+        except HoldfastError:
+            raise
+        except Exception as error:
+            raise _raised_by_chain("execute", error, block) from error
+        execution, tree = state.execution()
         _check_claim(block, claimed, execution.root)
         if extra is not None and extra != block.extra:
             block = replace(block, extra=extra)
@@ -298,20 +351,20 @@ class Adder:
         results: list[AddResult] = []
         position = 0
         while position < len(blocks):
-            run, entries, failure = self._run(blocks, position, validate=validate, root_allowed=root_allowed)
-            if run:
+            run = self._run(blocks, position, validate=validate, root_allowed=root_allowed)
+            if run.blocks:
                 try:
-                    results.extend(self._write_run(run, entries))
-                except IndexFailed:  # one of them did it: those before it are stored all the same
-                    if len(run) == 1:
+                    results.extend(self._write_run(run))
+                except (IndexFailed, LimitExceeded):  # one of them did it: those before it are stored all the same
+                    if len(run.blocks) == 1:
                         raise
-                    for block in run:
+                    for block in run.blocks:
                         results.append(
                             self._add_one(block, validate=False, root_allowed=root_allowed, wait_for_parent=False)
                         )
-                position += len(run)
-                if failure is not None:
-                    raise failure
+                position += len(run.blocks)
+                if run.failure is not None:
+                    raise run.failure
                 continue
             results.append(
                 self.add(
@@ -321,43 +374,69 @@ class Adder:
             position += 1
         return results
 
-    def _run(
-        self, blocks: Sequence[Block], position: int, *, validate: bool, root_allowed: bool
-    ) -> tuple[list[Block], list[BlockEntry], HoldfastError | None]:
-        """The longest run from ``position`` that extends the tip and fits into a frame, and its entries."""
+    def _run(self, blocks: Sequence[Block], position: int, *, validate: bool, root_allowed: bool) -> _Run:
+        """The longest run from ``position`` that extends the tip and fits into a frame."""
+        run = _Run()
+        if len(self._waiting):
+            return run
+        most = BLOCKS_PER_FRAME_MAX if self._executing is None else _EXECUTED_PER_FRAME_MAX
+        try:
+            self._fill(run, blocks[position : position + most], validate=validate, root_allowed=root_allowed)
+        except HoldfastError as error:
+            if not run.blocks:
+                raise
+            run.failure = error
+        finally:
+            if run.state is not None:
+                run.state.release()
+        return run
+
+    def _fill(self, run: _Run, blocks: Sequence[Block], *, validate: bool, root_allowed: bool) -> None:
+        """``run`` holds those of ``blocks`` that may go into it. Raises for the first that is refused."""
         decider = self._writer.the_decider()
-        entries: list[BlockEntry] = []
-        if len(self._waiting) or self._executing is not None:
-            return [], entries, None
         parent = self._writer.tip
         ancestry = _RunAncestry(self._blocks)
-        run: list[Block] = []
         size = 0
-        for block in blocks[position : position + BLOCKS_PER_FRAME_MAX]:
-            try:
-                check_block(block)
-            except HoldfastError as error:
-                return run, entries, error
+        for block in blocks:
+            check_block(block)
             follows = block.parent == parent.hash if parent is not None else root_allowed or block.parent == ZERO_HASH
             if not follows or not decider.extends(block.height, block.hash):
                 break
             size += block_size(block)
-            if run and size > _RUN_BYTES_MAX:
+            if run.blocks and size > _RUN_BYTES_MAX:
                 break
             if block.hash in ancestry.pending or self._blocks.has(block.hash):
                 break
-            try:
-                self._judge(block, parent, ancestry, validate=validate)
-                entry = entry_of(block, decider.total_work(block, parent))
-            except HoldfastError as error:
-                return run, entries, error
+            self._judge(block, parent, ancestry, validate=validate)
+            if self._executing is not None:
+                block, grown = self._execute_next(self._executing, run, block, parent)
+                size += grown
+            entry = entry_of(block, decider.total_work(block, parent))
+            if run.state is not None:
+                entry.state_root = run.state.tree.root
             parent = entry_info(entry, 0, 0)
             ancestry.pending[block.hash] = (parent, block.header)
-            run.append(block)
-            entries.append(entry)
-        return run, entries, None
+            run.blocks.append(block)
+            run.entries.append(entry)
 
-    def _write_run(self, run: list[Block], entries: list[BlockEntry]) -> list[AddResult]:
+    def _execute_next(
+        self, chain: ExecutingChain, run: _Run, block: Block, parent: BlockInfo | None
+    ) -> tuple[Block, int]:
+        """The block as it is stored, and the bytes that its execution gave; the state of ``run`` is that after it."""
+        if run.state is None:
+            run.state = _RunState(self._open_state(parent.hash if parent is not None else None))
+        draft = run.state.draft()
+        try:
+            stored, (execution, tree) = self._executed(chain, block, parent, draft)
+        finally:
+            draft.close()
+        run.state.advance(execution, tree)
+        run.executions[block.hash] = execution
+        return stored, draft.size_bytes + len(stored.extra or b"") - len(block.extra or b"")
+
+    def _write_run(self, run: _Run) -> list[AddResult]:
         writer = self._writer
-        written = writer.write(writer.the_decider().extend(run, writer.state, writer.tip, entries))
-        return [AddResult(AddStatus.EXTENDED, info) for info in written.blocks]
+        content = writer.the_decider().extend(run.blocks, writer.state, writer.tip, run.entries)
+        content.executions = {block.hash: run.executions[block.hash] for block in run.blocks if run.executions}
+        tree = run.state.tree if run.state is not None else None
+        return [AddResult(AddStatus.EXTENDED, info) for info in writer.write(content, None, tree).blocks]

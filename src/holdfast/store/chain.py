@@ -113,7 +113,8 @@ class ExecutingChain(Chain, Protocol):
         ``None`` leaves the block's own ``extra``. A function of the bytes of the block and of the state: no clock, no
         chance, nothing of this machine. Raises ``InvalidBlock`` if the block breaks a rule that only its execution
         shows, and whatever the state raises; ``state`` must be thrown away then. The store that calls it may be read
-        here; to change it, close it or wait for it raises ``StateError``.
+        here, but of blocks that come together the ones before this one may not be in it yet; to change it, close it or
+        wait for it raises ``StateError``.
         """
 
     def state_root(self, block: Block) -> bytes | None:

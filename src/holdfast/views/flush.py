@@ -29,7 +29,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
-from itertools import islice
+from itertools import chain, islice
 
 from .._failpoints import hit
 from .._threads import start_thread
@@ -438,11 +438,9 @@ def _layers(frames: list[Published]) -> Iterator[Layer]:
 
 def _keys_of(frames: list[Published], count: int) -> Iterator[list[bytes]]:
     """The keys of ``frames``, at most ``count`` at a time, as they were published: so they lie in memory."""
-    for layer in _layers(frames):
-        for rows in (layer.rows, layer.chain_rows):
-            keys = iter(rows)
-            while part := list(islice(keys, count)):
-                yield part
+    keys = chain.from_iterable(rows for layer in _layers(frames) for rows in (layer.rows, layer.chain_rows))
+    while part := list(islice(keys, count)):
+        yield part
 
 
 def _merge_all(merge: RowMerge, frames: list[Published], pace: Callable[[], None]) -> int:

@@ -309,10 +309,11 @@ class Overlay:
         """``frames``, the oldest ones, are gone; every key they wrote is in ``slices`` and is in the engine."""
         to_version = frames[-1].version
         self.epoch += 1
+        cut: set[bytes] = set()  # a key that every block writes comes once for each, and is cut once
         for keys in slices:
             with self.lock:
                 nodes = self.nodes
-                gone = [key for key in keys if (node := nodes.get(key)) is not None and node[0] <= to_version]
+                gone = {key for key in keys if (node := nodes.get(key)) is not None and node[0] <= to_version}
                 for key in gone:
                     del nodes[key]
                 if self._keys:
@@ -321,7 +322,8 @@ class Overlay:
                 if len(gone) != len(keys):
                     for key in keys:
                         newer = nodes.get(key)
-                        if newer is not None:
+                        if newer is not None and key not in cut:
+                            cut.add(key)
                             self._cut(key, newer, to_version)
             pace()
         with self.lock:
