@@ -117,6 +117,36 @@ def test_backups_are_made_and_verified_without_the_key_and_restored_with_it(
     assert run(["tip"], tmp_path / "a", "--store-key-file", key_file).code == 0
 
 
+def test_checkpoints_are_made_and_restored_with_the_key(store: Path, key_file: Path, tmp_path: Path) -> None:
+    with_key, target = ("--store-key-file", key_file), tmp_path / "again"
+    assert run(["checkpoint", "create"], store).code == 2
+    assert run(["checkpoint", "create"], store, *with_key).code == 0
+    assert "encrypted" in run(["checkpoint", "list"], store).out
+    assert "encrypted" not in run(["checkpoint", "list"], store, *with_key).out
+    for words in (["checkpoint", "verify"], ["checkpoint", "restore", str(store)]):
+        where = target if "restore" in words else store
+        refused = run([*words, "--json"], where)
+        assert (refused.code, refused.error["code"]) == (2, "key_required")
+        assert not target.exists()
+        assert run(words, where, *with_key).code == 0
+    assert run(["tip"], target).code == 2
+    assert run(["tip"], target, *with_key).code == 0
+    assert run(["checkpoint", "prune"], store, *with_key).code == 0
+
+
+def test_a_snapshot_is_imported_with_the_key(store: Path, key_file: Path, tmp_path: Path) -> None:
+    with_key, target = ("--store-key-file", key_file), tmp_path / "again"
+    exported = run(["snapshot", "export", "--out", str(tmp_path / "snapshot")], store, *with_key)
+    assert exported.code == 0, exported
+    words = ["snapshot", "import", str(tmp_path / "snapshot"), "--trust-manifest"]
+    taken_in = run(words, target, *with_key)
+    assert taken_in.code == 0, taken_in
+    assert run(words, target).code == 2
+    assert run(words, target, *with_key).code == 0
+    assert run(["verify", "--level", "full"], target, *with_key).code == 0
+    assert run(["tip"], target).code == 2
+
+
 def test_the_selftest_does_not_need_the_key_of_a_store(key_file: Path, tmp_path: Path) -> None:
     answer = holdfast(
         "selftest", "durability", "--dir", tmp_path, "--seconds", "1", env={"HOLDFAST_KEY_FILE": str(key_file)}

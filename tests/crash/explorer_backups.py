@@ -230,7 +230,8 @@ class CheckpointRestored:
         if not done:
             self.restore(machine)
         with machine.open(create=False) as store:
-            base = read_base(machine.fs, machine.root, writer_backend(store).opened.journal)
+            opened = writer_backend(store).opened
+            base = read_base(machine.fs, machine.root, opened.journal, opened.plan.cipher)
             assert sum(chunk.head.count for chunk in base) == len(STATES[BLOCKS - 1])
             assert store.tip is not None
             assert store.tip.height == BLOCKS - 1

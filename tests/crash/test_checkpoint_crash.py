@@ -15,10 +15,13 @@ import pytest
 
 from holdfast import Settings
 from holdfast._fs import NewFile
+from holdfast._keys import StoreKey, seal_master
+from holdfast._seal import StoreCipher
 from holdfast.blocks.state import EMPTY
 from holdfast.errors import HoldfastError, NotFoundError, SnapshotInvalid
 from holdfast.merkle.pure import BACKEND
 from holdfast.state.checkpoint import CheckpointDirectory, checkpoint_height, checkpoint_name
+from holdfast.state.sealing import FileKeys, Sealing
 from holdfast.state.snapshot import CHUNKS_NAME, SnapshotInfo
 from holdfast.state.snapshot_export import SnapshotSource
 from holdfast.store.checkpoints import CheckpointPruneReport, Checkpoints
@@ -36,18 +39,24 @@ SOURCES: dict[int, Source] = {
 """Each changes one key of the same state, so that most chunks are shared."""
 
 
-class Life:
-    """A process that makes checkpoints and prunes them; what it was told to be done."""
+FORM, MASTER = seal_master(StoreKey("key-file", bytes(32)), b"i" * 16)
+SEALED = FileKeys(Sealing(b"i" * 16, FORM, StoreCipher(MASTER, b"i" * 16)), encrypted=True)
+KINDS = pytest.mark.parametrize("keys", [None, SEALED], ids=["plain", "sealed"])
 
-    def __init__(self, fs: CrashableFileSystem) -> None:
+
+class Life:
+    """A process that makes checkpoints and prunes them, with ``keys`` sealed; what it was told to be done."""
+
+    def __init__(self, fs: CrashableFileSystem, keys: FileKeys | None = None) -> None:
         self.fs = fs
+        self.keys = keys
         self.tried: set[int] = set()
         self.made: set[int] = set()
         self.errors: list[HoldfastError] = []
 
     @property
     def directory(self) -> CheckpointDirectory:
-        return CheckpointDirectory(self.fs, PLACE, tree_backend=BACKEND)
+        return CheckpointDirectory(self.fs, PLACE, tree_backend=BACKEND, keys=self.keys)
 
     def create(self, height: int) -> None:
         self.tried.add(height)
@@ -59,7 +68,6 @@ class Life:
             checkpoints=self.directory,
             state=EMPTY._replace(tip_height=99),
             path=PLACE,
-            identity=SimpleNamespace(encryption=None),
         )
         blocks: Any = SimpleNamespace(hash_at=lambda height: block_at(height).hash)
         owner = Checkpoints(backend, blocks, Settings(), check=lambda: None, refuse_inside=lambda: None)
@@ -101,9 +109,9 @@ def whole(directory: CheckpointDirectory) -> list[int]:
     return found
 
 
-def check(fs: CrashableFileSystem, made: set[int], may_be_gone: set[int]) -> None:
+def check(fs: CrashableFileSystem, made: set[int], may_be_gone: set[int], keys: FileKeys | None = None) -> None:
     """Everything listed is whole, nothing that was acknowledged is missing, and the next run ends as ever."""
-    life = Life(fs)
+    life = Life(fs, keys)
     there = whole(life.directory)
     assert made - may_be_gone <= set(there), f"{sorted(made)} were made, {there} are there"
     if made:
@@ -114,14 +122,17 @@ def check(fs: CrashableFileSystem, made: set[int], may_be_gone: set[int]) -> Non
     assert set(whole(life.directory)) <= {40, 30, 20}
     assert whole(life.directory)[0] == 40
     names = life.directory.names()
-    used = {entry.hash.hex() for name in names for entry in life.directory.reader(name).manifest.chunks}
+    readers = [life.directory.reader(name) for name in names]
+    used = {reader.chunk_path(entry).name for reader in readers for entry in reader.manifest.chunks}
     assert set(fs.names(PLACE / CHUNKS_NAME)) == used
     assert set(fs.names(PLACE)) == {CHUNKS_NAME, *(f"{name}.manifest" for name in names)}
-    assert whole(Life(fs.crash(random.Random(1), keep="none")).directory) == whole(life.directory), "not durable"
+    assert whole(Life(fs.crash(random.Random(1), keep="none"), keys).directory) == whole(life.directory), "not durable"
+    plain = [path for path, data in fs.files().items() if any(value in data for value in VALUES.values())]
+    assert not plain or keys is None, "a value lies in plain text"
 
 
-def operations() -> int:
-    life = Life(fresh())
+def operations(keys: FileKeys | None = None) -> int:
+    life = Life(fresh(), keys)
     life.live()
     assert not life.errors
     assert whole(life.directory) == [40, 20]
@@ -133,23 +144,24 @@ def gone_by(life: Life) -> set[int]:
     return {10, 30} if 40 in life.tried else {10} if 30 in life.tried else set()
 
 
-def explore(points: range, keeps: tuple[Keep, ...] = KEEPS) -> Counter[str]:
+def explore(points: range, keeps: tuple[Keep, ...] = KEEPS, keys: FileKeys | None = None) -> Counter[str]:
     counts: Counter[str] = Counter()
     for at in points:
-        life = Life(fresh(at, Fault(at, torn=True)))
+        life = Life(fresh(at, Fault(at, torn=True)), keys)
         with pytest.raises(SimulatedCrash):
             life.live()
         counts["at " + life.fs.log[-1][0]] += 1
         for number, keep in enumerate(keeps):
             counts["images"] += 1
-            check(life.fs.crash(random.Random(at * 10 + number), keep=keep), life.made, gone_by(life))
+            check(life.fs.crash(random.Random(at * 10 + number), keep=keep), life.made, gone_by(life), keys)
     return counts
 
 
 @pytest.mark.crash
-def test_power_cut_at_every_operation() -> None:
-    total = operations()
-    counts = explore(range(1, total + 1))
+@KINDS
+def test_power_cut_at_every_operation(keys: FileKeys | None) -> None:
+    total = operations(keys)
+    counts = explore(range(1, total + 1), keys=keys)
     report(
         f"checkpoints, {total} operations",
         counts,
@@ -159,9 +171,10 @@ def test_power_cut_at_every_operation() -> None:
 
 
 @pytest.mark.slow
-def test_power_cut_at_some_operations() -> None:
-    total = operations()
-    explore(range(2, total + 1, total // 12), ("none", "random"))
+@KINDS
+def test_power_cut_at_some_operations(keys: FileKeys | None) -> None:
+    total = operations(keys)
+    explore(range(2, total + 1, total // 12), ("none", "random"), keys)
 
 
 @pytest.mark.crash

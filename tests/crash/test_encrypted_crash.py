@@ -1,4 +1,4 @@
-"""The crash explorer over an encrypted store: what was acknowledged is there, and opens with its key."""
+"""The crash explorer over an encrypted store: what was acknowledged is there, opens with its key, and is not plain."""
 
 from __future__ import annotations
 
@@ -14,16 +14,19 @@ import holdfast
 from holdfast._keys import using_key
 from holdfast.errors import HoldfastError, KeyRequired
 from holdfast.recovery.verify import verify_store
+from holdfast.store.identity import IDENTITY_NAME
 from holdfast.testing.explorer import Acks, explore, require
 from holdfast.testing.machine import Machine
-from tests.crash.explorer_workloads import WORKLOADS, Explored
-from tests.crash.machine import open_on
+from tests.crash.explorer_backups import COPIES
+from tests.crash.explorer_workloads import SOURCE, WORKLOADS, Explored
 from tests.crash.matrix import met
 from tests.crash.planted import commits_without_a_sync
 from tests.unit.store_support import quick
 from tests.unit.test_store_encryption import make_store
 
 KEY = bytes(range(32))
+VALUES = (b"b" * 200, b"5" * 40, *SOURCE.values.values())
+"""Of the workloads with a state; no file of the store may hold one."""
 IMAGES, IMAGES_ALL, ALL_FROM = 250, 5_000, 1_000
 
 
@@ -47,18 +50,22 @@ class Encrypted:
             self.inner(machine, acks)
 
     def check(self, machine: Machine) -> int:
-        self.opened += 1
-        if self.opened == 1:
+        files = machine.fs.files()
+        if not self.opened and machine.root / IDENTITY_NAME in files:
+            self.opened += 1
             with pytest.raises(KeyRequired):
-                open_on(machine)
+                machine.open(create=False)
+        for path, data in files.items():
+            plain = machine.root in path.parents and any(value in data for value in VALUES)
+            assert not plain, f"{path} is in plain text"
         with using_key(KEY):
             return self.inner.check(machine)
 
 
 @pytest.mark.crash
-@pytest.mark.parametrize("name", ["commit", "flush", "recovery"])
+@pytest.mark.parametrize("name", ["commit", "flush", "recovery", "snapshot import", "checkpoint", "checkpoint restore"])
 def test_no_image_of_an_encrypted_store_loses_anything(name: str, tmp_path: Path, crash_rounds: int) -> None:
-    workload = Encrypted(WORKLOADS[name])
+    workload = Encrypted(WORKLOADS[name] if name in WORKLOADS else COPIES[name](tmp_path / "copy"))
     images = IMAGES_ALL if crash_rounds >= ALL_FROM else IMAGES
     report = require(
         explore(workload, workload.check, prepare=workload.prepare, images=images, expect=(), save=tmp_path)
