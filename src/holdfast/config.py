@@ -172,7 +172,7 @@ class Settings(BaseModel):
     ] = 0
     journal_retention: Annotated[
         Literal["none", "blocks", "days", "space"],
-        Field(description="which bodies and extras 'holdfast journal prune' keeps; none: all, and nothing is dropped"),
+        Field(description="which bodies and extras stay in the journal, once a backup holds the others; none: all"),
     ] = "none"
     journal_retention_amount: Annotated[
         int,

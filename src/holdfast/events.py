@@ -159,6 +159,11 @@ EVENTS: Final[Mapping[str, EventInfo]] = {
         "Bodies and extras came back into the journal out of a backup.",
         ("floor_before", "floor_after", "filled_bytes"),
     ),
+    "retention_waits": EventInfo(
+        _WARNING,
+        "Bodies of old blocks are to be given up, and no backup proves to hold them. Told once until one does.",
+        ("segments",),
+    ),
     "checkpoint_made": EventInfo(
         _INFO,
         "A checkpoint is complete.",

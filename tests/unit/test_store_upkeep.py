@@ -127,6 +127,7 @@ def test_the_background_prunes_by_the_settings(every: int, tmp_path: Path) -> No
             "failure": None,
             "pruned_to": record_of(store).floor,
             "image_seq": own(store)._image_seq,
+            "segments_not_archived": 0,
         }
         assert_tip(store, values)
     assert verify_store(tmp_path, level="full").ok

@@ -18,12 +18,12 @@ from .._fs import File, FileSystem, NewFile, RealFileSystem, path_of
 from ..errors import BackupDamaged, BackupNotFound, CorruptionError, InvalidInputError
 from ..journal.segment import segment_name
 from ..store.opening import make_directories
-from ..store.retention import Archive, Original
+from ..store.retention import Archive, ArchiveOpener, Original
 from .manifest import Manifest, SegmentFile, decode_store
 from .pieces import PieceFile, Whole, chunks_of, exhaust, pool_of, scan_segment, workers_of
 from .repository import BackupRepository
 
-__all__ = ["SegmentSource", "archive_of", "fetch_segments", "originals_of"]
+__all__ = ["SegmentSource", "archive_of", "background_archive", "fetch_segments", "originals_of"]
 
 _T = TypeVar("_T")
 _SCRATCH = "holdfast-refill-"
@@ -65,8 +65,15 @@ class SegmentSource:
             whole=whole,
         )
 
-    def check(self, number: int, digest: bytes) -> None:
+    @property
+    def empty(self) -> bool:
+        """True if there is no backup of the store at all."""
+        return not self._backups
+
+    def check(self, number: int, digest: bytes, look: Callable[[bytes], None] = lambda _: None) -> None:
         """A backup holds all of that segment: every byte was read and checked, none was written.
+
+        ``look`` is called with each piece; what it raises ends it.
 
         Raises:
             BackupNotFound: no backup holds all of it. BackupDamaged: every backup that does is damaged.
@@ -74,7 +81,9 @@ class SegmentSource:
         self._first(
             number,
             digest,
-            lambda form, entry: _read_segment(self._repository, form, entry, Path(segment_name(number)), self._workers),
+            lambda form, entry: _read_segment(
+                self._repository, form, entry, Path(segment_name(number)), self._workers, look
+            ),
             whole=True,
         )
 
@@ -99,6 +108,23 @@ class SegmentSource:
 def archive_of(repository: BackupRepository, store_id: bytes, *, workers: int | None = None) -> Archive:
     """For ``store.retention.prune``: says that a backup holds all of a segment, after every byte of it was read."""
     return SegmentSource(repository, store_id, tempfile.gettempdir(), workers=workers).check
+
+
+def background_archive(opened: Callable[[], BackupRepository], store_id: bytes) -> ArchiveOpener:
+    """The archive of a store for what it gives up by itself: the repository is opened anew whenever it is asked."""
+
+    def archive(look: Callable[[bytes], None]) -> Archive:
+        repository = opened()
+        source = SegmentSource(repository, store_id, tempfile.gettempdir(), workers=0)
+        if source.empty:
+            raise BackupNotFound(
+                "the repository holds no backup of this store",
+                path=repository.place,
+                remedy="make one with 'holdfast backup create', or set 'backup_schedule'",
+            )
+        return lambda number, digest: source.check(number, digest, look)
+
+    return archive
 
 
 def originals_of(repository: BackupRepository, store_id: bytes, *, workers: int | None = None) -> Original:

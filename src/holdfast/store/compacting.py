@@ -23,11 +23,19 @@ from ..journal.compaction import Compacted
 from ..journal.segment import SegmentInfo
 from .backend import WriterBackend
 
-__all__ = ["CompactReport", "Compactions", "Pace", "Stopped", "final_height", "segments_below_finality"]
+__all__ = [
+    "BACKGROUND_BYTES_PER_SECOND",
+    "CompactReport",
+    "Compactions",
+    "Pace",
+    "Stopped",
+    "final_height",
+    "segments_below_finality",
+]
 
 _PASSES = 2
 """A segment is written, then read back: so many times its bytes are counted in the progress."""
-_BACKGROUND_BYTES_PER_SECOND = 32 << 20
+BACKGROUND_BYTES_PER_SECOND = 32 << 20
 _HEIGHTS_BETWEEN_LOOKS = 64
 _NEVER = (0, -1)
 
@@ -180,7 +188,7 @@ class Compactions:
             return
         try:
             started = time.monotonic()
-            done, _ = self._compact(self._sound(), Pace(0, _BACKGROUND_BYTES_PER_SECOND, None, keep_going))
+            done, _ = self._compact(self._sound(), Pace(0, BACKGROUND_BYTES_PER_SECOND, None, keep_going))
             self._tell(done, started)
         except BaseException:
             self._looked = _NEVER

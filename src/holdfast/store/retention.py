@@ -37,18 +37,24 @@ from .compacting import Compactions, Pace, Stopped, final_height, segments_below
 
 __all__ = [
     "Archive",
+    "ArchiveOpener",
+    "Cut",
     "JournalStatus",
     "Original",
     "RefillReport",
     "Retention",
     "RetentionPolicy",
     "RetentionReport",
+    "cut_of",
     "journal_status",
 ]
 
 Mode = Literal["none", "blocks", "days", "space", "below"]
 Archive = Callable[[int, bytes], None]
 """Given a segment's number and the digest of its last frame: raises unless a backup holds all of it."""
+ArchiveOpener = Callable[[Callable[[bytes], None]], Archive]
+"""Opens the archive. What it is given is called with every piece that is read there; what that raises ends the work.
+Raises ``BackupNotFound`` where there is no backup of the store at all."""
 Original = Callable[[int, bytes], AbstractContextManager[File]]
 """Given the same: all bytes of the segment, out of a backup. Raises ``BackupNotFound`` where there is none."""
 
@@ -167,7 +173,7 @@ def journal_status(infos: Iterable[SegmentInfo]) -> JournalStatus:
 
 
 @dataclass(frozen=True, slots=True)
-class _Cut:
+class Cut:
     """What one segment loses below a height; not the holes themselves, which are many."""
 
     info: SegmentInfo
@@ -176,6 +182,8 @@ class _Cut:
     hole_bytes: int
     floor: int
     """Behind the highest block that loses something."""
+    top: int
+    """The highest block that has, or had, something to lose; -1 if none has."""
 
     @property
     def new_bytes(self) -> int:
@@ -192,19 +200,20 @@ def _parts_of_blocks(source: FrameSource, frame: Frame) -> Iterator[tuple[int, i
             yield height, part.offset, part.offset + part.stored_bytes + (-part.stored_bytes & 7)
 
 
-def _cut_of(journal: Journal, info: SegmentInfo, below: int) -> _Cut:
+def cut_of(journal: Journal, info: SegmentInfo, below: int) -> Cut:
     """What is absent of the segment once blocks below that height miss their bodies and extras, and no others do."""
     heights: set[int] = set()
-    gone = 0
+    gone, top = 0, -1
     for frame in journal.frames(info.first_seq, info.first_seq + info.count):
         for height, start, stop in _parts_of_blocks(journal, frame):
+            top = max(top, height)
             if height < below:
                 heights.add(height)
                 gone += stop - start
-    return _Cut(info, below, len(heights), gone, max(heights, default=-1) + 1)
+    return Cut(info, below, len(heights), gone, max(heights, default=-1) + 1, top)
 
 
-def _holes_of(journal: Journal, cut: _Cut) -> list[Hole]:
+def _holes_of(journal: Journal, cut: Cut) -> list[Hole]:
     """Where that is."""
     info = cut.info
     holes: list[Hole] = []
@@ -234,7 +243,12 @@ class Retention:
         self._backend = backend
         self._compactions = compactions
         self._lock = compactions.lock
-        self._policy = policy
+        self.policy = policy
+        """That of the settings."""
+        self.archives: ArchiveOpener | None = None
+        """What proves, in the background, that backups hold what is to go; without it nothing goes there."""
+        self.backup_made = False
+        """The archive may hold more than when it was asked last."""
 
     def status(self) -> JournalStatus:
         """How the journal lies on disk now."""
@@ -256,8 +270,8 @@ class Retention:
             0, min(final_height(backend), max(backend.views.undo_floor, state.floor - window, state.root_height))
         )
 
-    def _floor(self, policy: RetentionPolicy) -> int:
-        """Raises ``FinalityError`` for an explicit height that is too high."""
+    def floor(self, policy: RetentionPolicy) -> int:
+        """Blocks below it may lose their bodies. Raises ``FinalityError`` for an explicit height that is too high."""
         most, backend = self.floor_max(), self._backend
         if policy.mode == "below":
             if policy.amount > most:
@@ -285,18 +299,18 @@ class Retention:
             height += 1
         return height
 
-    def _plan(self, policy: RetentionPolicy) -> tuple[int, list[_Cut]]:
+    def _plan(self, policy: RetentionPolicy) -> tuple[int, list[Cut]]:
         """The floor afterwards, and what each segment that loses something loses."""
-        floor, journal = self._floor(policy), self._journal
+        floor, journal = self.floor(policy), self._journal
         infos = segments_below_finality(self._backend)
-        cuts = (_cut_of(journal, info, max(floor, info.retained_from)) for info in infos) if floor else ()
+        cuts = (cut_of(journal, info, max(floor, info.retained_from)) for info in infos) if floor else ()
         return floor, [cut for cut in cuts if cut.new_bytes]
 
-    def _bytes_after(self, cut: _Cut) -> int:
+    def _bytes_after(self, cut: Cut) -> int:
         """About how long the file of the segment becomes."""
         return self._journal.compacted_bytes(cut.info.number, _holes_of(self._journal, cut))
 
-    def _plan_for_space(self, amount: int, sizes: dict[int, int]) -> tuple[list[_Cut], int]:
+    def _plan_for_space(self, amount: int, sizes: dict[int, int]) -> tuple[list[Cut], int]:
         """What whole segments lose, the oldest first, until the files are small enough; about how small they are then.
 
         ``sizes``: bytes of files that are not those of today.
@@ -305,17 +319,17 @@ class Retention:
         total = self.status().file_bytes - sum(
             info.file_bytes - sizes.get(info.number, info.file_bytes) for info in infos
         )
-        found: list[_Cut] = []
+        found: list[Cut] = []
         for info in infos:
             if total <= amount:
                 break
-            cut = _cut_of(self._journal, info, max(most, info.retained_from))
+            cut = cut_of(self._journal, info, max(most, info.retained_from))
             if cut.new_bytes:
                 found.append(cut)
                 total -= sizes.get(info.number, info.file_bytes) - self._bytes_after(cut)
         return found, total
 
-    def _foresee(self, policy: RetentionPolicy) -> tuple[int, list[_Cut], int]:
+    def _foresee(self, policy: RetentionPolicy) -> tuple[int, list[Cut], int]:
         """The floor that a run would leave, what would go, and about how many bytes of files that would free."""
         status = self.status()
         if policy.mode != "space":
@@ -355,7 +369,7 @@ class Retention:
             BackupNotFound, BackupDamaged: a segment is not whole in the archive; nothing more was given up.
         """
         started = time.monotonic()
-        wanted = policy if policy is not None else self._policy
+        wanted = policy if policy is not None else self.policy
         with self._lock:
             before, complete = self.status(), True
             if dry_run:
@@ -364,23 +378,48 @@ class Retention:
                 asked = _refuse if archive is None and not without_archive else archive
                 floor, cuts, complete = self._prune(wanted, asked, Pace(0, None, progress, keep_going))
                 freed = before.file_bytes - self.status().file_bytes
-            names = tuple(status.name for status in self._backend.indexes.statuses(None)) if cuts else ()
-            report = RetentionReport(
-                dry_run,
-                before.floor,
-                max(floor, before.floor) if cuts else before.floor,
-                len(cuts),
-                sum(cut.blocks for cut in cuts),
-                sum(cut.new_bytes for cut in cuts),
-                freed,
-                archive is not None,
-                names,
-                time.monotonic() - started,
-                complete,
-            )
-            if cuts and not dry_run:
-                self._tell(report)
-            return report
+            return self._reported(dry_run, before, floor, cuts, freed, archive is not None, complete, started)
+
+    def drop(self, cuts: list[Cut], archive: Archive, pace: Pace) -> RetentionReport:
+        """As ``prune`` for whole segments, for a caller that holds the lock of the compactions.
+
+        With the policy ``space`` it ends with the segment that makes the journal small enough.
+        """
+        started, before = time.monotonic(), self.status()
+        amount = self.policy.amount if self.policy.mode == "space" else 0
+        floor = max((cut.floor for cut in cuts), default=0)
+        done, complete = self._drop(floor, cuts, archive, pace, amount=amount)
+        freed = before.file_bytes - self.status().file_bytes
+        return self._reported(False, before, floor, done, freed, True, complete, started)
+
+    def _reported(
+        self,
+        dry_run: bool,
+        before: JournalStatus,
+        floor: int,
+        cuts: list[Cut],
+        freed: int,
+        archived: bool,
+        complete: bool,
+        started: float,
+    ) -> RetentionReport:
+        """What a run did, told if it did something."""
+        report = RetentionReport(
+            dry_run,
+            before.floor,
+            max(floor, before.floor) if cuts else before.floor,
+            len(cuts),
+            sum(cut.blocks for cut in cuts),
+            sum(cut.new_bytes for cut in cuts),
+            freed,
+            archived,
+            tuple(status.name for status in self._backend.indexes.statuses(None)) if cuts else (),
+            time.monotonic() - started,
+            complete,
+        )
+        if cuts and not dry_run:
+            self._tell(report)
+        return report
 
     def _tell(self, report: RetentionReport) -> None:
         emit(
@@ -396,7 +435,7 @@ class Retention:
             archived=report.archived,
         )
 
-    def _prune(self, policy: RetentionPolicy, archive: Archive | None, pace: Pace) -> tuple[int, list[_Cut], bool]:
+    def _prune(self, policy: RetentionPolicy, archive: Archive | None, pace: Pace) -> tuple[int, list[Cut], bool]:
         """The floor, what was cut, and whether the run came to its end."""
         if policy.mode == "space":
             cuts, complete = self._make_room(policy.amount, archive, pace)
@@ -405,7 +444,7 @@ class Retention:
         cuts, complete = self._drop(floor, cuts, archive, pace)
         return floor, cuts, complete
 
-    def _make_room(self, amount: int, archive: Archive | None, pace: Pace) -> tuple[list[_Cut], bool]:
+    def _make_room(self, amount: int, archive: Archive | None, pace: Pace) -> tuple[list[Cut], bool]:
         """What segments lost until the files had at most ``amount`` bytes, and whether the run came to its end."""
         if self.status().file_bytes <= amount:
             return [], True
@@ -413,7 +452,7 @@ class Retention:
             archive(0, b"")
         if not self._compactions.compact_due(pace):
             return [], False
-        done: list[_Cut] = []
+        done: list[Cut] = []
         while cuts := self._plan_for_space(amount, {})[0]:
             more, complete = self._drop(max(cut.floor for cut in cuts), cuts, archive, pace, amount=amount)
             done += more
@@ -422,16 +461,16 @@ class Retention:
         return done, True
 
     def _drop(
-        self, floor: int, cuts: list[_Cut], archive: Archive | None, pace: Pace, *, amount: int = 0
-    ) -> tuple[list[_Cut], bool]:
+        self, floor: int, cuts: list[Cut], archive: Archive | None, pace: Pace, *, amount: int = 0
+    ) -> tuple[list[Cut], bool]:
         """The cuts that were made, until the files have at most ``amount`` bytes; False if ``pace`` ended it."""
-        done: list[_Cut] = []
+        done: list[Cut] = []
         if not cuts:
             return done, True
         pace.expect(sum(cut.info.raw_bytes for cut in cuts) * _PASSES)
         if archive is not None:
             for cut in cuts:
-                archive(cut.info.number, self._last_digest(cut.info))
+                archive(cut.info.number, self.last_digest(cut.info))
                 if not pace.go_on():
                     return done, False
         writer = self._backend.writer
@@ -451,7 +490,8 @@ class Retention:
                 break
         return done, True
 
-    def _last_digest(self, info: SegmentInfo) -> bytes:
+    def last_digest(self, info: SegmentInfo) -> bytes:
+        """The digest of the last frame of a segment, by which archives know it."""
         return self._journal.frame(info.first_seq + info.count - 1).digest
 
     def refill(
@@ -479,7 +519,7 @@ class Retention:
         with self._lock:
             before = self.status()
             infos = [info for info in self._journal.segments() if info.pruned_bytes]
-            cuts = [_cut_of(self._journal, info, min(from_height, info.retained_from)) for info in infos]
+            cuts = [cut_of(self._journal, info, min(from_height, info.retained_from)) for info in infos]
             cuts = [cut for cut in cuts if cut.new_bytes < 0]
             pace = Pace(sum(cut.info.raw_bytes for cut in cuts) * _PASSES, None, progress, keep_going)
             filled = segments = 0
@@ -512,8 +552,8 @@ class Retention:
             named = tuple(absent), tuple(damaged)
             return RefillReport(before.floor, after, segments, filled, *named, seconds, complete)
 
-    def _fill(self, cut: _Cut, original: Original, pace: Pace) -> None:
+    def _fill(self, cut: Cut, original: Original, pace: Pace) -> None:
         info, holes = cut.info, _holes_of(self._journal, cut)
-        with original(info.number, self._last_digest(info)) as file:
+        with original(info.number, self.last_digest(info)) as file:
             self._journal.compact(info.number, holes=holes, floor=cut.floor, original=file, step=pace.step)
         hit("store.retention.after_segment")

@@ -1,5 +1,5 @@
 """What an open store does for itself in the background: the image of the tree, pruning of old history, checkpoints,
-and, where the settings say so, compaction of the journal.
+and, where the settings say so, compaction of the journal and its retention.
 
 Invariants:
     * Nothing here is needed for what is durable: without an image opening takes longer, without pruning more is kept.
@@ -26,6 +26,7 @@ from .backend import WriterBackend
 from .checkpoints import Checkpoints
 from .compacting import Compactions
 from .pruning import PrunePolicy, Pruner
+from .retaining import BackgroundRetention
 from .retention import Retention, RetentionPolicy
 
 __all__ = ["Upkeep"]
@@ -74,6 +75,7 @@ class Upkeep:
         self.pruner = Pruner(backend)
         self.compactions = Compactions(backend)
         self.retention = Retention(backend, self.compactions, retention or RetentionPolicy())
+        self._retaining = BackgroundRetention(backend, self.retention, self.compactions)
         self._compact = compact
         self.checkpoints: Checkpoints | None = None
         """Those of the store, once there is one to ask: made and removed in the background, too."""
@@ -158,16 +160,21 @@ class Upkeep:
     def _run_compaction(self) -> None:
         self.compactions.run_in_background(self.keep_going)
 
+    def _retain(self) -> None:
+        self._retaining.run(self.keep_going)
+
     def statistics(self) -> dict[str, object]:
         """What failed (text, or ``None``), below which height the history is given up, and the frame of the image.
 
-        ``pruned_to`` is ``None`` without a history; rows below it may still be waiting to go.
+        ``pruned_to`` is ``None`` without a history; rows below it may still be waiting to go. The retention of the
+        journal waits for backups of ``segments_not_archived``.
         """
         record = self._backend.views.history
         return {
             "failure": None if self.failure is None else str(self.failure),
             "pruned_to": None if record is None else record.floor,
             "image_seq": self._image_seq,
+            "segments_not_archived": self._retaining.waiting,
         }
 
     def _run(self) -> None:
@@ -176,6 +183,7 @@ class Upkeep:
             _Task(self._prune_due, self._prune),
             _Task(self._checkpoint_due, self._checkpoint),
             _Task(self._compaction_due, self._run_compaction),
+            _Task(self._retaining.due, self._retain),
         ]
         while tasks and not self._stop.wait(_LOOK_SECONDS):
             for task in list(tasks):
