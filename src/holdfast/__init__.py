@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from ._keys import StoreKey
     from .config import Settings, load_settings
+    from .doctor.door import open_attended as open  # noqa: A004 - the name users know from the standard library
     from .doctor.examination import diagnose, repair
-    from .doctor.ladder import open_recovered as open  # noqa: A004 - the name users know from the standard library
     from .doctor.report import DoctorReport, RepairReport
     from .events import Event, on_event
     from .merkle.multiproof import verify_many
@@ -136,7 +136,7 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 def __getattr__(name: str) -> object:
     if name == "open":
-        value: object = import_module(".doctor.ladder", __name__).open_recovered
+        value: object = import_module(".doctor.door", __name__).open_attended
     elif name in _HOME_OF:
         value = getattr(import_module(f".{_HOME_OF[name]}", __name__), name)
     else:

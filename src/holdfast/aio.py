@@ -20,24 +20,20 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager
 from itertools import islice
 from types import TracebackType
-from typing import TYPE_CHECKING, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, ParamSpec, TypeVar, Unpack
 
-from ._keys import StoreKey
-from .config import Settings
-from .doctor.ladder import open_recovered
-from .doctor.report import Rung
+from .doctor.door import DoorOptions, open_attended
 from .errors import ClosedError
 from .state.api import MutableState
 from .state.checkpoint import CheckpointInfo
 from .state.proof import MultiProof, Proof
 from .state.reader import StateReader
 from .state.snapshot import SnapshotInfo
-from .store.chain import Chain
 from .store.checkpoints import CheckpointPruneReport
 from .store.compacting import CompactReport
 from .store.documents import Documents
 from .store.draft import Draft
-from .store.indexes import IndexSpec, IndexStatus
+from .store.indexes import IndexStatus
 from .store.pruning import PruneReport
 from .store.store import Store
 from .types import AddResult, Block, BlockInfo, OrphanInfo, RecoveryStats, ReorgInfo, TipInfo
@@ -503,34 +499,13 @@ class AsyncStore(AbstractAsyncContextManager["AsyncStore"]):
         await self.close()
 
 
-async def open_async(
-    url: str | os.PathLike[str],
-    *,
-    chain: Chain | None = None,
-    create: bool = True,
-    read_only: bool = False,
-    settings: Settings | None = None,
-    forced_blocks: Mapping[int, bytes] | None = None,
-    indexes: Sequence[IndexSpec] = (),
-    recover: Rung | None = None,
-    key: bytes | StoreKey | None = None,
-) -> AsyncStore:
-    """The store at ``url`` for asyncio; see ``holdfast.open``. Recovery runs off the loop."""
+async def open_async(url: str | os.PathLike[str], **options: Unpack[DoorOptions]) -> AsyncStore:
+    """The store at ``url`` for asyncio; ``options`` are those of ``holdfast.open``. Recovery runs off the loop.
+
+    ``progress`` is called in another thread.
+    """
     threads = _Threads()
-    opening = threads.submit(
-        functools.partial(
-            open_recovered,
-            url,
-            chain=chain,
-            create=create,
-            read_only=read_only,
-            settings=settings,
-            forced_blocks=forced_blocks,
-            indexes=indexes,
-            recover=recover,
-            key=key,
-        )
-    )
+    opening = threads.submit(functools.partial(open_attended, url, **options))
     try:
         store = await asyncio.wrap_future(opening)
     except BaseException:

@@ -8,13 +8,13 @@ import sys
 import pytest
 
 import holdfast
-from holdfast.doctor.ladder import open_recovered
+from holdfast.doctor.door import open_attended
 
 
 def test_every_public_name_is_there() -> None:
     for name in holdfast.__all__:
         assert getattr(holdfast, name) is not None
-    assert holdfast.open is open_recovered
+    assert holdfast.open is open_attended
     assert set(holdfast.__all__) <= set(dir(holdfast))
 
 

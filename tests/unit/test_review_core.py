@@ -321,7 +321,7 @@ def test_a_cancelled_open_leaves_no_lock(tmp_path: Path, monkeypatch: pytest.Mon
         close(store)
         closed.set()
 
-    monkeypatch.setattr("holdfast.aio.open_recovered", slow)
+    monkeypatch.setattr("holdfast.aio.open_attended", slow)
     monkeypatch.setattr(Store, "close", noticed)
 
     async def cancelled() -> None:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from .door import open_attended
 from .ladder import open_recovered
 from .report import DoctorReport, Finding, Loss, LostBlock, Plan, RepairReport, Step
 
@@ -16,5 +17,6 @@ __all__ = [
     "Plan",
     "RepairReport",
     "Step",
+    "open_attended",
     "open_recovered",
 ]

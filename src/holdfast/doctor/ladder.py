@@ -1,4 +1,4 @@
-"""``open``, the front door: a store that is damaged is recovered down the ladder, as far as it may be, and then opened.
+"""The recovery ladder: a store that is damaged is recovered down it, as far as it may be, and then opened.
 
 The rungs: replay of the journal and new views (``store.opening`` does both); the identity from the first frame,
 segments and base files from backups; then, only where it was asked for, the journal up to its last frame that is whole,
@@ -13,19 +13,18 @@ Invariants:
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, Unpack
 
 from .._fs import FileSystem, RealFileSystem
-from .._keys import StoreKey, using_key
+from .._keys import using_key
 from ..config import Settings
 from ..errors import CorruptionError, Recovery
 from ..events import corruption_found
-from ..store.chain import Chain, ChainSpec
+from ..store.chain import ChainSpec
 from ..store.checks import check_settings
-from ..store.factory import open_store
-from ..store.indexes import IndexSpec
+from ..store.factory import OpenOptions, open_store
 from ..store.store import Store
 from ..store.url import parse_url
 from .report import REPAIR_NAME, RepairReport, Rung, check_rung
@@ -38,61 +37,34 @@ _TRIES = 3
 
 
 def open_recovered(
-    url: str | os.PathLike[str],
-    *,
-    chain: Chain | None = None,
-    create: bool = True,
-    read_only: bool = False,
-    settings: Settings | None = None,
-    forced_blocks: Mapping[int, bytes] | None = None,
-    indexes: Sequence[IndexSpec] = (),
-    progress: Callable[[int, int], None] | None = None,
-    fs: FileSystem | None = None,
-    recover: Rung | None = None,
-    key: bytes | StoreKey | None = None,
+    url: str | os.PathLike[str], *, recover: Rung | None = None, **options: Unpack[OpenOptions]
 ) -> Store:
-    """The store at ``url``, recovered.
+    """The store at ``url``, recovered. ``holdfast.open`` also looks after its backups.
 
-    Args:
-        key: a store that is created with it is encrypted for ever, and opened with the same: a ``StoreKey``, or the 32
-            bytes of a key file. Parts of the journal and values of rows are encrypted, keys of rows are not.
-        recover: how far down the ladder one may go, instead of the setting ``recovery``. ``lossless``: what was
-            acknowledged is there, or the open is refused. ``backup``: else the journal up to the last frame that files
-            and backups hold. ``checkpoint``: that or the highest checkpoint that is whole, whichever loses fewer
-            canonical blocks. What was lost is in ``store.recovery`` and in the event ``blocks_given_up``, and the store
-            may not sign.
+    ``recover`` and ``options`` are those of ``holdfast.open``.
+
     Raises:
         CorruptionError: what is damaged cannot be repaired so; nothing was changed. The remedy names the doctor.
         KeyRequired, KeyRejected: the key is missing or another one; nothing was changed.
     """
-    found = check_settings(settings)
-    rung = check_rung(found.recovery if recover is None else recover)
+    settings = check_settings(options.get("settings"))
+    rung = check_rung(settings.recovery if recover is None else recover)
 
     def call(repaired: RepairReport | None) -> Store:
-        return open_store(
-            url,
-            chain=chain,
-            create=create,
-            read_only=read_only,
-            settings=settings,
-            forced_blocks=forced_blocks,
-            indexes=indexes,
-            progress=progress,
-            fs=fs,
-            repaired=None if repaired is None else repaired.as_dict(),
-            tell_damage=False,
-            key=key,
-        )
+        told = None if repaired is None else repaired.as_dict()
+        return open_store(url, repaired=told, tell_damage=False, **options)
 
     place = parse_url(url).path
-    if read_only or place is None:
+    if options.get("read_only") or place is None:
         try:
             return call(None)
         except CorruptionError as error:
             corruption_found(error)
             raise
-    with using_key(key):  # what is repaired is read with it, too
-        return recovered(call, place.absolute(), found, rung, fs=fs, spec=None if chain is None else chain.spec)
+    chain = options.get("chain")
+    with using_key(options.get("key")):  # what is repaired is read with it, too
+        spec = None if chain is None else chain.spec
+        return recovered(call, place.absolute(), settings, rung, fs=options.get("fs"), spec=spec)
 
 
 def recovered(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TypedDict, Unpack
 
 from .._fs import FileSystem, MemoryFileSystem, RealFileSystem
 from .._keys import StoreKey
@@ -20,7 +22,7 @@ from ..journal.journal import Journal
 from ..limits import INDEXES_MAX
 from ..views.views import Views
 from .backend import WriterBackend
-from .chain import Chain, ChainSpec, CustomChain
+from .chain import Chain, CustomChain
 from .checks import check_chain, check_forced, check_settings
 from .follower import Follower
 from .guard import DiskGuard
@@ -32,10 +34,10 @@ from .pruning import PrunePolicy
 from .retention import RetentionPolicy
 from .store import Store
 from .upkeep import Upkeep
-from .url import StoreUrl, parse_url
+from .url import parse_url
 from .writer import Writer
 
-__all__ = ["open_store"]
+__all__ = ["OpenOptions", "open_store"]
 
 
 class _Late:
@@ -54,20 +56,57 @@ class _Late:
         return self.book.parts()
 
 
+class OpenOptions(TypedDict, total=False):
+    """What every way to open a store takes by name; ``holdfast.open`` says what each means."""
+
+    chain: Chain | None
+    create: bool
+    read_only: bool
+    settings: Settings | None
+    forced_blocks: Mapping[int, bytes] | None
+    indexes: Sequence[IndexSpec]
+    progress: Callable[[int, int], None] | None
+    key: bytes | StoreKey | None
+    fs: FileSystem | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """The options of one open, those that were not given by their defaults."""
+
+    chain: Chain | None = None
+    create: bool = True
+    read_only: bool = False
+    settings: Settings | None = None
+    forced_blocks: Mapping[int, bytes] | None = None
+    indexes: Sequence[IndexSpec] = ()
+    progress: Callable[[int, int], None] | None = None
+    key: bytes | StoreKey | None = None
+    fs: FileSystem | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where the store is, and what opens it, checked."""
+
+    url: str
+    engine: str | None
+    fs: FileSystem
+    root: Path
+    path: Path | None
+    """The directory on disk, if it is there."""
+    settings: Settings
+    specs: Mapping[str, IndexSpec]
+    forced: Mapping[int, bytes]
+    key: StoreKey | None
+
+
 def open_store(
     url: str | os.PathLike[str],
     *,
-    chain: Chain | None = None,
-    create: bool = True,
-    read_only: bool = False,
-    settings: Settings | None = None,
-    forced_blocks: Mapping[int, bytes] | None = None,
-    indexes: Sequence[IndexSpec] = (),
-    progress: Callable[[int, int], None] | None = None,
-    key: bytes | StoreKey | None = None,
-    fs: FileSystem | None = None,
     repaired: Mapping[str, object] | None = None,
     tell_damage: bool = True,
+    **options: Unpack[OpenOptions],
 ) -> Store:
     """The store at ``url``, its journal replayed. ``holdfast.open`` also repairs what is damaged.
 
@@ -78,107 +117,76 @@ def open_store(
     stay readable). It is opened with the same key; 32 bytes are those of a key file. ``KeyRequired`` and
     ``KeyRejected`` come before anything is written.
     """
-    secret = StoreKey.of(key)
-    place = parse_url(url)
-    specs = check_specs(indexes, INDEXES_MAX)
-    settings = check_settings(settings)
-    check_chain(chain)
-    forced = check_forced(forced_blocks or {})
-    fs, root, path = _where(place, fs, read_only=read_only)
+    asked = _Asked(**options)
+    place = _checked(url, asked)
     try:
-        if read_only:
-            store = _open_follower(place.engine, fs, root, chain, settings, specs, str(url), secret)
-        else:
-            store = _open_writer(
-                place.engine,
-                fs,
-                root,
-                path,
-                chain,
-                create,
-                settings,
-                forced,
-                specs,
-                progress,
-                str(url),
-                repaired,
-                secret,
-            )
+        store = _open_follower(place, asked) if asked.read_only else _open_writer(place, asked, repaired)
     except CorruptionError as error:
         if tell_damage:
             corruption_found(error)
         raise
-    store_opened(store.recovery, url=str(url), engine=store.engine, read_only=read_only)
+    store_opened(store.recovery, url=place.url, engine=store.engine, read_only=asked.read_only)
     return store
 
 
-def _where(place: StoreUrl, fs: FileSystem | None, *, read_only: bool) -> tuple[FileSystem, Path, Path | None]:
-    """The files of the store, its directory in them, and on disk if it is there."""
+def _checked(url: str | os.PathLike[str], asked: _Asked) -> _Place:
+    key, place = StoreKey.of(asked.key), parse_url(url)
+    specs, settings = check_specs(asked.indexes, INDEXES_MAX), check_settings(asked.settings)
+    check_chain(asked.chain)
+    forced = check_forced(asked.forced_blocks or {})
     if place.path is not None:
         path = place.path.absolute()  # a process may change its directory while the store is open
-        return fs or RealFileSystem(), path, path
-    if read_only:
+        fs = asked.fs or RealFileSystem()
+        return _Place(str(url), place.engine, fs, path, path, settings, specs, forced, key)
+    if asked.read_only:
         raise InvalidInputError("a store in memory cannot be opened read-only")
-    fs = fs or MemoryFileSystem()
+    fs = asked.fs or MemoryFileSystem()
     fs.make_directory(MEMORY_ROOT)
-    return fs, MEMORY_ROOT, None
+    return _Place(str(url), place.engine, fs, MEMORY_ROOT, None, settings, specs, forced, key)
 
 
-def _open_follower(
-    engine: str | None,
-    fs: FileSystem,
-    root: Path,
-    chain: Chain | None,
-    settings: Settings,
-    specs: Mapping[str, IndexSpec],
-    url: str,
-    key: StoreKey | None,
-) -> Store:
-    follower = Follower(fs, root, engine, settings, specs, key)
+def _open_follower(place: _Place, asked: _Asked) -> Store:
+    follower = Follower(place.fs, place.root, place.engine, place.settings, place.specs, place.key)
     try:
-        if chain is not None:
-            check_spec(follower.identity, chain.spec, root)
-        return Store(follower, chain or CustomChain(follower.identity.spec), settings, url)
+        if asked.chain is not None:
+            check_spec(follower.identity, asked.chain.spec, place.root)
+        return Store(follower, asked.chain or CustomChain(follower.identity.spec), place.settings, place.url)
     except BaseException:
         follower.close()
         raise
 
 
-def _open_writer(
-    engine: str | None,
-    fs: FileSystem,
-    root: Path,
-    path: Path | None,
-    chain: Chain | None,
-    create: bool,
-    settings: Settings,
-    forced: Mapping[int, bytes],
-    specs: Mapping[str, IndexSpec],
-    progress: Callable[[int, int], None] | None,
-    url: str,
-    repaired: Mapping[str, object] | None,
-    key: StoreKey | None,
-) -> Store:
-    late = _Late()
-    spec: ChainSpec | None = chain.spec if chain is not None else None
+def _open_writer(place: _Place, asked: _Asked, repaired: Mapping[str, object] | None) -> Store:
+    late, settings = _Late(), place.settings
 
     def indexes_of(views: Views, engine: Engine, journal: Journal, state: ChainState) -> LiveIndexes:
-        late.indexes = IndexManager(specs, engine, views, journal, rows_max=settings.index_rows_per_block_max)
+        late.indexes = IndexManager(place.specs, engine, views, journal, rows_max=settings.index_rows_per_block_max)
         return late.indexes.before_replay(state, writable=True)
 
     plan = OpenPlan(
-        fs, root, engine, settings, spec, create, late.carry, late.on_durable, late.book, indexes_of, progress, key=key
+        place.fs,
+        place.root,
+        place.engine,
+        settings,
+        None if asked.chain is None else asked.chain.spec,
+        asked.create,
+        late.carry,
+        late.on_durable,
+        late.book,
+        indexes_of,
+        asked.progress,
+        key=place.key,
     )
     plan.repaired = repaired
     RetentionPolicy(settings.journal_retention, settings.journal_retention_amount)  # refused before anything is opened
     opened = open_for_writing(plan)
     try:
-        backend, upkeep = _make_backend(opened, late, settings, forced, path, News(url))
+        backend, upkeep = _make_backend(opened, late, settings, place.forced, place.path, News(place.url))
     except BaseException:
         opened.abandon()
         raise
-    chain = chain if chain is not None else CustomChain(opened.identity.spec)
-    store = Store(backend, chain, settings, url, upkeep)
+    chain = asked.chain if asked.chain is not None else CustomChain(opened.identity.spec)
+    store = Store(backend, chain, settings, place.url, upkeep)
     try:
         backend.check_incarnation()
         genesis = chain.genesis()

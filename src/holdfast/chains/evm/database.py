@@ -19,7 +19,7 @@ from types import TracebackType
 
 from ..._keys import StoreKey
 from ...config import ENVIRONMENT_PREFIX, Settings
-from ...doctor.ladder import open_recovered
+from ...doctor.door import open_attended
 from ...errors import InvalidInputError, NotFoundError
 from ...store.documents import Documents
 from ...store.store import Store
@@ -85,7 +85,7 @@ class HoldfastDB(BaseAtomicDB):
                     "the database has no directory",
                     remedy=f"give 'db_path' or 'store', or set {_DIRECTORY_VARIABLE}",
                 )
-            store = self._owned = open_recovered(db_path, settings=settings, key=key)
+            store = self._owned = open_attended(db_path, settings=settings, key=key)
         self.store = store
         """The store under the database."""
         try:

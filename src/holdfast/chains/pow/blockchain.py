@@ -23,7 +23,7 @@ from typing import TextIO
 
 from ..._keys import StoreKey
 from ...config import Settings
-from ...doctor.ladder import open_recovered
+from ...doctor.door import open_attended
 from ...errors import HoldfastError, InvalidInputError, MiningCancelled, PersistenceError, StoreExists
 from ...store import Store
 from ...types import AddResult, BlockInfo, ReorgInfo
@@ -107,7 +107,7 @@ class Blockchain:
             if forced:
                 store.force_blocks(forced)
         else:
-            store = open_recovered(target, chain=chain, forced_blocks=forced, settings=settings, key=key)
+            store = open_attended(target, chain=chain, forced_blocks=forced, settings=settings, key=key)
         blockchain = cls(store, chain, config, owned=owned, clock=clock)
         if validate:
             try:

@@ -27,7 +27,7 @@ from typing import Final
 from ..._fs import FileLock, FileSystem
 from ..._keys import StoreKey
 from ...config import Settings
-from ...doctor.ladder import open_recovered
+from ...doctor.door import open_attended
 from ...errors import CorruptionError, ForeignStore, FormatError, InvalidInputError, StoreNotFound
 from ...store import Store
 from ...store.opening import read_identity
@@ -102,14 +102,16 @@ class XaiPlace:
     def build(self, chain: XaiChain) -> tuple[Store, Path]:
         """An empty store beside the place, for ``take``; one that was left over from before is gone.
 
-        It is durable once it is closed, and makes no checkpoints: until ``take`` nobody but its builder has it.
+        It is durable once it is closed, and makes no checkpoints or backups: until ``take`` nobody but its builder has
+        it.
         """
         for name in self._fs.names(self.data_dir):
             if name.startswith("incoming-"):
                 self._fs.remove_tree(self.data_dir / name)
         number = 1 + sum(1 for _ in self._fs.names(self.quarantine))
         path = self.data_dir / f"incoming-{number}"
-        quick = self._settings.model_copy(update={"durability": "buffered", "checkpoint_interval": 0})
+        calm = {"checkpoint_interval": 0, "backup_schedule": "", "journal_retention": "none"}
+        quick = self._settings.model_copy(update={"durability": "buffered", **calm})
         return self._open(path, chain, create=True, settings=quick), path
 
     def take(self, built: Path) -> None:
@@ -146,7 +148,7 @@ class XaiPlace:
     def _open(self, path: Path, chain: XaiChain, *, create: bool, settings: Settings | None = None) -> Store:
         url = str(path) if self._engine is None else f"{self._engine}:{path}"
         chosen = self._settings if settings is None else settings
-        return open_recovered(
+        return open_attended(
             url,
             chain=chain,
             create=create,
