@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
 
 import holdfast
 from holdfast import Store
-from holdfast._keys import StoreKey
+from holdfast._keys import Encryption, StoreKey
 from holdfast.errors import (
     CorruptionError,
     ForeignStore,
@@ -22,10 +23,11 @@ from holdfast.errors import (
 )
 from holdfast.recovery.rebuild import rebuild_views
 from holdfast.recovery.verify import verify_store
+from holdfast.store import snapshots
 from holdfast.store.checkpoints import checkpoints_at
 from tests.unit.backup_support import backup, check, repository, restored
 from tests.unit.doctor_support import flip, killed, truth
-from tests.unit.store_support import hash_of, quick
+from tests.unit.store_support import chain_of, hash_of, quick
 from tests.unit.test_store_encryption import KEY, MARK, contents, files_with, fill, make_store, tip_height
 
 WRONG = bytes(32)
@@ -177,6 +179,56 @@ def test_a_copy_of_the_checkpoints_alone_becomes_an_encrypted_store(key: bytes |
     is_the_state(new, key)  # type: ignore[arg-type]
 
 
+def test_a_checkpoint_without_a_state_keeps_its_key_when_its_restoring_is_cut_off(tmp_path: Path) -> None:
+    """There is no chunk then, only the manifest of the base."""
+    with holdfast.open(f"sqlite:{tmp_path / 'old'}", key=KEY, settings=quick()) as store:
+        for block in chain_of(None, 5):
+            store.add(block)
+        store.checkpoints.create()
+
+    def restore(key: bytes | None) -> None:
+        holdfast.restore_checkpoint(tmp_path / "old", f"sqlite:{tmp_path / 'new'}", key=key)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(snapshots, "_create", killed_here)
+        with pytest.raises(Cut):
+            restore(KEY)
+    begun = contents(tmp_path / "new")
+    assert set(begun) == {"base/manifest.json"}
+    with pytest.raises(ForeignStore):
+        holdfast.open(tmp_path / "new", key=KEY)
+    with pytest.raises(KeyRequired):
+        holdfast.import_snapshot(f"sqlite:{tmp_path / 'new'}", exported(tmp_path), trust_manifest=True)
+    assert contents(tmp_path / "new") == begun
+    restore(KEY)
+    assert contents(tmp_path / "new" / "base") == {"manifest.json": begun["base/manifest.json"]}
+    with holdfast.open(tmp_path / "new", key=KEY, settings=quick()) as store:
+        assert tip_height(store) == 4
+
+
+def test_strangers_cannot_make_a_listing_slow(tmp_path: Path) -> None:
+    """Each manifest may name parameters of its own, and a passphrase is slow to try by design."""
+    with holdfast.open(f"sqlite:{tmp_path / 'store'}", key=KEY, settings=quick()) as store:
+        fill(store, 3)
+        name = store.checkpoints.create().name
+    good = (tmp_path / "store" / "checkpoints" / f"{name}.manifest").read_bytes()
+    for number in range(40):
+        data = good[:44] + bytes((number,)) * 32 + good[76:-32]
+        path = tmp_path / "store" / "checkpoints" / f"{100 + number}-{'0' * 16}.manifest"
+        path.write_bytes(data + sha256(data).digest())
+    tried = []
+
+    class Counted(StoreKey):
+        def derive(self, form: Encryption) -> bytes:
+            tried.append(form)
+            return super().derive(form)
+
+    directory = checkpoints_at(tmp_path / "store", key=Counted("key-file", KEY))
+    for _ in range(2):
+        assert all(isinstance(directory.info(each).problem, KeyRejected) for each in directory.names()[:-1])
+    assert len(tried) == 16
+
+
 def test_a_key_for_a_plain_checkpoint_is_refused(tmp_path: Path) -> None:
     """Who put it there need not have had the key of the store that one believes to restore."""
     with_checkpoints(tmp_path / "plain", key=None)
@@ -230,6 +282,10 @@ def cut_after(keys: int) -> Callable[[int, int], None]:
             raise Cut
 
     return progress
+
+
+def killed_here(*_args: object) -> None:
+    raise Cut
 
 
 def test_an_import_goes_on_with_its_key_and_with_no_other(tmp_path: Path) -> None:

@@ -145,7 +145,7 @@ def restore(
     """Make a new store in --data-dir from a checkpoint; its tip is the checkpoint's block. Run again, it goes on.
 
     Older and newer blocks, documents and the record of a validator are not in it; it may not sign until its fence is
-    lifted. The source is only read.
+    lifted. The source is only read. That of an encrypted store wants its key, and the new store has the same.
     """
     from ..store.base import spec_of
     from ..store.checkpoints import checkpoints_at, restore_checkpoint

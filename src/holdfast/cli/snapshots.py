@@ -152,7 +152,7 @@ def take_in(
     """Make a new store that stands on a snapshot; its tip is the snapshot's block. Run again, it goes on.
 
     The record of a validator is not in it; it may not sign until its fence is lifted. Where it is done already and
-    nothing was committed since, that is said, with exit code 0.
+    nothing was committed since, that is said, with exit code 0. With a key the store is encrypted, the snapshot is not.
     """
     from ..state.snapshot import SnapshotReader
     from ..store.snapshots import import_snapshot

@@ -47,6 +47,8 @@ _DIGEST_BYTES = 32
 assert _HEAD.size == 144
 assert _ROW.size == 74
 
+_STORES_MAX = 16
+"""Of so many stores files are opened at once: a stranger's passphrase parameters may ask for seconds each."""
 MORE_BYTES_MAX = _HEAD.size + CHUNKS_MAX * _ROW.size + FILE_OVERHEAD_BYTES + _DIGEST_BYTES
 """So much longer than what it holds a sealed file is, at most."""
 
@@ -139,7 +141,8 @@ class FileKeys:
         self.own = own
         self._secret = secret
         self._encrypted = encrypted
-        self._known: dict[tuple[bytes, Encryption], StoreCipher] = {}
+        self._known: dict[tuple[bytes, Encryption], StoreCipher | None] = {}
+        """``None`` where the key is another one: asking again is as slow as the first time."""
         if own is not None:
             self._known[own.store_id, own.form] = own.cipher
 
@@ -147,8 +150,13 @@ class FileKeys:
         """What opens the file at ``path``. Raises ``KeyRequired``, ``KeyRejected``."""
         owner = (found.store_id, found.form)
         cipher = self._known.get(owner)
-        if cipher is None:
-            cipher = self._known[owner] = unlocked(found.form, found.store_id, self._secret, path, what)
+        if cipher is not None:
+            return cipher
+        if owner in self._known or len(self._known) >= _STORES_MAX:
+            raise KeyRejected(f"the {what} is of another store, and its key is another one", path=path)
+        if self._secret is not None:
+            self._known[owner] = None
+        cipher = self._known[owner] = unlocked(found.form, found.store_id, self._secret, path, what)
         return cipher
 
     def check_plain(self, path: Path, what: str) -> None:

@@ -273,7 +273,7 @@ def _begun(fs: FileSystem, base: Path, key: StoreKey | None) -> Sealing | None:
                 path=base,
                 remedy="choose an empty directory, or end that import without a key",
             )
-        if path.parent == base or not is_sealed(head):
+        if not is_sealed(head):
             continue
         try:
             found = decode_sealed(read_chunk_file(fs, path, None), path.name)
