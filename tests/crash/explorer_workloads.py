@@ -11,6 +11,7 @@ from holdfast import Settings, Store
 from holdfast.store.snapshots import import_snapshot
 from holdfast.testing.explorer import EXPECTED, Acks
 from holdfast.testing.machine import Machine
+from holdfast.types import Block
 from tests.crash.machine import SEED, open_on
 from tests.crash.support import Model, Picture, check_deep, difference, perform, picture_of
 from tests.unit.pruning_support import history_rows, rows_too_many, small_batches
@@ -142,6 +143,66 @@ class Worked:
             other.abandon()
 
 
+# -- runs of executed blocks -----------------------------------------------------------------------------------------
+
+
+class Runs:
+    """Blocks that are executed and written together: number n: n runs are there, each whole or not at all."""
+
+    expect: tuple[str, ...] = EXPECTED
+    sizes = (6, 9, 1, 5, 7)
+
+    def __init__(self) -> None:
+        model = Model(SEED, body_max=600)
+        model.plan = dict.fromkeys(range(1, sum(self.sizes) + 1), "append")
+        self._models = [model.copy()]
+        self._runs: list[list[Block]] = []
+        for size in self.sizes:
+            run = []
+            for _ in range(size):
+                op = model.next_op()
+                assert op.block is not None
+                run.append(op.block)
+                model.apply(op)
+            self._runs.append(run)
+            self._models.append(model.copy())
+        self._checked = 0
+
+    def prepare(self, machine: Machine) -> None:
+        """Nothing is there before."""
+
+    def __call__(self, machine: Machine, acks: Acks) -> None:
+        store = open_on(machine)
+        for number, run in enumerate(self._runs, 1):
+            acks.begin(number)
+            store.add_many(run, root_allowed=True)
+            acks.done(number)
+            if number == 2:
+                store.flush()
+            elif number == 4:
+                machine.abandon()
+                store = open_on(machine)
+        store.close()
+
+    def check(self, machine: Machine) -> int:
+        store = open_on(machine)
+        found = picture_of(store)
+        numbers = [number for number, model in enumerate(self._models) if model.picture() == found]
+        assert numbers, f"no whole runs lead to this; {difference(found, self._models[-1].picture())}"
+        model = self._models[numbers[0]].copy()
+        self._checked += 1
+        if self._checked % DEEP_EVERY == 0:
+            check_deep(store, model, newest=9, sample=2)
+            if len(model.canonical) > 3:  # the last run is left in its middle
+                cut = model.canonical[-3]
+                store.orphan(cut, reason="found to be wrong")
+                parent = model.blocks[cut].parent
+                assert store.state.root == root_of(model.states[parent])
+                store.reorg(model.canonical[-1], reason="back to the other branch")
+                assert store.state.root == root_of(model.state)
+        return numbers[0]
+
+
 # -- pruning ---------------------------------------------------------------------------------------------------------
 
 BLOCKS = 20
@@ -264,6 +325,7 @@ WORKLOADS: dict[str, Explored] = {
     "reorg": Worked(
         ("side", "grow", "overtake", "reorg", "orphan", "append", "overtake", "reorg"), before=20, expect=NO_FLUSH
     ),
+    "runs": Runs(),
     "flush": Worked(("4 any", "flush", "overtake", "side", "flush", "close"), before=20),
     "segment roll": Worked(("8 big", "2 any"), before=4, expect=NO_FLUSH),
     "recovery": Worked(

@@ -81,6 +81,7 @@ def test_no_image_of_a_copy_is_less_than_whole(
         (commits_without_a_sync, "commit"),
         (commits_without_a_sync, "group commit"),
         (commits_without_a_sync, "buffered"),
+        (commits_without_a_sync, "runs"),
         (forgets_to_sync_directories, "commit"),
         (forgets_to_sync_directories, "segment roll"),
         (watermark_runs_ahead, "commit"),
