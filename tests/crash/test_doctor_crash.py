@@ -14,6 +14,7 @@ import pytest
 import holdfast
 from holdfast import Settings, Store
 from holdfast._fs import FileSystem
+from holdfast._keys import using_key
 from holdfast.doctor import apply as applying
 from holdfast.doctor.ladder import open_recovered
 from holdfast.doctor.report import Rung
@@ -231,6 +232,15 @@ def test_a_power_cut_at_every_operation_of_a_repair(sources: dict[bool, Source],
 @pytest.mark.parametrize("rig", RIGS, ids=lambda rig: rig.name)
 def test_a_power_cut_at_some_operations_of_a_repair(sources: dict[bool, Source], rig: Rig) -> None:
     explore(sources[rig.closed], rig, step=9, keeps=("none", "random"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rig", RIGS, ids=lambda rig: rig.name)
+def test_a_power_cut_at_some_operations_of_a_repair_of_an_encrypted_store(tmp_path: Path, rig: Rig) -> None:
+    with using_key(bytes(32)), in_small_segments():
+        source = made(tmp_path / "store", closed=rig.closed)
+        assert not [path for path, data in source.files.items() if b"20" * 100 in data]
+        explore(source, rig, step=9, keeps=("none", "random"))
 
 
 @pytest.mark.crash
