@@ -71,12 +71,11 @@ def _in_this_process(store: holdfast.Store, place: Path, over: threading.Event) 
 
 
 def _in_another_process(store: holdfast.Store, place: Path, over: threading.Event) -> None:
-    """The same with the command, at a lower priority."""
-    nice = shutil.which("nice")
+    """The same with the command as it is: it sees that the store is open."""
     command = [sys.executable, "-m", "holdfast", "backup", "create", "-d", str(store.path), "-r", str(place)]
     while not over.is_set():
         run = subprocess.Popen(
-            ([nice, "-n", "10"] if nice else []) + command,
+            command,
             env=environment(),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

@@ -48,6 +48,7 @@ __all__ = [
     "NewFile",
     "RealFileSystem",
     "Space",
+    "lock_holder",
     "open_foreign",
     "path_of",
     "translate_os_error",
@@ -556,6 +557,40 @@ class NewFile:
             return
         with contextlib.suppress(HoldfastError):  # the first error is the one to tell
             self._fs.remove(self._temporary)
+
+
+def lock_holder(fs: FileSystem, path: Path) -> int | None:
+    """Number of the process that has the lock at ``path``; ``None`` if none has, or it is not known. Takes no lock.
+
+    Where the kernel does not tell, it is the process that is named in the file, as long as that lives on this machine.
+    """
+    if not isinstance(fs, RealFileSystem):
+        return None
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        known = _locking_process(fd)
+        pid, _, host = os.pread(fd, 256, 0).decode("utf-8", "replace").strip().partition(" ")
+    except OSError:
+        return None
+    finally:
+        os.close(fd)
+    if known:
+        return int(known)
+    told = not os.path.exists("/proc/locks") and host == socket.gethostname() and pid.isdigit()
+    return int(pid) if told and _lives(int(pid)) else None
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return True
+    except (OSError, OverflowError):
+        return False
+    return True
 
 
 def path_of(path: str | os.PathLike[str], what: str) -> Path:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
+from holdfast.backup import create as creating
 from holdfast.cli.backup_options import parse_time
 from holdfast.errors import InvalidInputError
-from tests.cli.cli_tools import Answer, done, holdfast
+from tests.cli.cli_tools import Answer, done, holdfast, start
 from tests.unit.backup_support import chunk_files, grown, repository
 from tests.unit.store_support import open_quick
 
@@ -60,6 +62,32 @@ def test_the_way_of_a_backup(tmp_path: Path) -> None:
         assert store.tip.height == 19
     got = done("backup", "restore", "-d", data, "--to", tmp_path / "seg", "--segments", "1", "--json").record
     assert [Path(path).name for path in got["segments"]] == ["0000000001.seg"]  # type: ignore[attr-defined]
+
+
+def test_beside_a_node_it_is_slow_unless_it_is_told_otherwise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = tmp_path / "data"
+    grown(data, 3)
+    nicer: list[int] = []
+
+    def nice(step: int) -> int:
+        nicer.append(step)
+        return 3 + sum(nicer)
+
+    words: list[str | Path] = ["backup", "create", "-d", data]
+    with open_quick(data):
+        child = start(*words)
+        assert "16.0 MiB are read in a second" in child.communicate()[1]
+        assert child.returncode == 0
+        monkeypatch.setattr(os, "nice", nice)
+        assert "in a second" not in holdfast(*words).err, "this process has it, and cannot be nicer to itself"
+        monkeypatch.setattr(creating, "held_by", lambda root, fs=None: 1)
+        assert "'--rate-limit 0' for full speed" in holdfast(*words).err
+        assert nicer == [0, 7]
+        assert "in a second" not in holdfast(*words, "--rate-limit", "1000000").err
+        assert nicer == [0, 7, 0, 0], "it is nice enough"
+        assert "in a second" not in holdfast(*words, "--rate-limit", "0").err
+    monkeypatch.undo()
+    assert "in a second" not in holdfast(*words).err
 
 
 def test_prune_and_copy(tmp_path: Path) -> None:

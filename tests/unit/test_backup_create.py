@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +13,8 @@ from pathlib import Path
 import pytest
 
 import holdfast
+from holdfast import _fs
+from holdfast._fs import MemoryFileSystem, RealFileSystem, lock_holder
 from holdfast.backup import BackupRepository, create_backup, open_repository
 from holdfast.backup import create as creating
 from holdfast.backup.envelope import CHUNK_BYTES
@@ -274,9 +278,7 @@ def test_what_is_no_store_and_what_is_no_repository(tmp_path: Path) -> None:
         place.manifest(new_name())
 
 
-def test_only_a_store_that_is_open_for_writing_here_is_read_slowly(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_a_store_that_is_open_for_writing_is_read_slowly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rates: list[int | None] = []
 
     def noted(rate: int | None) -> Throttle:
@@ -292,7 +294,27 @@ def test_only_a_store_that_is_open_for_writing_here_is_read_slowly(
         backup(tmp_path / "s", place)
         with holdfast.open(tmp_path / "s", read_only=True) as reader:
             backup(reader, place)
-    assert rates == [creating.BESIDE_BYTES_PER_SECOND, 5, None, None]
+            backup(reader, place, bytes_per_second=0)
+    backup(tmp_path / "s", place)
+    slowly = creating.BESIDE_BYTES_PER_SECOND
+    assert rates == [slowly, 5, slowly, slowly, None, None]
+
+
+def test_who_has_a_lock_is_known_without_taking_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, fs = tmp_path / "LOCK", RealFileSystem()
+    assert lock_holder(fs, path) is None
+    held = fs.lock(path, f"{os.getpid()} {socket.gethostname()}")
+    assert lock_holder(fs, path) == os.getpid()
+    held.release()
+    assert lock_holder(fs, path) is None, "its name is still in the file"
+    exists = os.path.exists
+    monkeypatch.setattr(_fs, "_locking_process", lambda fd: "")
+    monkeypatch.setattr(os.path, "exists", lambda place: place != "/proc/locks" and exists(place))
+    assert lock_holder(fs, path) == os.getpid(), "the kernel does not tell, and the process lives"
+    for name in (f"{os.getpid()} another-{socket.gethostname()}", f"{2**40} {socket.gethostname()}", "", "x y"):
+        path.write_text(name)
+        assert lock_holder(fs, path) is None
+    assert lock_holder(MemoryFileSystem(), path) is None
 
 
 def test_a_rate_limit_makes_it_wait() -> None:

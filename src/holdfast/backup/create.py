@@ -27,7 +27,7 @@ import msgspec
 
 from .. import events
 from .._failpoints import hit
-from .._fs import File, FileSystem, RealFileSystem
+from .._fs import File, FileSystem, RealFileSystem, lock_holder
 from .._keys import using_key
 from .._seal import PartCipher
 from ..blocks.entries import decode_canonical
@@ -86,10 +86,10 @@ from .repository import BackupRepository, StoredChunk
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["BESIDE_BYTES_PER_SECOND", "BackupReport", "create_backup"]
+__all__ = ["BESIDE_BYTES_PER_SECOND", "BackupReport", "create_backup", "held_by"]
 
 BESIDE_BYTES_PER_SECOND = 16 * 1024 * 1024
-"""What a backup reads in a second in the process that commits, unless it is told otherwise."""
+"""What a backup of a store that is open for writing, here or elsewhere, reads in a second, unless told otherwise."""
 
 _TIP_FRAMES_MAX = 10_000
 _BEHIND_US = 60_000_000
@@ -147,8 +147,8 @@ def create_backup(
     Args:
         store: an open store, or the directory of one that any process, or none, has open.
         check: read every file and every chunk that is there, and store damaged ones again.
-        bytes_per_second: most that is read in a second; if ``None``, ``BESIDE_BYTES_PER_SECOND`` for a store that is
-            open for writing here, so that its commits are hardly slowed, and no limit for a directory.
+        bytes_per_second: most that is read in a second, 0 for no limit; if ``None``, ``BESIDE_BYTES_PER_SECOND`` while
+            any process has the store open for writing, so that its commits are hardly slowed, and no limit else.
         workers: threads that compress and write; 2 if ``None``, 0 for none.
         progress: called with (bytes done, bytes in all); what it raises ends the run, and the next one goes on there.
         clock: microseconds since 1970, for the name; where it is behind the newest backup of the store, the name
@@ -161,9 +161,10 @@ def create_backup(
     """
     root = _root_of(store)
     count = workers_of(workers)
-    if bytes_per_second is None and isinstance(store, Store) and not store.read_only:
+    written_here = isinstance(store, Store) and not store.read_only
+    if bytes_per_second is None and (written_here or held_by(root, fs=fs) is not None):
         bytes_per_second = BESIDE_BYTES_PER_SECOND
-    throttle = throttle or Throttle(bytes_per_second)
+    throttle = throttle or Throttle(bytes_per_second or None)
     key = store.key if isinstance(store, Store) else None
     try:
         with using_key(key), repository.lock(), pool_of(count) as pool:
@@ -183,6 +184,11 @@ def create_backup(
         **report.as_dict(),
     )
     return report
+
+
+def held_by(root: Path, *, fs: FileSystem | None = None) -> int | None:
+    """Number of the process that has the store at ``root`` open for writing, ``None`` if none has. Takes no lock."""
+    return lock_holder(fs or RealFileSystem(), root / "LOCK")
 
 
 def _tell_failed(root: Path, where: str, error: HoldfastError) -> None:

@@ -27,6 +27,7 @@ from .backup_options import (
     PassphraseFile,
     RateLimit,
     RepositoryPath,
+    give_way,
     key_of,
     name_or_newest,
     open_place,
@@ -91,6 +92,7 @@ def create(
     place = place_of(repository, data_dir, config)
     found = open_place(place, key_file, passphrase_file, create=True)
     warn_same_device(place, data_dir, out)
+    give_way(data_dir, rate_limit, out)
 
     def work(step: Callable[[int, int], None]) -> BackupReport:
         return create_backup(data_dir, found, check=check, bytes_per_second=rate_limit, progress=step)
@@ -417,7 +419,7 @@ def copy(
     other = open_repository(target, key=key, create=True)
 
     def work(step: Callable[[int, int], None]) -> CopyReport:
-        return copy_backup(found, chosen, other, bytes_per_second=rate_limit, progress=step)
+        return copy_backup(found, chosen, other, bytes_per_second=rate_limit or None, progress=step)
 
     report = with_progress(
         "copying", work, out, progress_seconds, "there is no copy yet, and its chunks are kept", unit="bytes"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import InvalidInputError
-from .output import Output
+from .output import Output, bytes_text
 
 if TYPE_CHECKING:
     from ..backup import BackupKey, BackupRepository
@@ -30,6 +30,7 @@ __all__ = [
     "PassphraseFile",
     "RateLimit",
     "RepositoryPath",
+    "give_way",
     "key_of",
     "name_or_newest",
     "open_place",
@@ -40,6 +41,7 @@ __all__ = [
 ]
 
 _PASSPHRASE = "HOLDFAST_BACKUP_PASSPHRASE"
+_NICENESS = 10
 
 RepositoryPath = Annotated[
     str | None,
@@ -65,7 +67,13 @@ PassphraseFile = Annotated[
     ),
 ]
 RateLimit = Annotated[
-    int | None, typer.Option("--rate-limit", min=1, metavar="BYTES", help="Most bytes that are read in a second.")
+    int | None,
+    typer.Option(
+        "--rate-limit",
+        min=0,
+        metavar="BYTES",
+        help="Most bytes that are read in a second, 0: no limit.",
+    ),
 ]
 KeepDays = Annotated[
     int | None, typer.Option("--keep-days", min=0, help="And those of the last so many days; else 'backup_keep_days'.")
@@ -140,6 +148,23 @@ def warn_same_device(place: str, data_dir: Path, out: Output) -> None:
         out.note(
             f"warning: {place} is on the disk of the store: when that disk fails, both are gone. "
             "next: keep a copy elsewhere with 'holdfast backup copy'"
+        )
+
+
+def give_way(data_dir: Path, rate_limit: int | None, out: Output) -> None:
+    """If another process has the store open, this one has a lower priority, and people are told how fast it reads.
+
+    Linux takes the priority of reads and writes from that of the processor (``ionice(1)``).
+    """
+    from ..backup.create import BESIDE_BYTES_PER_SECOND, held_by
+
+    if rate_limit == 0 or held_by(data_dir) in (None, os.getpid()):
+        return
+    os.nice(max(0, _NICENESS - os.nice(0)))
+    if rate_limit is None:
+        out.note(
+            f"a node has the store open: at most {bytes_text(BESIDE_BYTES_PER_SECOND)} are read in a second, at a "
+            "lower priority. next: '--rate-limit BYTES' for another rate, '--rate-limit 0' for full speed"
         )
 
 
