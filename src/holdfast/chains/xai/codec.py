@@ -21,6 +21,8 @@ from hashlib import sha256
 from threading import Lock
 from typing import Any, Final, NoReturn
 
+import msgspec
+
 from ..._json import check_depth
 from ...errors import InvalidBlock, LimitExceeded
 from ...limits import HEIGHT_MAX
@@ -111,10 +113,10 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not a number")
 
 
-_quoted: Final = json.encoder.encode_basestring_ascii
-
 DECODER: Final = json.JSONDecoder(parse_constant=_refuse_constant)
 """Reads JSON and refuses NaN and Infinity."""
+_encode: Final = json.JSONEncoder(sort_keys=True, allow_nan=False).encode
+_encode_tight: Final = json.JSONEncoder(sort_keys=True, allow_nan=False, separators=(",", ":")).encode
 
 
 def parse_json(data: bytes, what: str) -> Any:
@@ -129,7 +131,7 @@ def parse_json(data: bytes, what: str) -> Any:
 def dump(value: object, what: str = "the document") -> str:
     """JSON as the original writes it: sorted keys, ASCII. Raises ``InvalidBlock`` for what JSON does not have."""
     try:
-        return json.dumps(value, sort_keys=True, allow_nan=False)
+        return _encode(value)
     except (ValueError, TypeError, RecursionError) as error:
         raise InvalidBlock(f"{what} cannot be written as JSON: {error}") from error
 
@@ -137,34 +139,14 @@ def dump(value: object, what: str = "the document") -> str:
 def dump_indented(value: object, margin: str = "", what: str = "the document") -> str:
     """As ``dump``, with an indent of two; every line but the first begins with ``margin``."""
     try:
-        return _indented(value, "\n" + margin)
+        text = _encode(value)
+        try:
+            text = msgspec.json.format(text, indent=2)
+        except msgspec.DecodeError:  # it does not know half a pair of surrogates
+            text = json.dumps(value, sort_keys=True, allow_nan=False, indent=2)
     except (ValueError, TypeError, RecursionError) as error:
         raise InvalidBlock(f"{what} cannot be written as JSON: {error}") from error
-
-
-def _indented(value: object, line: str) -> str:
-    """What ``json.dumps(value, sort_keys=True, allow_nan=False, indent=2)`` gives, which is written in Python there."""
-    kind = type(value)
-    if kind is str:
-        return _quoted(value)  # type: ignore[arg-type]
-    if kind is int or (kind is float and math.isfinite(value)):  # type: ignore[arg-type]
-        return repr(value)
-    if value is None or kind is bool:
-        return "null" if value is None else "true" if value else "false"
-    if kind is dict and not value:
-        return "{}"
-    if kind is list and not value:
-        return "[]"
-    inner = line + "  "
-    if kind is dict and value:
-        assert isinstance(value, dict)
-        if all(type(key) is str for key in value):
-            rows = [f"{inner}{_quoted(key)}: {_indented(value[key], inner)}" for key in sorted(value)]
-            return f"{{{','.join(rows)}{line}}}"
-    elif (kind is list or kind is tuple) and value:
-        assert isinstance(value, list | tuple)
-        return f"[{','.join([inner + _indented(item, inner) for item in value])}{line}]"
-    return json.dumps(value, sort_keys=True, allow_nan=False, indent=2).replace("\n", line)
+    return text.replace("\n", "\n" + margin) if margin else text
 
 
 def _check_keys(value: object, what: str) -> None:
@@ -184,7 +166,7 @@ def _check_keys(value: object, what: str) -> None:
 def encode_document(value: object, what: str = "the document") -> bytes:
     """The bytes under which a document that came as a value is kept. Raises ``InvalidBlock``."""
     try:
-        text = json.dumps(value, sort_keys=True, allow_nan=False, separators=(",", ":"))
+        text = _encode_tight(value)
     except (ValueError, TypeError, RecursionError) as error:
         raise InvalidBlock(f"{what} cannot be written as JSON: {error}") from error
     _check_keys(value, what)

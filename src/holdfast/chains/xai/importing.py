@@ -63,17 +63,20 @@ def import_document(
     store: Store,
     document: ChainDocument,
     *,
+    first: int = 0,
+    end: int | None = None,
     progress: Callable[[int, int], None] | None = None,
     stop: Callable[[], bool] | None = None,
 ) -> int:
     """Every block of ``document`` is in ``store``, durable; how many were added.
 
-    ``stop`` is asked between batches; what was added stays, and the same call goes on from there. Raises
-    ``InvalidBlock`` that names the number of the block in the file, and whatever the store raises.
+    ``first`` and ``end``: only blocks with such a number, ``first`` included. ``stop`` is asked between batches; what
+    was added stays, and the same call goes on from there. Raises ``InvalidBlock`` that names the number of the block in
+    the file, and whatever the store raises.
     """
     added = 0
-    total = len(document)
-    for start in range(0, total, _BATCH):
+    total = len(document) if end is None else end
+    for start in range(first, total, _BATCH):
         if stop is not None and stop():
             return added
         number = start

@@ -36,6 +36,8 @@ from .chain import ADDRESS_INDEX, XaiChain
 __all__ = ["XaiPlace"]
 
 _MARKER_BYTES_MAX: Final = 4096
+_DEEP_FROM: Final = 5_000
+"""A chain of fewer blocks is built in one go."""
 _NAME: Final = re.compile(r"[a-z]+(\.[a-z]+)?-[0-9]{1,9}")
 
 
@@ -99,20 +101,39 @@ class XaiPlace:
         """A new store in its place."""
         return self._open(self.store, chain, create=True)
 
-    def build(self, chain: XaiChain) -> tuple[Store, Path]:
-        """An empty store beside the place, for ``take``; one that was left over from before is gone.
-
-        It is durable once it is closed, and makes no checkpoints or backups: until ``take`` nobody but its builder has
-        it.
-        """
+    def clear(self) -> Path:
+        """Where a store may be built beside the place, for ``take``; one that was left over from before is gone."""
         for name in self._fs.names(self.data_dir):
             if name.startswith("incoming-"):
                 self._fs.remove_tree(self.data_dir / name)
         number = 1 + sum(1 for _ in self._fs.names(self.quarantine))
-        path = self.data_dir / f"incoming-{number}"
-        calm = {"checkpoint_interval": 0, "backup_schedule": "", "journal_retention": "none"}
-        quick = self._settings.model_copy(update={"durability": "buffered", **calm})
-        return self._open(path, chain, create=True, settings=quick), path
+        return self.data_dir / f"incoming-{number}"
+
+    def deep(self, blocks: int) -> int:
+        """How many of so many blocks lie so deep that no state of theirs can be read, proven or come back in the end.
+
+        0 where it is not worth the while.
+        """
+        settings, read = self._settings, 0
+        if settings.history == "on":
+            read = settings.history_blocks if settings.history_blocks and not settings.history_every else blocks
+        kept = settings.max_reorg_depth + max(settings.proof_window_blocks, read)
+        return max(0, blocks - kept) if blocks >= _DEEP_FROM else 0
+
+    def build(self, path: Path, chain: XaiChain, *, deep: bool = False) -> Store:
+        """The store at ``path``, which is made if it is not there.
+
+        It is durable once it is closed, and makes no checkpoints or backups: until ``take`` nobody but its builder has
+        it.
+
+        Args:
+            deep: it takes ``deep`` blocks only, so nothing is written that only old states need.
+        """
+        update: dict[str, object] = {"checkpoint_interval": 0, "backup_schedule": "", "journal_retention": "none"}
+        if deep:
+            update |= {"history": "off", "max_reorg_depth": 0, "proof_window_blocks": 0}
+        quick = self._settings.model_copy(update={"durability": "buffered", **update})
+        return self._open(path, chain, create=True, settings=quick)
 
     def take(self, built: Path) -> None:
         """The closed store at ``built`` is the store; the one before it is in ``quarantine/``."""

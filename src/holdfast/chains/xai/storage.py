@@ -218,9 +218,14 @@ class BlockchainStorage:
                 found=chain.parameters.genesis,
                 expected=stored.parameters.genesis,
             )
-        built, path = self._place.build(chain)
+        path = self._place.clear()
+        deep = self._place.deep(len(document))
+        if deep:
+            with self._place.build(path, chain, deep=True) as built:
+                import_document(built, document, end=deep)
+        built = self._place.build(path, chain)
         try:
-            import_document(built, document)
+            import_document(built, document, first=deep)
             self._checksum = _running_of(built, document)
             self._write_rest(built, document.rest)
         finally:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from ...errors import CorruptionError, HoldfastError, InvalidBlock
+from ...errors import CorruptionError, HoldfastError, InvalidBlock, PrunedError
 from .chain import XaiChain, to_stored
-from .codec import parse_block
+from .codec import XaiBlock, parse_block
 from .ledger import read_totals, utxos
 
 if TYPE_CHECKING:
     from ...store import Store
     from ...types import BlockInfo
 
-__all__ = ["check_chain"]
+__all__ = ["CheckedChain", "check_chain"]
 
 
 class _Ancestry:
@@ -29,33 +29,42 @@ class _Ancestry:
         return None
 
 
-def check_chain(store: Store) -> int:
-    """Nothing is wrong with the canonical chain; how many blocks. Raises ``CorruptionError`` for the first fault.
+class CheckedChain(NamedTuple):
+    """What was found right: so many blocks, those from ``first`` on with their documents; 0: all have them."""
+
+    blocks: int
+    first: int
+
+
+def check_chain(store: Store) -> CheckedChain:
+    """Nothing is wrong with the canonical chain. Raises ``CorruptionError`` for the first fault.
 
     Every document is decoded and hashed again and judged on its parent. The supply that the documents give is compared
-    with the sum of all unspent outputs and with the totals in the state. ``holdfast verify`` checks the store's files.
+    with the sum of all unspent outputs and with the totals in the state; where documents were pruned from the journal,
+    those two with each other. ``holdfast verify`` checks the store's files.
     """
     chain = store.chain
     if not isinstance(chain, XaiChain):
         raise CorruptionError("the store holds another kind of chain", found=store.spec.name)
-    supply = transactions = count = 0
+    supply = transactions = count = first = 0
     with store.snapshot() as moment:
         parent: BlockInfo | None = None
         for info in moment.blocks.canonical():
-            body = moment.blocks.body(info)
-            try:
-                block = parse_block(body if body is not None else b"")
-                chain.validate(to_stored(block), parent, _Ancestry())
-            except InvalidBlock as error:
-                raise _fault(f"a stored block is not valid: {error}", info) from error
-            if block.hash != info.hash or info.height != count or (parent is not None and info.parent != parent.hash):
+            if info.height != count or (parent is not None and info.parent != parent.hash):
                 raise _fault("a stored block is not the one that should stand here", info)
-            supply += sum(tx.amount if tx.is_coinbase else -tx.fee for tx in block.transactions)
-            transactions += len(block.transactions)
+            try:
+                block = _judged(chain, info, moment.blocks.body(info), parent)
+            except PrunedError:
+                first = count + 1
+            else:
+                supply += sum(tx.amount if tx.is_coinbase else -tx.fee for tx in block.transactions)
+                transactions += len(block.transactions)
             count += 1
             parent = info
         totals = read_totals(moment.state)
         unspent = sum(utxo.units for utxo in utxos(moment.state))
+    if first:
+        supply, transactions = totals.supply, totals.transactions
     if (totals.supply, totals.transactions) != (supply, transactions) or unspent != supply:
         raise CorruptionError(
             "the money in the state is not that of the blocks",
@@ -64,7 +73,19 @@ def check_chain(store: Store) -> int:
             totals=totals.supply,
             transactions=totals.transactions,
         )
-    return count
+    return CheckedChain(count, first)
+
+
+def _judged(chain: XaiChain, info: BlockInfo, body: bytes | None, parent: BlockInfo | None) -> XaiBlock:
+    """The block of this document, which is valid and the one that ``info`` names. Raises ``CorruptionError``."""
+    try:
+        block = parse_block(body if body is not None else b"")
+        chain.validate(to_stored(block), parent, _Ancestry())
+    except InvalidBlock as error:
+        raise _fault(f"a stored block is not valid: {error}", info) from error
+    if block.hash != info.hash:
+        raise _fault("a stored block is not the one that should stand here", info)
+    return block
 
 
 def _fault(text: str, info: BlockInfo) -> HoldfastError:

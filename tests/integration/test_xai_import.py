@@ -1,0 +1,116 @@
+"""A long ``blockchain.json`` is taken in without what only old states need, and the store is the same in the end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from holdfast._fs import RealFileSystem
+from holdfast.chains.xai import BlockchainStorage, XaiSettings
+from holdfast.chains.xai import place as place_module
+from holdfast.chains.xai.place import XaiPlace
+from holdfast.config import Settings
+from holdfast.errors import InvalidBlock, PrunedError
+from holdfast.recovery.verify import verify_store
+from holdfast.store import Store
+from tests import xai_makers as make
+
+DEPTH, PROVEN, READ = 4, 7, 9
+BLOCKS = 60
+
+
+def taken_in(path: Path, monkeypatch: pytest.MonkeyPatch, blocks: list[Any], **settings: object) -> BlockchainStorage:
+    """The file with these blocks is the store; old states count as deep as the settings of this test say."""
+    path.mkdir()
+    fields = {"max_reorg_depth": DEPTH, "proof_window_blocks": PROVEN, "history_blocks": READ} | settings
+    monkeypatch.setattr(place_module, "_DEEP_FROM", 10)
+    inner = {**make.chain(0), "chain": blocks, "stats": {"blocks": len(blocks)}}
+    (path / "blockchain.json").write_bytes(make.package(inner))
+    storage = BlockchainStorage(path, settings=XaiSettings(path, checkpoint_interval=10**9), clock=lambda: 1.0)
+    storage._place._settings = Settings(flush_interval_seconds=3600.0, **fields)  # type: ignore[arg-type]
+    return storage
+
+
+def everything(store: Store, first: int) -> object:
+    """What readers can see: blocks, states from the height ``first`` on, the index, the figures."""
+    infos = list(store.blocks.canonical())
+    return (
+        [(info.hash, info.state_root, info.total_work, store.blocks.block(info)) for info in infos],
+        [dict(store.state.at(height).scan()) for height in range(first, len(infos))],
+        list(store.index("xai-address").items()),
+        store.blocks.statistics(),
+        dict(store.documents("xai").scan()),
+    )
+
+
+def test_a_long_chain_is_the_same_without_what_only_old_states_need(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blocks = make.grow(None, BLOCKS)
+    long = taken_in(tmp_path / "long", monkeypatch, blocks)
+    whole = taken_in(tmp_path / "whole", monkeypatch, blocks, history_every=1)  # every height is kept: in one go
+    assert (long._place.deep(BLOCKS), whole._place.deep(BLOCKS)) == (BLOCKS - DEPTH - READ, 0)
+    stores = [storage.open() for storage in (long, whole)]
+    for store in stores:
+        assert store is not None
+    mine, other = stores
+    assert mine is not None
+    assert other is not None
+    first = BLOCKS - 1 - DEPTH - READ + 1  # the lowest height that the settings promise
+    assert everything(mine, first) == everything(other, first)
+    with pytest.raises(PrunedError):
+        mine.state.at(first - 3)[b"totals"]
+    for height in range(BLOCKS - 1 - DEPTH - PROVEN, BLOCKS):
+        info = mine.blocks.at(height)
+        assert info is not None
+        value = other.state.at(height)[b"totals"]
+        mine.state.prove(b"totals", height=height).verify(info.state_root or b"", b"totals", value)
+    for store in (mine, other):  # as deep as it may go
+        info = store.blocks.at(BLOCKS - DEPTH)
+        assert info is not None
+        store.orphan(info.hash, reason="found to be wrong")
+    assert everything(mine, first) == everything(other, first)
+    long.close()
+    whole.close()
+    for level in ("views", "state", "full"):
+        assert verify_store(tmp_path / "long" / "store", level=level).ok
+    again = long.open()
+    assert again is not None
+    assert everything(again, first)[0][-1][0] == bytes.fromhex(blocks[BLOCKS - DEPTH - 1]["hash"])  # type: ignore[index]
+    long.close()
+
+
+@pytest.mark.parametrize("number", [3, 58])
+def test_a_bad_block_of_a_long_chain_ends_the_import(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blocks = make.grow(None, BLOCKS)
+    blocks[number] = make.mined({**blocks[number], "merkle_root": "0" * 64})
+    for above in range(number + 1, BLOCKS):
+        blocks[above] = make.mined({**blocks[above], "previous_hash": blocks[above - 1]["hash"]})
+    storage = taken_in(tmp_path / "bad", monkeypatch, blocks)
+    with pytest.raises(InvalidBlock) as caught:
+        storage.open()
+    assert caught.value.context["block"] == number
+    assert not (tmp_path / "bad" / "store").exists()
+    storage.close()
+
+
+@pytest.mark.parametrize(
+    ("settings", "kept"),
+    [
+        ({}, 256 + 1_000),
+        ({"proof_window_blocks": 2_000}, 256 + 2_000),
+        ({"history": "off"}, 256 + 256),
+        ({"history_blocks": 0}, None),
+        ({"history_every": 10}, None),
+    ],
+)
+def test_how_many_blocks_are_deep_follows_from_the_settings(
+    settings: dict[str, Any], kept: int | None, tmp_path: Path
+) -> None:
+    place = XaiPlace(RealFileSystem(), tmp_path, Settings(**settings))
+    assert place.deep(50_000) == (0 if kept is None else 50_000 - kept)
+    assert place.deep(4_999) == 0
