@@ -11,6 +11,7 @@ import pytest
 
 import holdfast
 from holdfast import Store
+from holdfast._fs import RealFileSystem
 from holdfast._keys import Encryption, StoreKey
 from holdfast.errors import (
     CorruptionError,
@@ -24,7 +25,9 @@ from holdfast.errors import (
 from holdfast.recovery.rebuild import rebuild_views
 from holdfast.recovery.verify import verify_store
 from holdfast.store import snapshots
+from holdfast.store.base import BaseEntry, foreign_base
 from holdfast.store.checkpoints import checkpoints_at
+from holdfast.store.opening import read_identity
 from tests.unit.backup_support import backup, check, repository, restored
 from tests.unit.doctor_support import flip, killed, truth
 from tests.unit.store_support import chain_of, hash_of, quick
@@ -261,6 +264,8 @@ def test_a_snapshot_becomes_an_encrypted_store(tmp_path: Path) -> None:
     told = holdfast.import_snapshot(f"sqlite:{path}", snapshot, trust_manifest=True, key=KEY)
     assert holdfast.import_snapshot(f"sqlite:{path}", snapshot, trust_manifest=True, key=KEY) == told
     is_the_state(path)
+    again = holdfast.import_snapshot(f"sqlite:{path}", snapshot, trust_manifest=True, key=KEY)
+    assert again == told, "that it was opened is no commit"
     rebuild_views(path, key=KEY)
     is_the_state(path)
     with holdfast.open(path, key=KEY, settings=quick()) as store:
@@ -386,6 +391,41 @@ def test_no_bit_of_a_sealed_base_can_be_another_one(tmp_path: Path) -> None:
     flip(path / "base" / "manifest.json", 200)
     with pytest.raises(CorruptionError):
         holdfast.open(path, key=KEY, settings=quick())
+
+
+def forged(path: Path, offset: int) -> None:
+    """A bit is another one, by somebody who knows the format: the digest at the end is right again."""
+    flip(path, offset)
+    data = path.read_bytes()[:-32]
+    path.write_bytes(data + sha256(data).digest())
+
+
+def test_who_puts_the_digest_right_is_found_out(tmp_path: Path) -> None:
+    """Of a base even without the key, since frame 1 names its manifest, and that its chunks."""
+    snapshot, path = exported(tmp_path), tmp_path / "new"
+    holdfast.import_snapshot(f"sqlite:{path}", snapshot, trust_manifest=True, key=KEY)
+    for name, data in contents(path / "base").items():
+        forged(path / "base" / name, -100)
+        for key in (KEY, None):
+            assert not verify_store(path, level="links", key=key).ok, name
+        (path / "base" / name).write_bytes(data)
+    assert verify_store(path, level="links").ok
+    name = with_checkpoints(tmp_path / "store")[0]
+    for offset in (20, 50, 100, 140, 160, -100):
+        forged(tmp_path / "store" / "checkpoints" / f"{name}.manifest", offset)
+        with pytest.raises((SnapshotInvalid, KeyRejected)):
+            checkpoints_at(tmp_path / "store", key=KEY).verify(name)
+        forged(tmp_path / "store" / "checkpoints" / f"{name}.manifest", offset)
+    assert checkpoints_at(tmp_path / "store", key=KEY).verify(name).height == 29
+
+
+def test_a_sealed_base_under_a_store_without_a_key_is_damage(tmp_path: Path) -> None:
+    make_store(f"sqlite:{tmp_path}", key=None, count=3)
+    fs = RealFileSystem()
+    sealed = BaseEntry(1, 2, b"h" * 32, b"r" * 32, b"m" * 32, sealed=True)
+    problem = foreign_base(fs, tmp_path, sealed, read_identity(fs, tmp_path))
+    assert isinstance(problem, CorruptionError)
+    assert "a base that is sealed" in problem.message
 
 
 def test_no_file_can_stand_in_for_another(tmp_path: Path) -> None:

@@ -375,6 +375,7 @@ def test_the_doctor_finds_a_base_under_an_encrypted_store(key: bytes | None, sto
     assert not report.sound
     assert report.plan is None
     assert any(finding.part == "base" and finding.state == "damaged" for finding in report.findings)
+    assert any("no backup is of use" in reason for reason in report.reasons)
     with pytest.raises(KeyRequired if key is None else CorruptionError, match=r"encrypted"):
         repair(store, store_key=key)
 
