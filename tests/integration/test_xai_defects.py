@@ -16,11 +16,13 @@ from typing import Any
 import pytest
 
 from holdfast._fs import RealFileSystem
+from holdfast.backup import create_backup, open_repository, originals_of
 from holdfast.blocks.reader import BlockReader
 from holdfast.chains.xai import (
     BlockchainStorage,
     BlockchainStorageConfig,
     XAIBlockchain,
+    XaiChain,
     XaiParameters,
     XaiSettings,
     codec,
@@ -44,6 +46,7 @@ from holdfast.errors import (
     StoreLocked,
 )
 from holdfast.events import Event, on_event
+from holdfast.store.opening import read_identity
 from holdfast.store.retention import RetentionPolicy
 from holdfast.types import BlockInfo
 from tests import xai_makers as make
@@ -566,6 +569,54 @@ def test_a_pruned_journal_takes_new_blocks(tmp_path: Path, monkeypatch: pytest.M
     metadata = place.get_metadata()
     assert metadata is not None
     assert (metadata["block_height"], metadata["checksum"]) == (55, "")
+    place.close()
+
+
+@pytest.mark.usefixtures("small_segments")
+def test_a_pruned_chain_is_checked_as_far_as_it_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "Settings", partial(Settings, max_reorg_depth=6, proof_window_blocks=0))
+    inner = make.chain(60)
+    place = BlockchainStorage(tmp_path, engine="sqlite")
+    saved(place, {**inner, "chain": inner["chain"][:45]})
+    saved(place, inner)
+    store = place.open()
+    assert store is not None
+    assert store.path is not None
+    repository = open_repository(tmp_path / "copies", create=True)
+    create_backup(store, repository)
+    floor = store.retention.prune(RetentionPolicy("below", 30), without_archive=True).floor_after
+    assert floor == 30
+    ok, message = place.verify_integrity()
+    assert ok, message
+    assert "height: 60, documents from block 30 on" in message
+    ok, data, message = place.load_from_disk()
+    assert not ok
+    assert data is None
+    assert isinstance(place.failure, PrunedError)
+    assert f"journal refill --data-dir {store.path}" in message
+    assert f"journal refill --data-dir {store.path}" in place.failure.remedy
+
+    judged: list[int] = []
+    monkeypatch.setattr(XaiChain, "validate", lambda _, block, *__: judged.append(block.height))
+    assert place.verify_integrity()[0]
+    assert judged == list(range(30, 60))
+    monkeypatch.undo()
+    wrong = XaiChain.validate
+
+    def refuse(self: XaiChain, block: Any, *rest: Any) -> None:
+        wrong(self, block, *rest)
+        if block.height == 55:
+            raise InvalidBlock("planted")
+
+    monkeypatch.setattr(XaiChain, "validate", refuse)
+    ok, message = place.verify_integrity()
+    assert (ok, "planted" in message) == (False, True)
+    monkeypatch.undo()
+
+    store_id = read_identity(RealFileSystem(), store.path).store_id
+    assert store.retention.refill(originals_of(repository, store_id)).floor_after == 0
+    assert place.verify_integrity()[0]
+    assert loaded(place) == inner
     place.close()
 
 

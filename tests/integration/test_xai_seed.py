@@ -18,6 +18,7 @@ from holdfast._fs import RealFileSystem
 from holdfast.chains.xai import BlockchainStorage, XaiSettings, document, importing, ledger, storage
 from holdfast.chains.xai import chain as chain_module
 from holdfast.chains.xai.archive import JsonArchive
+from holdfast.chains.xai.validation import CheckedChain
 from holdfast.errors import CorruptionError, HoldfastError
 from tests import xai_makers as make
 
@@ -366,7 +367,7 @@ def _stale_checksum(patch: pytest.MonkeyPatch) -> None:
 
 
 def _verify_nothing(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(storage, "check_chain", lambda store: 0)
+    patch.setattr(storage, "check_chain", lambda store: CheckedChain(storage._count(store), 0))
 
 
 def _write_in_place(patch: pytest.MonkeyPatch) -> None:
