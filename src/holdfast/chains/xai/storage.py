@@ -414,13 +414,14 @@ class BlockchainStorage:
                 data = self.data()
             except HoldfastError as error:
                 self.failure = error
-                return False, None, f"Failed to load blockchain: {error}"
+                advice = f"; {error.remedy}" if isinstance(error, PrunedError) else ""
+                return False, None, f"Failed to load blockchain: {error}{advice}"
             self.failure = None
             note = self._note or "Blockchain loaded successfully"
             return True, data, f"{note} (height: {len(data['chain'])})"
 
     def data(self) -> dict[str, Any]:
-        """The whole object, checked against the stored checksum. Raises ``CorruptionError``."""
+        """The whole object, checked against the stored checksum. Raises ``CorruptionError``, ``PrunedError``."""
         with self._lock:
             store = self.open()
             if store is None:
@@ -429,9 +430,13 @@ class BlockchainStorage:
             running = ChainChecksum(rest)
             chain: list[dict[str, Any]] = []
             last: BlockInfo | None = None
-            for last in store.blocks.canonical():
-                chain.extend(block_documents(store.blocks, [last]))
-                running.add(chain[-1])
+            try:
+                for last in store.blocks.canonical():
+                    chain.extend(block_documents(store.blocks, [last]))
+                    running.add(chain[-1])
+            except PrunedError as error:
+                error.remedy = f"'holdfast journal refill --data-dir {store.path}' brings it back from a backup"
+                raise
             if last is not None:
                 self._checksum = (last.hash, running)
             saved = metadata if metadata is not None and metadata.get("block_height") == len(chain) else None
@@ -463,19 +468,25 @@ class BlockchainStorage:
                 return None
 
     def verify_integrity(self) -> tuple[bool, str]:
-        """(ok, message): every block decoded, hashed and judged again, the money counted, the checksum compared."""
+        """(ok, message): every block decoded, hashed and judged again, the money counted, the checksum compared.
+
+        Of blocks whose documents were pruned from the journal the links alone; the message says which have theirs.
+        """
         with self._lock:
             try:
                 store = self.open()
                 if store is None:
                     return False, "Blockchain file not found"
-                check_chain(store)
+                checked = check_chain(store)
+                if checked.first:
+                    kept = f"height: {checked.blocks}, documents from block {checked.first} on, the others were pruned"
+                    return True, f"Integrity verified ({kept})"
                 data = self.data()
                 checksum = self._checksum_of(store, rest_of(data))
             except HoldfastError as error:
                 self.failure = error
                 return False, f"Integrity check failed: {error}"
-            return True, f"Integrity verified (height: {len(data['chain'])}, checksum: {checksum[:8]}...)"
+            return True, f"Integrity verified (height: {checked.blocks}, checksum: {checksum[:8]}...)"
 
     # -- backups and checkpoints ---------------------------------------------------------------------------------------
 
