@@ -233,8 +233,9 @@ fn merge(
 
 /// The version with the changes applied, which are in strict order of their key; each gets its outcome.
 pub fn apply(hasher: &Hasher, root: &Child, changes: &mut [Change]) -> Child {
-    let threads = threads::count();
-    let new = if threads == 1 || changes.len() < THREADED_MIN {
+    // The system is asked for its processors only where it matters: that takes longer than a small update.
+    let threads = if changes.len() < THREADED_MIN { 1 } else { threads::count() };
+    let new = if threads == 1 {
         Worker::new(hasher).apply(&root.node, changes, 0, false)
     } else if !matches!(root.node, Node::Inner(_)) {
         let (mut old, mut leaves) = (Vec::new(), Vec::with_capacity(BUCKET_MAX + changes.len()));
