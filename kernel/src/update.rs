@@ -234,7 +234,11 @@ fn merge(
 /// The version with the changes applied, which are in strict order of their key; each gets its outcome.
 pub fn apply(hasher: &Hasher, root: &Child, changes: &mut [Change]) -> Child {
     // The system is asked for its processors only where it matters: that takes longer than a small update.
-    let threads = if changes.len() < THREADED_MIN { 1 } else { threads::count() };
+    let threads = if changes.len() < THREADED_MIN {
+        1
+    } else {
+        threads::count()
+    };
     let new = if threads == 1 {
         Worker::new(hasher).apply(&root.node, changes, 0, false)
     } else if !matches!(root.node, Node::Inner(_)) {
