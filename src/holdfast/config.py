@@ -52,7 +52,7 @@ CONFIG_FILE_NAMES: Final = ("config.toml", "config.yaml", "config.yml")
 
 RESERVED_ENVIRONMENT: Final[Mapping[str, str]] = MappingProxyType(
     {
-        "HOLDFAST_BACKUP_PASSPHRASE": "passphrase of an encrypted backup repository, for the backup commands",
+        "HOLDFAST_BACKUP_PASSPHRASE": "passphrase of an encrypted backup repository, where 'backup_key_file' is empty",
         "HOLDFAST_CRASH_ROUNDS": "rounds of each crash test (tests only)",
         "HOLDFAST_DATA_DIR": "the data directory, where a command is not given one",
         "HOLDFAST_FAILPOINT": "where a test lets the process die",
@@ -202,6 +202,13 @@ class Settings(BaseModel):
         Field(
             max_length=limits.BACKUP_TARGET_CHARACTERS_MAX,
             description="directory or URL of the backup repository; relative: below the data; empty: its 'backups'",
+        ),
+    ] = ""
+    backup_key_file: Annotated[
+        str,
+        Field(
+            max_length=limits.BACKUP_TARGET_CHARACTERS_MAX,
+            description="key file of an encrypted backup repository; relative: below the data; empty: none",
         ),
     ] = ""
     recovery: Annotated[

@@ -143,6 +143,15 @@ def test_an_encrypted_repository_and_no_secret_anywhere(tmp_path: Path) -> None:
     answers.append(holdfast("backup", "create", "-d", data, "-r", other, "--json", env=env))
     answers.append(holdfast("backup", "verify", "-r", other, "--json", "--passphrase-file", tmp_path / "phrase"))
     assert [answer.code for answer in answers[-2:]] == [0, 0]
+    (tmp_path / "key").write_text("5a" * 32)
+    (data / "config.toml").write_text(f'backup_target = "{place}"\nbackup_key_file = "../key"\n')
+    answers.append(holdfast("backup", "create", "-d", data, "--json", env=env))
+    answers.append(holdfast("backup", "verify", "-d", data, "--json"))
+    env = {"HOLDFAST_BACKUP_KEY_FILE": str(tmp_path / "key")}
+    answers.append(holdfast("backup", "list", "-r", place, "--json", env=env))
+    assert [answer.code for answer in answers[-3:]] == [0, 0, 0]
+    answers.append(holdfast("backup", "list", "-r", place, "--json", env={"HOLDFAST_BACKUP_KEY_FILE": "../key"}))
+    refused(answers[-1], 2, "invalid_input")
     text = "".join(answer.out + answer.err for answer in answers)
     assert SECRET not in text
     assert "5a5a" not in text

@@ -105,6 +105,7 @@ def test_the_published_defaults() -> None:
         "checkpoints_every": 10_000,
         "max_backups": 10,
         "backup_target": "",
+        "backup_key_file": "",
         "backup_schedule": "",
         "backup_test_restore": True,
         "backup_keep_days": 0,

@@ -359,6 +359,21 @@ def test_an_encrypted_repository_needs_its_key(tmp_path: Path, monkeypatch: pyte
         assert holds(store, blocks)
 
 
+@pytest.mark.parametrize("relative", [True, False])
+def test_an_encrypted_repository_may_have_a_key_file(relative: bool, tmp_path: Path) -> None:
+    root, file = tmp_path / "store", tmp_path / "key"
+    blocks = store_of(root)
+    file.write_text("5a" * 32)
+    backup(root, repository(root / "backups", key=BackupKey.from_file(file)))
+    (root / SEGMENT).unlink()
+    assert "cannot be used" in refused(root, MissingFile).remedy
+    with pytest.raises(MissingFile) as caught:
+        open_quick(root, backup_key_file=str(tmp_path / "none"))
+    assert "cannot be used" in caught.value.remedy
+    with open_quick(root, backup_key_file="../key" if relative else str(file)) as store:
+        assert holds(store, blocks)
+
+
 def test_the_setting_names_the_repository(tmp_path: Path) -> None:
     root = tmp_path / "store"
     blocks = store_of(root)

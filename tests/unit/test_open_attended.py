@@ -17,7 +17,7 @@ import pytest
 import holdfast
 from holdfast import Settings, Store, aio, events
 from holdfast._fs import RealFileSystem
-from holdfast.backup import BackupScheduler, Schedule, ScheduledBackups, open_repository, scheduler
+from holdfast.backup import BackupKey, BackupScheduler, Schedule, ScheduledBackups, open_repository, scheduler
 from holdfast.backup import runs as running
 from holdfast.chains.pow import Blockchain
 from holdfast.cli.session import create_or_open, open_to_write
@@ -160,6 +160,16 @@ def test_a_failing_run_is_told_and_the_store_goes_on(tmp_path: Path, looked: Cal
         assert looked() is None
         store.add_many(chain_of(store.tip, 2))
     assert [event.name for event in told if event.name.startswith("backup")] == ["backup_run_failed"]
+
+
+def test_an_encrypted_repository_has_its_key_from_the_settings(tmp_path: Path, looked: Callable[[], Any]) -> None:
+    path = tmp_path / "s"
+    missed(path)
+    (tmp_path / "key").write_text("5a" * 32)
+    with scheduled(path, backup_key_file=str(tmp_path / "key")):
+        assert looked() is not None
+    place = open_repository(path / "backups", key=BackupKey.from_file(tmp_path / "key"))
+    assert (place.encrypted, len(place.names())) == (True, 1)
 
 
 def test_closing_ends_a_backup_at_its_next_piece_and_the_next_open_makes_it(

@@ -9,20 +9,45 @@ Invariants:
 from __future__ import annotations
 
 import hmac
+import os
 import secrets
+from pathlib import Path
 
 from .._keys import NONCE_BYTES, TAG_BYTES, Encryption, SecretKey, aes_gcm, allowed, open_master, seal_master
-from ..errors import BackupDamaged, BackupKeyError
+from ..config import Settings
+from ..errors import BackupDamaged, BackupKeyError, InvalidInputError
 
-__all__ = ["OVERHEAD_BYTES", "BackupKey", "Cipher", "Encryption", "new_cipher", "open_cipher"]
+__all__ = ["OVERHEAD_BYTES", "BackupKey", "Cipher", "Encryption", "new_cipher", "open_cipher", "usual_key"]
 
 OVERHEAD_BYTES = NONCE_BYTES + TAG_BYTES
+_PASSPHRASE_VARIABLE = "HOLDFAST_BACKUP_PASSPHRASE"
 
 
 class BackupKey(SecretKey):
     """What opens an encrypted repository: the content of a key file, or a passphrase. It never shows itself."""
 
     __slots__ = ()
+
+
+def usual_key(settings: Settings, root: str | os.PathLike[str] | None) -> BackupKey | None:
+    """The key of the repository of the store at ``root`` where none is given: the setting ``backup_key_file``.
+
+    Without that, the passphrase in ``HOLDFAST_BACKUP_PASSPHRASE``; ``None`` if there is neither.
+
+    Raises:
+        InvalidInputError, MissingFile: the file is not there or not a key file; or it is relative, and to no store.
+    """
+    if not settings.backup_key_file:
+        text = os.environ.get(_PASSPHRASE_VARIABLE)
+        return BackupKey.from_passphrase(text) if text else None
+    path = Path(settings.backup_key_file)
+    if root is None and not path.is_absolute():
+        raise InvalidInputError(
+            "the setting 'backup_key_file' is relative, and nothing says to which store",
+            path=path,
+            remedy="write it with its whole path, or give --data-dir or --key-file",
+        )
+    return BackupKey.from_file(path if root is None else Path(root) / path)
 
 
 class Cipher:

@@ -27,7 +27,7 @@ from ..store.opening import read_identity
 from ..store.retention import Retention
 from ..store.store import Store
 from .create import BESIDE_BYTES_PER_SECOND
-from .keys import BackupKey
+from .keys import BackupKey, usual_key
 from .place import repository_place
 from .repository import BackupRepository, open_repository
 from .runs import RunReport, ScheduledBackups
@@ -62,30 +62,31 @@ class BackupScheduler:
         Args:
             schedule: words or cron text; else the setting ``backup_schedule``.
             repository: directory or URL, made if nothing is there; else the setting ``backup_target``.
-            key: of an encrypted repository.
+            key: of an encrypted repository; else the setting ``backup_key_file``, or ``HOLDFAST_BACKUP_PASSPHRASE``.
             bytes_per_second: most that is read in a second; ``BESIDE_BYTES_PER_SECOND`` if ``None``: the commits of
                 this process share its interpreter.
         Raises:
             InvalidInputError: there is no schedule, it means nothing, or the store is in memory.
         """
         settings = store.settings
-        if store.path is None:
+        root = store.path
+        if root is None:
             raise InvalidInputError("a store in memory has no files to back up")
         text = settings.backup_schedule if schedule is None else schedule
         if not text:
             raise InvalidInputError("there is no schedule", remedy="set 'backup_schedule', such as 'daily 03:00'")
-        place = repository_place(settings.backup_target, store.path) if repository is None else repository
+        place = repository_place(settings.backup_target, root) if repository is None else repository
         assert place is not None
 
         def opened(create: bool) -> BackupRepository:
-            return open_repository(place, key=key, create=create)
+            return open_repository(place, key=key or usual_key(settings, root), create=create)
 
         self._repository = opened
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
         self._store = weakref.ref(store)
         self.backups = ScheduledBackups(
-            store.path,
+            root,
             Schedule(text),
             opened,
             settings=settings,
@@ -152,12 +153,12 @@ def attend(store: Store) -> None:
 
     That is ``backup_schedule``, and the proof of what ``journal_retention`` lets go. What fails is an event.
     """
-    settings = store.settings
-    place = repository_place(settings.backup_target, store.path)
-    if store.path is None or place is None:
+    settings, root = store.settings, store.path
+    place = repository_place(settings.backup_target, root)
+    if root is None or place is None:
         return
     try:
-        _asked_by(store, lambda: open_repository(place))
+        _asked_by(store, lambda: open_repository(place, key=usual_key(settings, root)))
         if settings.backup_schedule:
             BackupScheduler(store).start()
     except HoldfastError as error:

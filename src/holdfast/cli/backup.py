@@ -90,7 +90,7 @@ def create(
     load(data_dir, config)
     find_identity(data_dir)
     place = place_of(repository, data_dir, config)
-    found = open_place(place, key_file, passphrase_file, create=True)
+    found = open_place(place, key_file, passphrase_file, data_dir, config, create=True)
     warn_same_device(place, data_dir, out)
     give_way(data_dir, rate_limit, out)
 
@@ -154,7 +154,7 @@ def list_backups(
     as_json: Json = False,
 ) -> None:
     """List the backups of a repository, oldest first."""
-    found = open_place(place_of(repository, data_dir), key_file, passphrase_file)
+    found = open_place(place_of(repository, data_dir), key_file, passphrase_file, data_dir)
     columns = ["name", "state", "made", "height", "chain", "chain_id", "bytes"]
     rows: Iterator[dict[str, object]] = (_row(found, name) for name in found.names())
     Output(as_json=as_json).rows(columns, rows, empty="no backup yet: make one with 'holdfast backup create'")
@@ -170,7 +170,7 @@ def show(
 ) -> None:
     """Show what one backup holds; with --json every file and segment, without their chunks."""
     out = Output(as_json=as_json)
-    found = open_place(place_of(repository, data_dir), key_file, passphrase_file)
+    found = open_place(place_of(repository, data_dir), key_file, passphrase_file, data_dir)
     chosen = name_or_newest(found, name)
     form, digest = found.manifest_and_digest(chosen)
     values = {"digest": digest, **_row(found, chosen), **_facts(form)}
@@ -228,7 +228,7 @@ def verify(
     out = Output(as_json=as_json)
     if every and name is not None:
         raise InvalidInputError("--all is every backup; leave the name out")
-    found = open_place(place_of(repository, data_dir), key_file, passphrase_file)
+    found = open_place(place_of(repository, data_dir), key_file, passphrase_file, data_dir)
     names = found.names() if every else [name_or_newest(found, name)]
     checks: list[BackupCheck] = []
     for chosen in names:
@@ -297,7 +297,7 @@ def restore(
 
     out = Output(as_json=as_json)
     time_us = None if to_time is None else parse_time(to_time)
-    found = open_place(place_of(repository, data_dir), key_file, passphrase_file)
+    found = open_place(place_of(repository, data_dir), key_file, passphrase_file, data_dir)
     chosen = name_or_newest(found, name)
     if segments is not None:
         if to_height is not None or time_us is not None or chain_id is not None:
@@ -365,7 +365,7 @@ def prune(
         "backup_keep_monthly": keep_monthly,
     }
     rules = KeepRules.of(load_settings(data_dir, config=config, overrides=given).settings)
-    found = open_place(place_of(repository, data_dir, config), key_file, passphrase_file)
+    found = open_place(place_of(repository, data_dir, config), key_file, passphrase_file, data_dir, config)
 
     def work(step: Callable[[int, int], None]) -> PruneReport:
         return prune_backups(found, rules, dry_run=dry_run, progress=step)
@@ -410,7 +410,7 @@ def copy(
     from ..backup import copy_backup, open_repository
 
     out = Output(as_json=as_json)
-    found = open_place(place_of(repository, data_dir), key_file, passphrase_file)
+    found = open_place(place_of(repository, data_dir), key_file, passphrase_file, data_dir)
     chosen = name_or_newest(found, name)
     found.manifest(chosen)
     key = None

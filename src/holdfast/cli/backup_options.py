@@ -40,7 +40,6 @@ __all__ = [
     "warn_same_device",
 ]
 
-_PASSPHRASE = "HOLDFAST_BACKUP_PASSPHRASE"
 _NICENESS = 10
 
 RepositoryPath = Annotated[
@@ -56,7 +55,10 @@ OptionalDataDir = Annotated[
     ),
 ]
 KeyFile = Annotated[
-    Path | None, typer.Option("--key-file", metavar="FILE", help="Key of an encrypted repository: 64 hex digits.")
+    Path | None,
+    typer.Option(
+        "--key-file", metavar="FILE", help="Key of an encrypted repository: 64 hex digits; else 'backup_key_file'."
+    ),
 ]
 PassphraseFile = Annotated[
     Path | None,
@@ -110,9 +112,12 @@ def place_of(repository: str | None, data_dir: Path | None, config: Path | None 
     return place
 
 
-def key_of(key_file: Path | None, passphrase_file: Path | None) -> BackupKey | None:
-    """The key that was given, if any."""
-    from ..backup import BackupKey
+def key_of(
+    key_file: Path | None, passphrase_file: Path | None, data_dir: Path | None = None, config: Path | None = None
+) -> BackupKey | None:
+    """The key that was given, else that of the settings, else that of the environment, if any."""
+    from ..backup.keys import BackupKey, usual_key
+    from ..config import load_settings
 
     if key_file is not None and passphrase_file is not None:
         raise InvalidInputError("a repository has a key file or a passphrase, not both")
@@ -120,17 +125,22 @@ def key_of(key_file: Path | None, passphrase_file: Path | None) -> BackupKey | N
         return BackupKey.from_file(key_file)
     if passphrase_file is not None:
         return BackupKey.from_passphrase_file(passphrase_file)
-    text = os.environ.get(_PASSPHRASE)
-    return BackupKey.from_passphrase(text) if text else None
+    return usual_key(load_settings(data_dir, config=config).settings, data_dir)
 
 
 def open_place(
-    place: str, key_file: Path | None, passphrase_file: Path | None, *, create: bool = False
+    place: str,
+    key_file: Path | None,
+    passphrase_file: Path | None,
+    data_dir: Path | None = None,
+    config: Path | None = None,
+    *,
+    create: bool = False,
 ) -> BackupRepository:
     """The repository at ``place``, made if ``create`` says so."""
     from ..backup import open_repository
 
-    return open_repository(place, key=key_of(key_file, passphrase_file), create=create)
+    return open_repository(place, key=key_of(key_file, passphrase_file, data_dir, config), create=create)
 
 
 def name_or_newest(repository: BackupRepository, name: str | None) -> str:

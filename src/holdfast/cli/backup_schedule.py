@@ -92,7 +92,7 @@ def schedule(
         warn_same_device(place, data_dir, out)
 
     def opened(create: bool) -> BackupRepository:
-        return open_repository(place, key=key_of(key_file, passphrase_file), create=create)
+        return open_repository(place, key=key_of(key_file, passphrase_file, data_dir, config), create=create)
 
     with StopSignals() as stop:
         backups = ScheduledBackups(

@@ -62,7 +62,7 @@ def doctor(
         )
     out = Output(as_json=as_json)
     settings = load(data_dir, config)
-    key = key_of(key_file, passphrase_file)
+    key = key_of(key_file, passphrase_file, data_dir, config)
 
     def look(step: Callable[[int, int], None]) -> DoctorReport:
         return diagnose(data_dir, settings=settings, repository=repository, key=key, progress=step)

@@ -118,7 +118,7 @@ def prune(
     if repository is not None and without_archive:
         raise InvalidInputError("--repository and --without-archive exclude each other")
     if not (dry_run or without_archive):
-        place = open_place(place_of(repository, data_dir, config), key_file, passphrase_file)
+        place = open_place(place_of(repository, data_dir, config), key_file, passphrase_file, data_dir, config)
     with store_at_work("pruning", data_dir, config, out, progress_seconds, unit="bytes") as (store, work):
         report = store.retention.prune(
             policy,
@@ -178,7 +178,7 @@ def refill(
 
     out = Output(as_json=as_json)
     store_id = _store_id(data_dir)
-    place = open_place(place_of(repository, data_dir, config), key_file, passphrase_file)
+    place = open_place(place_of(repository, data_dir, config), key_file, passphrase_file, data_dir, config)
     with store_at_work("filling", data_dir, config, out, progress_seconds, unit="bytes") as (store, work):
         report = store.retention.refill(
             originals_of(place, store_id),

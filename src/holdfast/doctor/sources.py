@@ -7,14 +7,13 @@ Invariants:
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .._fs import Buffer, File, FileSystem
-from ..backup.keys import BackupKey
+from ..backup.keys import BackupKey, usual_key
 from ..backup.manifest import BaseFile, Manifest, SegmentFile
 from ..backup.pieces import PieceFile, chunks_of
 from ..backup.place import repository_place
@@ -24,9 +23,7 @@ from ..errors import BackupNotFound, HoldfastError, StateError
 from ..state.checkpoint import CHECKPOINTS_NAME, CheckpointDirectory, CheckpointInfo
 from ..state.sealing import FileKeys
 
-__all__ = ["Backups", "BytesFile", "PatchedFile", "TailFile", "checkpoints_of", "environment_key", "find_backups"]
-
-PASSPHRASE_VARIABLE = "HOLDFAST_BACKUP_PASSPHRASE"
+__all__ = ["Backups", "BytesFile", "PatchedFile", "TailFile", "checkpoints_of", "find_backups"]
 
 
 @dataclass(slots=True)
@@ -142,12 +139,6 @@ if TYPE_CHECKING:
     _tail: type[File] = TailFile
 
 
-def environment_key() -> BackupKey | None:
-    """The key of the repository that the environment names, as for the backup commands."""
-    text = os.environ.get(PASSPHRASE_VARIABLE)
-    return BackupKey.from_passphrase(text) if text else None
-
-
 def find_backups(
     fs: FileSystem,
     root: Path,
@@ -163,7 +154,7 @@ def find_backups(
     if where is None:
         return found
     try:
-        found.repository = open_repository(where, key=key if key is not None else environment_key(), fs=fs)
+        found.repository = open_repository(where, key=key or usual_key(settings, root), fs=fs)
         names = found.repository.names()
         forms = list(found.repository.readable())
     except BackupNotFound as error:
