@@ -14,8 +14,9 @@ from holdfast.backup import BackupKey, BackupSource, restore_backup
 from holdfast.backup.envelope import CHUNK_BYTES
 from holdfast.backup.runs import ScheduledBackups
 from holdfast.backup.schedule import Schedule
-from holdfast.errors import BlockNotFound, KeyRejected, KeyRequired
+from holdfast.errors import BlockNotFound, CorruptionError, KeyRejected, KeyRequired
 from holdfast.recovery.verify import verify_store
+from holdfast.store.identity import IDENTITY_NAME
 from tests.unit.backup_support import backup, check, repository
 from tests.unit.store_support import chain_of, make, quick
 from tests.unit.test_store_encryption import KEY, MARK, files_with, make_store
@@ -130,3 +131,17 @@ def test_a_scheduled_backup_is_tested_with_the_key(key: bytes | None, tmp_path: 
         assert report is not None, runs.failure
         assert report.tested == "passed"
     assert files_with(store, MARK) == []
+
+
+@pytest.mark.parametrize("given", [None, KEY])
+@pytest.mark.parametrize("name", ["salt", "sealed_key"])
+def test_a_rotten_identity_is_no_wrong_key_and_in_no_backup(name: str, given: bytes | None, tmp_path: Path) -> None:
+    store, place = tmp_path / "store", repository(tmp_path / "backups")
+    make_store(f"sqlite:{store}", count=2)
+    file = store / IDENTITY_NAME
+    text = file.read_text("ascii")
+    at = text.index(f"{name} = ", text.index("[encryption]")) + len(name) + 10
+    file.write_text(text[:at] + ("0" if text[at] != "0" else "1") + text[at + 1 :], "ascii")
+    with using_key(given), pytest.raises(CorruptionError, match="differs from the first frame"):
+        backup(store, place)
+    assert place.names() == []

@@ -49,6 +49,7 @@ from ..state.sealing import MORE_BYTES_MAX, named_files
 from ..state.snapshot import MANIFEST_NAME
 from ..state.snapshot_format import MANIFEST_BYTES_MAX
 from ..store.base import BASE_NAME, base_of
+from ..store.first_frame import identity_in_journal
 from ..store.identity import IDENTITY_BYTES_MAX, IDENTITY_NAME, Identity
 from ..store.opening import read_identity
 from ..store.store import Store
@@ -288,6 +289,9 @@ class _Run:
         started = time.monotonic()
         identity = read_identity(self._fs, self._root)
         data = self._fs.read_bytes(self._root / IDENTITY_NAME, limit=IDENTITY_BYTES_MAX)
+        if identity_in_journal(self._fs, self._root) not in (None, data):  # a rotten one would call any key wrong
+            place = self._root / IDENTITY_NAME
+            raise CorruptionError(f"{IDENTITY_NAME} differs from the first frame of the journal", path=place)
         parts = _parts_of(identity, self._root)
         wanted = identity.store_id.hex()
         self._newest = next((form for form in self._repository.readable() if form.store_id == wanted), None)
