@@ -351,6 +351,25 @@ def test_the_same_import_puts_back_what_is_wrong_with_the_base(how: str, tmp_pat
         assert contents(path / "base") == before
 
 
+@pytest.mark.parametrize("how", [{"chunk_bytes": 1_000_000}, {"chunk_bytes": 1024, "compress": False}])
+def test_another_snapshot_of_the_same_state_does_not_mend_a_base(how: dict[str, int | bool], tmp_path: Path) -> None:
+    """Its manifest is damaged, so only its chunks can say of which snapshot it is."""
+    snapshot, path, url = exported(tmp_path), tmp_path / "new", f"sqlite:{tmp_path / 'new'}"
+    with holdfast.open(tmp_path / "plain") as store:
+        store.export_snapshot(tmp_path / "other", **how)  # type: ignore[arg-type]
+    holdfast.import_snapshot(url, snapshot, trust_manifest=True, key=KEY)
+    before = contents(path / "base")
+    with pytest.raises(StoreExists):
+        holdfast.import_snapshot(url, tmp_path / "other", trust_manifest=True, key=KEY)
+    assert contents(path / "base") == before
+    flip(path / "base" / "manifest.json", 200)
+    with pytest.raises(StoreExists):
+        holdfast.import_snapshot(url, tmp_path / "other", trust_manifest=True, key=KEY)
+    assert {name: contents(path / "base")[name] for name in before if name != "manifest.json"}.items() <= before.items()
+    holdfast.import_snapshot(url, snapshot, trust_manifest=True, key=KEY)
+    assert contents(path / "base") == before
+
+
 # -- damage, and people without the key -------------------------------------------------------------------------------
 
 

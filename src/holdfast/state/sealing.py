@@ -154,9 +154,11 @@ class FileKeys:
             return cipher
         if owner in self._known or len(self._known) >= _STORES_MAX:
             raise KeyRejected(f"the {what} is of another store, and its key is another one", path=path)
-        if self._secret is not None:
+        try:
+            cipher = self._known[owner] = unlocked(found.form, found.store_id, self._secret, path, what)
+        except KeyRejected:
             self._known[owner] = None
-        cipher = self._known[owner] = unlocked(found.form, found.store_id, self._secret, path, what)
+            raise
         return cipher
 
     def check_plain(self, path: Path, what: str) -> None:

@@ -465,14 +465,16 @@ class _Copy:
         self._reader = reader
         self._progress = progress
         self._sealing = sealing
+        self._expected: bytes | None = None
         self._stored: dict[str, StoredChunk] = {}
         """What everybody can see of the sealed chunks."""
 
     def run(self, workers: int | None, *, expected: bytes | None = None) -> bytes:
         """Every file is there; SHA-256 of the manifest as it lies there.
 
-        Raises ``StoreExists`` if that is not ``expected``; the manifest is what it was.
+        Raises ``StoreExists`` if that is not ``expected``; what the base has and is whole is what it was.
         """
+        self._expected = expected
         fs, base, manifest = self._fs, self._base, self._reader.manifest
         done = 0
         for chunk in in_parallel(manifest.chunks, self._copied, workers):
@@ -525,7 +527,13 @@ class _Copy:
             return self._reader.read_chunk(entry, path=path)
         data = read_chunk_file(self._fs, path, None)
         name = name_of(entry)
-        chunk = self._reader.check_chunk(entry, decode_sealed(data, name).opened(sealing.cipher.base, name))
+        opened = decode_sealed(data, name).opened(sealing.cipher.base, name)
+        try:
+            chunk = self._reader.check_chunk(entry, opened)
+        except SnapshotInvalid:
+            if self._expected is not None:
+                raise _another(self._base.parent) from None  # it is whole, and of another snapshot
+            raise
         self._note(entry, data)
         return chunk
 
