@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import random
 from collections import Counter
@@ -16,6 +17,7 @@ from holdfast.backup import (
     KeepRules,
     create_backup,
     open_repository,
+    proof,
     prune_backups,
     verify_backup,
 )
@@ -350,3 +352,30 @@ def test_a_restore_that_is_published_before_it_was_opened_is_found_out(
     monkeypatch.setattr(restoring._Staging, "publish", lambda self, syncing: None)
     with pytest.raises((AssertionError, HoldfastError)):
         explore_restore(rig, step=2, keeps=("all", "none"))
+
+
+# -- the test restore -------------------------------------------------------------------------------------------------
+
+
+def test_what_a_cut_clearing_leaves_is_known_as_ours() -> None:
+    """The marker goes last, and durably so: no other name comes back without it. Names of removed directories, too."""
+    root, place = Path("/d/s"), Path("/d/s.test-restore")
+    marker, left = place / "test-restore.json", place / "left"
+    base = CrashableFileSystem.from_files({marker: b"{}", left: b"x"}, {Path("/"), root.parent, place})
+    whole = CrashableFileSystem.from_files(base.files(), base.directories())
+    proof.clear_test_restore(root, fs=whole)
+    assert whole.operations > 2
+    counts: Counter[str] = Counter()
+    for at in range(1, whole.operations + 2):
+        fs = CrashableFileSystem.from_files(base.files(), base.directories())
+        fs.faults = (Fault(at),)
+        with contextlib.suppress(SimulatedCrash):
+            proof.clear_test_restore(root, fs=fs)
+        for number in range(8):
+            after = fs.crash(random.Random(at * 10 + number), keep="random")
+            names = after.names(place)
+            counts[",".join(names) or "nothing"] += 1
+            assert not names or marker.name in names, names
+            proof.clear_test_restore(root, fs=after)
+            assert after.names(place) == []
+    assert set(counts) == {"left,test-restore.json", "test-restore.json", "nothing"}
