@@ -9,7 +9,7 @@ import typer
 from ..errors import CorruptionError
 from .options import Config, DataDir, Json, Seconds
 from .output import Output, bytes_text
-from .progress import INTERRUPTED
+from .progress import end_if_stopped
 
 if TYPE_CHECKING:
     from ..store.compacting import CompactReport
@@ -52,9 +52,7 @@ def compact(
         out.record(report.as_dict())
     else:
         _tell(report, out)
-    if not report.complete:
-        out.note("stopped; what was done stays. next: run the same command again, it goes on from there")
-        raise typer.Exit(INTERRUPTED)
+    end_if_stopped(out, complete=report.complete)
     if report.damaged:
         raise CorruptionError(
             "damaged segments were left as they are; all others were compacted",

@@ -24,9 +24,19 @@ if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
     from rich.progress import TaskID
 
-__all__ = ["INTERRUPTED", "Count", "Progress", "SecondStage", "StopSignals", "memory_bytes", "with_progress"]
+__all__ = [
+    "INTERRUPTED",
+    "Count",
+    "Progress",
+    "SecondStage",
+    "StopSignals",
+    "end_if_stopped",
+    "memory_bytes",
+    "with_progress",
+]
 
 INTERRUPTED = 130
+_AGAIN = "run the same command again, it goes on from there"
 _T = TypeVar("_T")
 
 
@@ -212,7 +222,7 @@ def with_progress(
     *,
     unit: str,
     second: SecondStage | None = None,
-    again: str = "run the same command again, it goes on from there",
+    again: str = _AGAIN,
 ) -> _T:
     """What ``work`` gives, which is called with what it tells (done, total) to.
 
@@ -241,3 +251,10 @@ def with_progress(
             pass
     out.note(f"stopped; {kept}. next: {again}")
     raise typer.Exit(INTERRUPTED)
+
+
+def end_if_stopped(out: Output, *, complete: bool) -> None:
+    """Nothing happens where the work is complete; else the command ends with exit code 130, and says what is next."""
+    if not complete:
+        out.note(f"stopped; what was done stays. next: {_AGAIN}")
+        raise typer.Exit(INTERRUPTED)

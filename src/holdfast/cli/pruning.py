@@ -9,7 +9,7 @@ import typer
 from ..errors import InvalidInputError
 from .options import Config, DataDir, Json, Seconds
 from .output import Output, bytes_text, count_text
-from .progress import INTERRUPTED
+from .progress import end_if_stopped
 
 if TYPE_CHECKING:
     from ..store.pruning import PruneReport
@@ -67,9 +67,7 @@ def prune(
         out.record(report.as_dict() | {"bytes_before": before, "bytes_after": after})
     else:
         _tell(report, before, after, out)
-    if not report.complete:
-        out.note("stopped; what was done stays. next: run the same command again, it goes on from there")
-        raise typer.Exit(INTERRUPTED)
+    end_if_stopped(out, complete=report.complete)
 
 
 def _size(statistics: dict[str, object]) -> int | None:

@@ -11,14 +11,12 @@ from ..errors import BackupDamaged, BackupNotFound, InvalidInputError, StoreNotF
 from .backup_options import KeyFile, PassphraseFile, RepositoryPath, open_place, place_of
 from .options import Config, DataDir, Json, Seconds
 from .output import Output, bytes_text, count_text
-from .progress import INTERRUPTED
+from .progress import end_if_stopped
 
 if TYPE_CHECKING:
     from ..store.retention import RetentionPolicy, RetentionReport
 
 __all__ = ["register"]
-
-_AGAIN = "stopped; what was done stays. next: run the same command again, it goes on from there"
 
 
 def register(group: typer.Typer) -> None:
@@ -132,9 +130,7 @@ def prune(
         out.record(report.as_dict())
     else:
         _tell(report, out)
-    if not report.complete:
-        out.note(_AGAIN)
-        raise typer.Exit(INTERRUPTED)
+    end_if_stopped(out, complete=report.complete)
 
 
 def _tell(report: RetentionReport, out: Output) -> None:
@@ -201,9 +197,7 @@ def refill(
                 "seconds": round(report.seconds, 1),
             }
         )
-    if not report.complete:
-        out.note(_AGAIN)
-        raise typer.Exit(INTERRUPTED)
+    end_if_stopped(out, complete=report.complete)
     if report.damaged:
         raise BackupDamaged(
             "some segments are damaged in every backup; all others were filled",

@@ -48,8 +48,8 @@ def open_attended(
     """The store at ``url``, recovered, and looked after as its settings say until it is closed.
 
     Opened for writing, it makes the backups of ``backup_schedule``, and gives up what ``journal_retention`` lets go
-    once a backup holds it, both in the background. A repository that is encrypted needs its key: start
-    ``holdfast.backup.BackupScheduler(store, key=...)``, which takes the place of what runs by itself.
+    once a backup holds it, both in the background. ``holdfast.backup.BackupScheduler`` takes the place of what runs by
+    itself, with another repository, key or rate than the settings name.
 
     Args:
         key: a store that is created with it is encrypted for ever, and opened with the same: a ``StoreKey``, or the 32
