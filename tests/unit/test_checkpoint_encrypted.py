@@ -531,10 +531,13 @@ def test_an_open_may_go_down_to_it_and_the_doctor_says_what_it_costs(tmp_path: P
 
 def test_backups_of_a_store_on_a_sealed_base_need_no_key(tmp_path: Path) -> None:
     snapshot, path = exported(tmp_path), tmp_path / "new"
-    holdfast.import_snapshot(f"sqlite:{path}", snapshot, trust_manifest=True, key=KEY)
+    told = holdfast.import_snapshot(f"sqlite:{path}", snapshot, trust_manifest=True, key=KEY)
+    place = repository(path / "backups")
+    first = backup(path, place)
+    assert first.tip is not None
+    assert (first.tip.height, first.tip.hash, first.tip.root) == (29, told.block_hash.hex(), told.state_root.hex())
     with holdfast.open(path, key=KEY, settings=quick()) as store:
         more(store, 1)
-    place = repository(path / "backups")
     made = backup(path, place)
     assert {file.path for file in made.base} == set(contents(path / "base"))
     assert check(place, made.name).ok

@@ -13,15 +13,33 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from holdfast._keys import SecretKey, StoreKey, allowed, given_key, open_master, seal_master, using_key, without_key
-from holdfast._seal import PART_OVERHEAD_BYTES, ROW_OVERHEAD_BYTES, PartCipher, PartPlace, RowCipher, StoreCipher
+from holdfast._seal import (
+    FILE_OVERHEAD_BYTES,
+    PART_OVERHEAD_BYTES,
+    ROW_OVERHEAD_BYTES,
+    FileCipher,
+    PartCipher,
+    PartPlace,
+    RowCipher,
+    StoreCipher,
+)
 from holdfast.engine.api import Batch
 from holdfast.engine.memory import MemoryEngine
 from holdfast.engine.sealed import SealedEngine
-from holdfast.errors import CorruptionError, InvalidInputError, KeyRequired, LimitExceeded, ResourceExhausted
+from holdfast.errors import (
+    CorruptionError,
+    FormatTooNew,
+    InvalidInputError,
+    KeyRequired,
+    LimitExceeded,
+    ResourceExhausted,
+    SnapshotInvalid,
+)
 from holdfast.journal import codec
 from holdfast.journal.api import PLAIN_KINDS, Frame, Kind, Part, PartInfo
 from holdfast.journal.codec import CODEC_SEALED, decode_part, encode_frame, encode_parts, parse_head
 from holdfast.limits import ROW_VALUE_BYTES_MAX
+from holdfast.state.sealing import Sealing, decode_sealed
 
 SALT = bytes(range(32))
 PLACE: PartPlace = (bytes(32), 7)
@@ -347,3 +365,67 @@ def test_what_asks_for_too_much_is_not_allowed(change: dict[str, object]) -> Non
     form, _ = seal_master(StoreKey.from_passphrase("x"), b"", n=1 << 14)
     assert allowed(form)
     assert not allowed(msgspec.structs.replace(form, **change))
+
+
+# -- files ----------------------------------------------------------------------------------------------------------
+
+
+def files(key: int = 1, store: int = 1) -> FileCipher:
+    return StoreCipher(bytes([key]) * 32, bytes([store]) * 16).checkpoints
+
+
+@given(st.binary(max_size=300), st.text("abc/.", max_size=20), st.binary(max_size=50))
+def test_a_file_opens_under_its_name_behind_its_front(data: bytes, name: str, front: bytes) -> None:
+    sealed = files().seal(name, data, front)
+    assert len(sealed) == len(data) + FILE_OVERHEAD_BYTES
+    assert files().open(name, sealed, front) == data
+    assert files().seal(name, data, front) == sealed, "it is made again byte for byte"
+
+
+def test_a_file_opens_nowhere_else() -> None:
+    sealed = files().seal("name", b"abc", b"front")
+    assert files().open("other", sealed, b"front") is None
+    assert files().open("name", sealed, b"fronx") is None
+    assert files().open("name", sealed[:-1], b"front") is None
+    assert files().open("name", b"", b"front") is None
+    assert files(store=2).open("name", sealed, b"front") is None
+    assert files(key=2).open("name", sealed, b"front") is None
+    assert StoreCipher(bytes([1]) * 32, bytes([1]) * 16).base.open("name", sealed, b"front") is None
+
+
+def test_no_nonce_is_used_for_two_files() -> None:
+    """A name has a key of its own; under one name any other content or front has another nonce."""
+    sealed = [files().seal("name", data, front) for data in (b"", b"a", b"b") for front in (b"", b"a", b"b")]
+    assert len({each[:12] for each in sealed}) == len(sealed)
+    one, two = (files().seal(name, bytes(16))[12:] for name in ("one", "two"))
+    assert one != two
+
+
+def test_a_keyed_name_is_that_of_one_store() -> None:
+    names = {each.name_of(node) for each in (files(), files(2), files(1, 2)) for node in (bytes(32), b"n" * 32)}
+    assert len(names) == 4, "the store id is bound in what is sealed; a key belongs to one store"
+    assert all(len(bytes.fromhex(name)) == 32 for name in names)
+
+
+@given(st.binary(max_size=400), st.booleans(), st.booleans())
+def test_any_bytes_are_a_sealed_file_or_a_typed_error(data: bytes, magic: bool, digest: bool) -> None:
+    whole = b"HFSEALED" * magic + data
+    whole += hashlib.sha256(whole).digest() * digest
+    with pytest.raises((SnapshotInvalid, FormatTooNew)):
+        decode_sealed(whole, "name")
+
+
+def test_a_sealed_file_says_whose_it_is() -> None:
+    form, master = seal_master(StoreKey("key-file", bytes(32)), bytes(16))
+    sealing = Sealing(bytes(16), form, StoreCipher(master, bytes(16)))
+    data = sealing.file(sealing.cipher.base, "name", b"content", b"for everybody")
+    found = decode_sealed(data, "name")
+    assert (found.store_id, found.form, found.plain) == (bytes(16), form, b"for everybody")
+    assert found.opened(sealing.cipher.base, "name") == b"content"
+    newer = data[:11] + b"\2" + data[12:-32]
+    with pytest.raises(FormatTooNew):
+        decode_sealed(newer + hashlib.sha256(newer).digest(), "name")
+    for at, changed in ((12, b"\2"), (13, b"\1"), (32, b"\1"), (136, b"\xff")):
+        bad = data[:at] + changed + data[at + 1 : -32]
+        with pytest.raises(SnapshotInvalid):
+            decode_sealed(bad + hashlib.sha256(bad).digest(), "name")

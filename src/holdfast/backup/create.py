@@ -569,8 +569,13 @@ def _parts_of(identity: Identity, root: Path) -> PartCipher | None:
 
 
 def _find_tip(reader: JournalReader, last_seq: int) -> tuple[int, bytes, bytes] | None:
-    """The tip after frame ``last_seq``, from the newest frames; its root is zeros unless that frame executed it."""
+    """The tip after frame ``last_seq``, from the newest frames; its root is zeros unless that frame executed it.
+
+    That of a base is named in frame 1, also of an encrypted store in plain text.
+    """
     for seq in range(last_seq, max(reader.first_seq, last_seq - _TIP_FRAMES_MAX) - 1, -1):
+        if seq == 1 and (base := base_of(reader)) is not None:
+            return base.height, base.hash, base.root
         frame: Frame = reader.frame(seq)
         for index, part in enumerate(frame.parts):
             if part.kind == Kind.CANONICAL:
