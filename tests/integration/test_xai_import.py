@@ -7,9 +7,12 @@ from typing import Any
 
 import pytest
 
+import holdfast
 from holdfast._fs import RealFileSystem
 from holdfast.chains.xai import BlockchainStorage, XaiSettings
 from holdfast.chains.xai import place as place_module
+from holdfast.chains.xai.document import read_document
+from holdfast.chains.xai.importing import chain_of_document, import_document
 from holdfast.chains.xai.place import XaiPlace
 from holdfast.config import Settings
 from holdfast.errors import InvalidBlock, PrunedError
@@ -114,3 +117,22 @@ def test_how_many_blocks_are_deep_follows_from_the_settings(
     place = XaiPlace(RealFileSystem(), tmp_path, Settings(**settings))
     assert place.deep(50_000) == (0 if kept is None else 50_000 - kept)
     assert place.deep(4_999) == 0
+
+
+@pytest.mark.parametrize("kind", ["parsed", "judged"])
+def test_an_import_keeps_the_blocks_before_a_bad_one(kind: str, tmp_path: Path) -> None:
+    blocks = make.grow(None, 30)
+    bad = {**blocks[20], "nonce": -1} if kind == "parsed" else make.mined({**blocks[20], "merkle_root": "0" * 64})
+    document = read_document(make.legacy({**make.chain(0), "chain": [*blocks[:20], bad, *blocks[21:]]}))
+    chain = chain_of_document(document)
+    with holdfast.open(tmp_path / "store", chain=chain) as store:
+        with pytest.raises(InvalidBlock) as caught:
+            import_document(store, document)
+        assert caught.value.context["block"] == 20
+        assert store.tip is not None
+        assert store.tip.hash.hex() == blocks[19]["hash"]
+        whole = read_document(make.legacy({**make.chain(0), "chain": blocks}))
+        told: list[tuple[int, int]] = []
+        assert import_document(store, whole, progress=lambda *at: told.append(at)) == 10
+        assert told == [(30, 30)]
+        assert store.tip.hash.hex() == blocks[29]["hash"]

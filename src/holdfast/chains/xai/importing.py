@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from ...errors import CorruptionError, InvalidBlock, InvalidInputError
-from ...types import AddStatus
+from ...types import AddStatus, Block
 from .chain import XaiChain, XaiParameters, to_stored
 from .codec import encode_document, parse_block, parse_json, read_block
 from .document import ChainChecksum, ChainDocument, metadata_of
@@ -45,7 +45,9 @@ _PENDING: Final = b"p"
 _OTHER: Final = b"r"
 _NAME_BYTES_MAX: Final = 200
 PENDING_MAX: Final = 100_000
-_BATCH: Final = 64
+_BATCH: Final = 128
+_BATCH_BYTES: Final = 4 * 1024 * 1024
+"""Blocks of a batch are durable together, and still decoded when they are judged."""
 
 
 def chain_of_document(document: ChainDocument, rules: XaiParameters | None = None) -> XaiChain:
@@ -74,23 +76,29 @@ def import_document(
     was added stays, and the same call goes on from there. Raises ``InvalidBlock`` that names the number of the block in
     the file, and whatever the store raises.
     """
-    added = 0
+    added, number = 0, first
     total = len(document) if end is None else end
-    for start in range(first, total, _BATCH):
+    while number < total:
         if stop is not None and stop():
             return added
-        number = start
+        blocks, size, failure = list[Block](), 0, None
         try:
-            blocks = []
-            for number in range(start, min(start + _BATCH, total)):
+            while number < total and len(blocks) < _BATCH and size < _BATCH_BYTES:
                 blocks.append(to_stored(read_block(document.body(number))))
+                size += len(blocks[-1].body or b"")
+                number += 1
+        except InvalidBlock as error:
+            failure = error
+        try:
             results = store.add_many(blocks, root_allowed=store.tip is None)
+            if failure is not None:
+                raise failure
         except InvalidBlock as error:
             error.context.setdefault("block", error.context.get("height", number))
             raise
         added += sum(result.status is not AddStatus.KNOWN for result in results)
         if progress is not None:
-            progress(min(start + _BATCH, total), total)
+            progress(number, total)
     return added
 
 

@@ -49,7 +49,7 @@ from .validation import check_chain
 __all__ = ["BlockchainStorage", "Recover"]
 
 Recover = Literal["lossless", "backup"]
-_BATCH: Final = 64
+_BATCH: Final = 128
 _NOTHING: Final = "No blockchain file found"
 _BUFFERED_SECONDS: Final = 3600.0
 
