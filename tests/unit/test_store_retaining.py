@@ -20,11 +20,12 @@ import holdfast
 from holdfast import RetentionPolicy, Store, events
 from holdfast.backup import BackupKey, create_backup, open_repository, originals_of, verify_backup
 from holdfast.backup.segments import SegmentSource
+from holdfast.blocks.lookup import load_canonical
 from holdfast.cli.session import open_to_write
 from holdfast.errors import OutOfSpace, PrunedError
 from holdfast.journal.journal import Journal
 from holdfast.recovery import verify_store
-from holdfast.store import retaining, upkeep
+from holdfast.store import retaining, retention, upkeep
 from holdfast.store.retaining import BackgroundRetention
 from holdfast.store.retention import cut_of
 from holdfast.types import Block
@@ -200,6 +201,36 @@ def test_a_segment_with_a_side_block_above_the_floor_is_written_once(tmp_path: P
             assert all(info.retained_from == cut_of(journal, info, COUNT).top + 1 for info in pruned)
             assert all(info.retained_from <= floor for info in pruned)
     assert len(pruned) > 2
+
+
+def test_days_are_walked_a_part_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "s"
+    parent, day = None, 24 * 3600
+    with opened(path, journal_retention="none") as store:
+        for number in range(COUNT):
+            parent = make(parent, number, time=number * day // 10)
+            store.add(parent)
+        saved(path, store)
+    asked: list[int] = []
+
+    def counted(get: Any, height: int) -> Any:
+        asked.append(height)
+        return load_canonical(get, height)
+
+    monkeypatch.setattr(retaining, "_STEPS_MAX", 7)
+    monkeypatch.setattr(retention, "load_canonical", counted)
+    floor = COUNT - 1 - 50 + 1
+    with opened(path, journal_retention="days", journal_retention_amount=5) as store:
+        while own(store).due():
+            asked.clear()
+            own(store).run(lambda: True)
+            assert len(asked) <= 7 + 2
+        assert own(store)._floor == floor
+        assert floor - 30 < len(bare(store)) <= floor
+        asked.clear()
+        store.retention.backup_made = True
+        runs(store)
+        assert len(asked) <= 3
 
 
 def test_only_as_much_goes_as_makes_the_journal_fit(tmp_path: Path) -> None:

@@ -36,6 +36,8 @@ _ASK_AGAIN_SECONDS: Final = 3600.0
 _POLL_SECONDS: Final = 0.1
 _LEAVE_SECONDS: Final = 5.0
 """A request of an archive that does not answer is left alone after so long; it only reads the repository."""
+_STEPS_MAX: Final = 10_000
+"""Heights whose time is looked at in one run."""
 _NEVER: Final = (0, -1)
 
 
@@ -47,6 +49,7 @@ class BackgroundRetention:
         self._retention = retention
         self._compactions = compactions
         self._looked = _NEVER
+        self._floor = 0
         self._tops: dict[int, int] = {}
         """By segment, the highest block with something to lose, which never changes."""
         self._waiting: set[int] = set()
@@ -105,7 +108,10 @@ class BackgroundRetention:
     def _ripe(self, keep_going: Callable[[], bool]) -> list[Cut]:
         """What the segments lose that are to lose something, all that they have, and may be in a backup."""
         backend, retention = self._backend, self._retention
-        floor, root = retention.floor(retention.policy), backend.state.root_height
+        known, root = self._floor, backend.state.root_height
+        floor = self._floor = retention.floor(retention.policy, known=known, steps_max=_STEPS_MAX)
+        if floor >= known + _STEPS_MAX:
+            self._looked = _NEVER
         if floor <= root:
             return []
         end = load_canonical(backend.rows.get, floor).seq
@@ -113,10 +119,10 @@ class BackgroundRetention:
         for info in segments_below_finality(backend):
             if len(found) == _SEGMENTS_PER_RUN or info.first_seq + info.count > end:
                 break
-            if info.number in self._waiting or self._is_bare(info, root, floor):
-                continue
             if not keep_going():
                 raise Stopped
+            if info.number in self._waiting or self._is_bare(info, root, floor):
+                continue
             cut = cut_of(backend.opened.journal, info, floor)
             self._tops[info.number] = cut.top
             if cut.top < floor and cut.new_bytes > 0:
@@ -126,13 +132,16 @@ class BackgroundRetention:
     def _is_bare(self, info: SegmentInfo, root: int, floor: int) -> bool:
         """True if it is known that the segment has nothing to lose, or may not lose all of it yet."""
         top = self._tops.get(info.number)
-        if top is None:
-            if not info.pruned_bytes:
-                return False
-            get, last = self._backend.rows.get, info.first_seq + info.count - 1
-            count = bisect_right(range(root, floor), last, key=lambda height: load_canonical(get, height).seq)
-            top = root + count - 1
-        return info.retained_from > top or top >= floor
+        if top is not None:
+            return info.retained_from > top or top >= floor
+        if not info.pruned_bytes:
+            return False
+        get, last = self._backend.rows.get, info.first_seq + info.count - 1
+        count = bisect_right(range(root, floor), last, key=lambda height: load_canonical(get, height).seq)
+        if info.retained_from < root + count:
+            return False
+        self._tops[info.number] = root + count - 1
+        return True
 
     # -- what proves it ---------------------------------------------------------------------------------------------
 

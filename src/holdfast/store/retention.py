@@ -270,8 +270,11 @@ class Retention:
             0, min(final_height(backend), max(backend.views.undo_floor, state.floor - window, state.root_height))
         )
 
-    def floor(self, policy: RetentionPolicy) -> int:
-        """Blocks below it may lose their bodies. Raises ``FinalityError`` for an explicit height that is too high."""
+    def floor(self, policy: RetentionPolicy, *, known: int = 0, steps_max: int = HEIGHT_MAX) -> int:
+        """Blocks below it may lose their bodies. Raises ``FinalityError`` for an explicit height that is too high.
+
+        ``known``: a floor that was right before; with ``days`` the answer is at most ``steps_max`` above the last one.
+        """
         most, backend = self.floor_max(), self._backend
         if policy.mode == "below":
             if policy.amount > most:
@@ -285,16 +288,17 @@ class Retention:
         if policy.mode == "blocks":
             return max(0, min(most, final_height(backend) - policy.amount + 1))
         if policy.mode == "days":
-            return self._floor_of_age(policy.amount * _DAY_SECONDS, most)
+            return self._floor_of_age(policy.amount * _DAY_SECONDS, most, known, steps_max)
         return most if policy.mode == "space" else 0
 
-    def _floor_of_age(self, seconds: int, most: int) -> int:
+    def _floor_of_age(self, seconds: int, most: int, known: int, steps_max: int) -> int:
         """The lowest height whose block is younger than that, seen from the tip."""
         state, get = self._backend.state, self._backend.rows.get
         if not state.has_tip:
             return 0
         oldest = load_canonical(get, state.tip_height).time - seconds
-        height = max(state.root_height, self.status().floor)
+        height = max(state.root_height, self.status().floor, known)
+        most = min(most, height + steps_max)
         while height < most and load_canonical(get, height).time <= oldest:
             height += 1
         return height
