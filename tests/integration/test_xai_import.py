@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,10 @@ import pytest
 
 import holdfast
 from holdfast._fs import RealFileSystem
-from holdfast.chains.xai import BlockchainStorage, XaiSettings
+from holdfast.chains.xai import BlockchainStorage, XaiSettings, importing
 from holdfast.chains.xai import place as place_module
-from holdfast.chains.xai.document import read_document
+from holdfast.chains.xai import storage as storage_module
+from holdfast.chains.xai.document import ChainDocument, read_document
 from holdfast.chains.xai.importing import chain_of_document, import_document
 from holdfast.chains.xai.place import XaiPlace
 from holdfast.config import Settings
@@ -136,3 +138,36 @@ def test_an_import_keeps_the_blocks_before_a_bad_one(kind: str, tmp_path: Path) 
         assert import_document(store, whole, progress=lambda *at: told.append(at)) == 10
         assert told == [(30, 30)]
         assert store.tip.hash.hex() == blocks[29]["hash"]
+
+
+def test_an_import_that_was_killed_begins_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In either part of it, and between them: a copy of the directory of that moment is taken in whole."""
+    blocks = make.grow(None, BLOCKS)
+    path = tmp_path / "live"
+    storage = taken_in(path, monkeypatch, blocks)
+    copies: list[Path] = []
+
+    def copied(*_: object) -> None:
+        copies.append(tmp_path / f"copy-{len(copies)}")
+        shutil.copytree(path, copies[-1])
+
+    def watched(store: Store, document: ChainDocument, *, first: int = 0, end: int | None = None) -> int:
+        copied()
+        return import_document(store, document, first=first, end=end, progress=copied)
+
+    monkeypatch.setattr(importing, "_BATCH", 20)
+    monkeypatch.setattr(storage_module, "import_document", watched)
+    assert storage.open() is not None
+    storage.close()
+    monkeypatch.setattr(storage_module, "import_document", import_document)
+    assert len(copies) == 2 + 3 + 1  # before each part, and after each batch
+    for copy in copies:
+        (left,) = copy.glob("incoming-*")
+        (left / "left-over").touch()
+        again = BlockchainStorage(copy, settings=XaiSettings(copy, checkpoint_interval=10**9))
+        ok, data, message = again.load_from_disk()
+        assert ok, message
+        assert data is not None
+        assert data["chain"] == blocks
+        assert not list(copy.rglob("left-over"))
+        again.close()
