@@ -668,6 +668,31 @@ def test_what_is_no_chain_is_a_typed_error(tmp_path: Path, chain: object) -> Non
     place.close()
 
 
+def test_a_save_that_ends_behind_a_reorganisation_of_equal_height_loads(tmp_path: Path) -> None:
+    place = opened(tmp_path)
+    trunk = make.chain(3)
+    first, second = ({**trunk, "chain": trunk["chain"] + make.grow(trunk["chain"][-1], 2, miner=name)} for name in "ab")
+    saved(place, first)
+
+    def killed(*args: object) -> None:
+        raise OutOfSpace("cannot write")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(storage, "save_rest", killed)
+        refused(place, second, OutOfSpace)
+    place.close()
+    assert loaded(place) == second
+    assert place.verify_integrity()[0]
+    saved(place, second)
+    place.close()
+    store = place.open()
+    assert store is not None
+    store.documents(importing.SPACE).put(b"rstats", b"{}")
+    assert place.load_from_disk()[0] is False  # of the tip that was saved the checksum is compared
+    assert isinstance(place.failure, CorruptionError)
+    place.close()
+
+
 # -- settings --------------------------------------------------------------------------------------------------------
 
 

@@ -35,12 +35,14 @@ __all__ = [
     "load_rest",
     "rest_rows",
     "save_rest",
+    "saved_tip",
 ]
 
 PENDING: Final = "pending_transactions"
 SPACE: Final = "xai"
 """The space of documents of everything that stands beside the blocks."""
 METADATA_KEY: Final = b"m"
+_TIP_KEY: Final = b"t"
 _PENDING: Final = b"p"
 _OTHER: Final = b"r"
 _NAME_BYTES_MAX: Final = 200
@@ -139,8 +141,13 @@ def rest_rows(rest: Mapping[str, Any]) -> dict[bytes, bytes]:
 
 
 def save_rest(store: Store, rest: Mapping[str, Any], metadata: Mapping[str, Any]) -> None:
-    """What stands beside the chain, and the metadata, are kept in one atomic batch; nothing else is beside it then."""
+    """What stands beside the chain, the metadata and the hash of the tip that they are of are kept in one atomic batch.
+
+    Nothing else is beside the chain then.
+    """
     rows = {**rest_rows(rest), METADATA_KEY: encode_document(dict(metadata), "the metadata")}
+    if store.tip is not None:
+        rows[_TIP_KEY] = store.tip.hash
     space = store.documents(SPACE)
     stored = dict(space.scan())
     puts = {key: value for key, value in rows.items() if stored.get(key) != value}
@@ -172,6 +179,8 @@ def load_rest(space: Documents) -> tuple[dict[str, Any], dict[str, Any] | None]:
     metadata = None
     try:
         for key, value in space.scan():
+            if key == _TIP_KEY:
+                continue
             found = parse_json(value, "a document")
             if key == METADATA_KEY:
                 metadata = found
@@ -183,3 +192,8 @@ def load_rest(space: Documents) -> tuple[dict[str, Any], dict[str, Any] | None]:
         raise CorruptionError(f"a document beside the chain does not decode: {error}") from error
     rest[PENDING] = pending
     return rest, metadata
+
+
+def saved_tip(space: Documents) -> bytes | None:
+    """The hash of the block that was the tip when ``save_rest`` last ran; ``None`` if it never did."""
+    return space.get(_TIP_KEY)

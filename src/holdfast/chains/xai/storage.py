@@ -42,7 +42,7 @@ from .chain import XaiChain, XaiParameters, to_stored
 from .codec import XaiBlock, encode_document, read_block
 from .config import XaiSettings
 from .document import FILE_BYTES_MAX, ChainChecksum, ChainDocument, metadata_of, read_document, rest_of
-from .importing import SPACE, block_documents, chain_of_document, import_document, load_rest, save_rest
+from .importing import SPACE, block_documents, chain_of_document, import_document, load_rest, save_rest, saved_tip
 from .place import XaiPlace
 from .validation import check_chain
 
@@ -426,7 +426,8 @@ class BlockchainStorage:
             store = self.open()
             if store is None:
                 raise MissingFile("there is no chain here", path=self._place.store)
-            rest, metadata = load_rest(store.documents(SPACE))
+            space = store.documents(SPACE)
+            rest, metadata = load_rest(space)
             running = ChainChecksum(rest)
             chain: list[dict[str, Any]] = []
             last: BlockInfo | None = None
@@ -439,12 +440,12 @@ class BlockchainStorage:
                 raise
             if last is not None:
                 self._checksum = (last.hash, running)
-            saved = metadata if metadata is not None and metadata.get("block_height") == len(chain) else None
-            if saved is not None and saved.get("checksum") not in ("", running.value(rest)):
+            of_tip = last is not None and saved_tip(space) == last.hash  # else the save was cut off behind its blocks
+            if of_tip and metadata is not None and metadata.get("checksum") not in ("", running.value(rest)):
                 raise CorruptionError(
                     "the checksum of the chain is not the one that was saved",
                     found=running.value(rest),
-                    expected=str(saved.get("checksum"))[:80],
+                    expected=str(metadata.get("checksum"))[:80],
                 )
             return {**rest, "chain": chain}
 
