@@ -16,6 +16,7 @@ import logging
 import os
 import threading
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextvars import ContextVar
@@ -286,7 +287,7 @@ def hushed() -> Iterator[None]:
 
 
 def deliver(event: Event) -> None:
-    """``event`` is logged and waits for every callback that wants it."""
+    """``event`` is logged and waits for every callback that wants it. Raises nothing."""
     for subscription in _subscriptions:
         if subscription._wants(event.name, event.level):
             subscription._put(event)
@@ -294,7 +295,11 @@ def deliver(event: Event) -> None:
         said = {"code": event.code, "remedy": event.remedy}
         facts = dict(event.fields) | {name: text for name, text in said.items() if text is not None}
         extra = {"holdfast_event": event.name, "holdfast_fields": facts}
-        _logger.log(event.level, event.message, extra=extra, stacklevel=3)
+        try:
+            _logger.log(event.level, event.message, extra=extra, stacklevel=3)
+        except Exception:  # noqa: BLE001 - a handler of the program's: what it raises is not about the store
+            if logging.raiseExceptions:  # as logging itself says it of its own handlers
+                traceback.print_exc()
 
 
 # -- callbacks ------------------------------------------------------------------------------------------------------
@@ -443,13 +448,20 @@ class Subscription:
             emit(
                 "subscriber_failed",
                 logging.WARNING,
-                f"a callback for events raised {type(error).__name__}: {error}; this is told once",
+                f"a callback for events raised {type(error).__name__}: {_words(error)}; this is told once",
                 callback=name,
             )
 
     def _forked(self) -> None:
         self._changed = threading.Condition()
         self._closed = True
+
+
+def _words(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:  # noqa: BLE001 - that of a stranger
+        return "(its text cannot be had)"
 
 
 def _after_fork_in_child() -> None:

@@ -199,6 +199,56 @@ def test_a_callback_that_raises_hurts_nobody_and_is_told_once(caplog: pytest.Log
     assert "SystemExit: get out" in record.getMessage()
 
 
+def test_an_error_that_cannot_be_shown_ends_no_subscription() -> None:
+    class Mute(Exception):
+        def __str__(self) -> str:
+            raise ValueError
+
+    calls: list[str] = []
+
+    def broken(event: Event) -> None:
+        calls.append(event.name)
+        raise Mute
+
+    other = Ear()
+    with on_event(broken, names=["saved"]) as subscription, on_event(other, names=["subscriber_failed"]) as told:
+        with open_quick("memory:") as store:
+            for block in chain_of(None, 2):
+                store.add(block)
+        assert subscription.wait(LONG)
+        assert told.wait(LONG)
+    assert calls == ["saved"] * 2
+    assert other.names == ["subscriber_failed"]
+
+
+@pytest.mark.parametrize("said", [True, False])
+def test_a_logging_handler_that_raises_hurts_nobody(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+    said: bool,
+) -> None:
+    class Careless(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            raise RuntimeError("no network")
+
+    monkeypatch.setattr(logging, "raiseExceptions", said)
+    caplog.set_level(logging.INFO, "holdfast")
+    logger, handler = logging.getLogger("holdfast"), Careless()
+    logger.addHandler(handler)
+    try:
+        with open_quick(tmp_path) as store:
+            block = make(None)
+            store.add(block)
+        with open_quick(tmp_path) as store:
+            assert store.tip is not None
+            assert store.tip.hash == block.hash
+    finally:
+        logger.removeHandler(handler)
+    assert ("no network" in capsys.readouterr().err) is said
+
+
 def test_a_callback_that_hangs_holds_up_no_commit_and_what_is_too_much_is_counted() -> None:
     entered, go_on, heard = threading.Event(), threading.Event(), Ear()
 
