@@ -5,10 +5,12 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import msgspec
 import pytest
 
 import holdfast
 from holdfast._fs import RealFileSystem, Space
+from holdfast.backup.manifest import name_time, new_name
 from holdfast.blocks.entries import BlockEntry
 from holdfast.doctor import Loss, Plan
 from holdfast.doctor.loss import _Lost
@@ -163,6 +165,34 @@ def test_a_backup_gives_what_it_has_and_the_rest_is_lost(tmp_path: Path) -> None
         assert holds(store, blocks[:60])
         assert store.safety.fenced
     goes_on(tmp_path, blocks[:60], engine="sqlite")
+
+
+@pytest.mark.parametrize("left", [0, 1, 2])
+def test_what_reaches_furthest_counts_and_not_the_name_of_a_backup(left: int, tmp_path: Path) -> None:
+    """A clock that was wrong gave the older backup the newer name, and only backups know where the journal ended."""
+    root, place = tmp_path / "s", repository(tmp_path / "r")
+    blocks = store_of(root, count=12)
+    older = backup(root, place)
+    more = chain_of(blocks[-1], 6)
+    with open_quick(root) as store:
+        store.add_many(more)
+    newer = backup(root, place)
+    assert len(newer.segments) > len(older.segments) > 1
+    renamed = new_name(name_time(newer.name) + 10**12)
+    place.put_manifest(msgspec.structs.replace(older, name=renamed))
+    assert place.newest().name == renamed
+    for path in sorted((root / "journal").iterdir())[left:]:
+        path.unlink()
+    shutil.rmtree(root / "views")
+    (root / "watermark").unlink()
+    before = truth(root)
+    settings = quick(backup_target=str(tmp_path / "r"))
+    with pytest.raises(CorruptionError):
+        holdfast.open(root, settings=settings)
+    assert truth(root) == before, "that a backup holds more is no proof that it holds all"
+    with holdfast.open(root, settings=settings, recover="backup") as store:
+        assert holds(store, [*blocks, *more])
+        assert store.safety.fenced
 
 
 def test_a_cut_in_the_newest_segment_keeps_what_stands_before_it(tmp_path: Path) -> None:

@@ -126,6 +126,7 @@ class Builder:
                 continue
             state = step.piece.state
             on = step.on and self._more(state.number + 1, state.last_seq, newest)
+            backed = step.on and not on and self._behind(step.piece) is not None
             place = (state.number, state.digest, on)
             if place in seen:
                 continue
@@ -139,7 +140,7 @@ class Builder:
                     return Chain(found, True)
             if worth > rank:
                 best, rank, doubt = found, worth, problem or ""
-            if on:
+            if on or backed:
                 taken.append(step)
                 ways.append(self._steps(state.number + 1, state.last_seq, state.digest, marks))
         return Chain(best, False, doubt)
@@ -168,8 +169,25 @@ class Builder:
             return f"frame {min(lost)} can still be read, and nothing leads up to it"
         end = (last.state.last_seq, last.state.digest)
         closed = any(mark.clean and (mark.seq, mark.digest) == end for mark in marks)
+        more = None if closed else self._behind(last)
+        if more is not None:
+            return f"backup {more} holds frames behind frame {end[0]}"
         if last.backup is not None and last.split is None and not closed and own.get(end[0]) != end[1]:
             return f"only backups say that frame {end[0]} is the last one"
+        return None
+
+    def _behind(self, piece: Piece) -> str | None:
+        """The name of a backup that holds frames which follow from the last one of the piece."""
+        end = (piece.state.last_seq, piece.state.digest)
+        for form, entry, before in self._backups.entries(piece.number + 1):
+            if (entry.first_seq, before) == (end[0] + 1, end[1].hex()) and entry.last_seq > end[0]:
+                return form.name
+        for form, entry, _ in self._backups.entries(piece.number):
+            if entry.first_seq == piece.state.first_seq and entry.last_seq > end[0]:
+                state = self._examined(form, entry, None)
+                whole = None if state is None else Piece(piece.number, state, False, False, (form, entry))
+                if whole is not None and any((each.seq, each.digest) == end for each in self.frames(whole)):
+                    return form.name
         return None
 
     def _more(self, number: int, seq: int, newest: Mark | None) -> bool:
