@@ -54,7 +54,7 @@ def test_damage_met_while_reading_is_told(tmp_path: Path) -> None:
             for _ in range(2):
                 with pytest.raises(CorruptionError):
                     store.blocks.header(store.blocks.load(blocks[0].hash))
-        assert [event.code for event in heard] == ["corruption"], "each place once"
+        assert [(event.code, event.place) for event in heard] == [("corruption", str(segment))], "each place once"
 
 
 def test_a_damaged_row_is_told() -> None:

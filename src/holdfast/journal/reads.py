@@ -97,7 +97,7 @@ class FrameReads:
         try:
             frame = self._read_frame(seq)
         except CorruptionError as error:
-            corruption_found(error)
+            self._tell(error, seq)
             raise
         with self._cache_lock:
             self._cached[seq] = frame
@@ -114,6 +114,11 @@ class FrameReads:
         frame = read_frame_at(window, offset, salt=self._salt, segment=segment.number, stop=stop)
         self._check_seq(frame, seq, segment)
         return frame
+
+    def _tell(self, error: CorruptionError, seq: int) -> None:
+        """Damage in frame ``seq`` is told, with the file that it is in."""
+        error.context.setdefault("path", self._segment_of(seq).path)
+        corruption_found(error)
 
     def part(self, frame: Frame, index: int) -> bytes:
         """Decoded bytes of part ``index`` of ``frame``; hash and raw length are right.
@@ -144,7 +149,7 @@ class FrameReads:
                 cipher=self._cipher,
             )
         except CorruptionError as error:
-            corruption_found(error)
+            self._tell(error, frame.seq)
             raise
 
     def _vouch(self, frame: Frame) -> None:
@@ -158,7 +163,7 @@ class FrameReads:
             error = CorruptionError(
                 "nothing in a frame of an encrypted journal is encrypted", segment=frame.segment, seq=frame.seq
             )
-            corruption_found(error)
+            self._tell(error, frame.seq)
             raise error
         self.part(frame, min(sealed)[1])
 
