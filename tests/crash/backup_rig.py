@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from unittest import mock
 
 from holdfast import Settings
 from holdfast._fs import MemoryFileSystem, RealFileSystem
-from holdfast.backup import create_backup, open_repository, restore_backup
+from holdfast.backup import BackupRepository, create_backup, open_repository, restore_backup
 from holdfast.recovery.resting import read_marks
 from holdfast.store.factory import open_store
 from holdfast.store.opening import directory_state, read_identity
@@ -16,7 +17,18 @@ from tests.unit.backup_support import grown
 from tests.unit.store_support import chain_of, open_quick
 
 PLACE = Path("/repository")
+SECOND = Path("/second")
 SETTINGS = Settings(flush_interval_seconds=3600.0)
+
+
+class Unpublished(Exception):
+    """A run was killed when every chunk had its name, and nothing of that was synced."""
+
+
+def without_manifest(place: BackupRepository) -> BackupRepository:
+    """A repository whose next run is killed so."""
+    place.put_manifest = mock.Mock(side_effect=Unpublished)  # type: ignore[method-assign]
+    return place
 
 
 class Source:

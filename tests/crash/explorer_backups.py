@@ -28,14 +28,13 @@ from holdfast.store.factory import open_store
 from holdfast.store.identity import FORMAT, IDENTITY_BYTES_MAX, IDENTITY_NAME, stored_format
 from holdfast.testing.explorer import EXPECTED, Acks
 from holdfast.testing.machine import Machine
-from tests.crash.backup_rig import PLACE, SETTINGS, Rig, Source
+from tests.crash.backup_rig import PLACE, SECOND, SETTINGS, Rig, Source, Unpublished, without_manifest
 from tests.crash.explorer_workloads import Explored
 from tests.unit.format0 import Format0, write_format0
 from tests.unit.state_support import Values, after, commit, root_of, writer_backend
 from tests.unit.store_support import open_quick
 
 BLOCKS = 8
-SECOND = Path("/second")
 NO_ENGINE = tuple(name for name in EXPECTED if name != "batches")
 
 
@@ -129,7 +128,10 @@ def blocks_of(store: Store) -> int:
 
 
 class BackedUp(Copied):
-    """Backups of a running store: verified and marked, copied to a second repository, the older ones pruned."""
+    """Backups of a running store: verified and marked, copied to a second repository, the older ones pruned.
+
+    Before each backup and each copy another run is killed, which leaves its chunks to this one.
+    """
 
     listed = (str(PLACE / "backups"), str(SECOND / "backups"))
 
@@ -138,6 +140,8 @@ class BackedUp(Copied):
 
     def steps(self, machine: Machine, store: Store) -> list[Callable[[], object]]:
         def backup() -> None:
+            with pytest.raises(Unpublished):
+                create_backup(machine.root, without_manifest(self.place(machine)), workers=0, fs=machine.fs)
             create_backup(machine.root, self.place(machine), workers=0, fs=machine.fs)
 
         def verify() -> None:
@@ -145,8 +149,10 @@ class BackedUp(Copied):
             assert verify_backup(place, place.names()[-1], workers=0).ok
 
         def copy() -> None:
-            place = self.place(machine)
-            copy_backup(place, place.names()[-1], self.place(machine, SECOND), workers=0)
+            place, name = self.place(machine), self.place(machine).names()[-1]
+            with pytest.raises(Unpublished):
+                copy_backup(place, name, without_manifest(self.place(machine, SECOND)), workers=0)
+            copy_backup(place, name, self.place(machine, SECOND), workers=0)
 
         def prune() -> None:
             prune_backups(self.place(machine), KeepRules(last=1))

@@ -15,6 +15,8 @@ from holdfast.backup import (
     BackupRepository,
     DirectoryTarget,
     KeepRules,
+    SegmentSource,
+    copy_backup,
     create_backup,
     open_repository,
     proof,
@@ -26,7 +28,7 @@ from holdfast.backup.manifest import Manifest
 from holdfast.backup.pieces import Syncing
 from holdfast.errors import HoldfastError, OutOfSpace
 from holdfast.testing.crashfs import CrashableFileSystem, Fault, Keep, SimulatedCrash
-from tests.crash.backup_rig import PLACE, Rig, Source
+from tests.crash.backup_rig import PLACE, SECOND, Rig, Source, Unpublished, without_manifest
 from tests.crash.support import report
 from tests.unit.backup_support import in_small_segments, small_segments
 
@@ -135,6 +137,24 @@ def test_a_backup_that_ended_survives(source: Source) -> None:
     backup(fs, source)
     for number, keep in enumerate(KEEPS):
         assert check_repository(fs.crash(random.Random(number), keep=keep), at_least=2) == 2
+
+
+def test_a_backup_that_ended_after_a_killed_one_survives(source: Source) -> None:
+    fs = CrashableFileSystem.from_files(source.first, {Path("/"), source.root, source.root / "journal"})
+    with pytest.raises(Unpublished):
+        backup(fs, source, lambda fs: without_manifest(opened(fs)))
+    backup(fs, source)
+    assert check_repository(fs.crash(random.Random(0), keep="none"), at_least=1) == 1
+
+
+def test_a_copy_that_ended_after_a_killed_one_survives(source: Source) -> None:
+    fs = with_one(source)
+    name = opened(fs).names()[0]
+    with pytest.raises(Unpublished):
+        copy_backup(opened(fs), name, without_manifest(open_repository(SECOND, create=True, fs=fs)), workers=0)
+    copy_backup(opened(fs), name, open_repository(SECOND, fs=fs), workers=0)
+    image = fs.crash(random.Random(0), keep="none")
+    assert verify_backup(open_repository(SECOND, fs=image), name, workers=0).ok
 
 
 class _ManifestFirst(DirectoryTarget):
@@ -261,6 +281,43 @@ def test_a_power_cut_at_every_operation_of_a_pruning(source: Source) -> None:
     files, directories, newest = start.files(), start.directories(), opened(start).names()[-1]
     counts = explore(lambda: CrashableFileSystem.from_files(files, directories), prune, check_prune(newest))
     report("prune", counts, at_least={"at remove": 5, "3 backups": 4, "1 backups": 4}, rows={2: "images"})
+
+
+class _DiesBeforeTheEnd(DirectoryTarget):
+    """A target of a process that is killed before it syncs the names of manifests and marks."""
+
+    def flush(self) -> None:
+        self._dirty.discard(self.path / "backups")
+        super().flush()
+
+
+def with_one_not_synced(source: Source) -> CrashableFileSystem:
+    """A verified backup, and one more, whose makers died before they synced its name and that of its mark."""
+    fs = with_one(source)
+    place = open_repository(_DiesBeforeTheEnd(PLACE, fs=fs))
+    assert verify_backup(place, create_backup(source.root, place, workers=0, fs=fs).manifest.name, workers=0).ok
+    return fs
+
+
+def test_a_segment_is_not_said_to_be_in_a_backup_whose_name_may_go(source: Source) -> None:
+    fs = with_one_not_synced(source)
+    form = next(opened(fs).readable())
+    SegmentSource(opened(fs), bytes.fromhex(form.store_id), PLACE, workers=0).check(
+        form.segments[0].number, bytes.fromhex(form.segments[0].digest)
+    )
+    assert form.name in opened(fs.crash(random.Random(0), keep="none")).names()
+
+
+def test_a_pruning_relies_on_no_backup_whose_name_may_go(source: Source) -> None:
+
+    def check(fs: CrashableFileSystem) -> str:
+        place = opened(fs)
+        marked = [name for name in place.names() if place.verified_us(name, place.manifest_and_digest(name)[1])]
+        return f"{len(marked)} verified"
+
+    counts = explore(lambda: with_one_not_synced(source), prune, check, keeps=("random",) * 16)
+    assert counts["1 verified"]
+    assert not counts["0 verified"], "the older one went, and the newer one came never"
 
 
 @pytest.mark.slow

@@ -267,6 +267,9 @@ class ObjectTarget:
         if full:
             self.flush()
 
+    def keep(self, name: str) -> None:
+        """Nothing is to do: an object that is there is durable."""
+
     def flush(self) -> None:
         with self._mutex:
             names, self._going = self._going, []

@@ -4,8 +4,8 @@ Invariants:
     * The newest verified backup of a store always stays, and so does every backup that is newer than it. Where none is
       verified, none goes.
     * Where retention dropped bodies from a segment of the journal, one backup that has it whole always stays.
-    * Manifests go first, durably; then the chunks that no manifest names. A run that was stopped leaves only chunks
-      that the next one removes.
+    * Nothing goes before what stays is durable. Manifests go first, durably; then the chunks that no manifest names. A
+      run that was stopped leaves only chunks that the next one removes.
     * As long as a manifest cannot be read no chunk goes: it may be one of its chunks.
 """
 
@@ -135,6 +135,7 @@ def _prune(
     kept = _kept(forms, verified, rules, now_us) | keep
     going = [form.name for form in forms if form.name not in kept]
     if not dry_run:
+        repository.keep_backups(form.name for form in forms if form.name in kept)
         repository.target.sweep()
         for name in going:
             hit("backup.prune.manifest")

@@ -2,7 +2,8 @@
 
 Invariants:
     * A chunk that is there with the length it says is not written again; one of another length is replaced.
-    * A manifest is written only after everything written before is durable; what has no manifest is no backup.
+    * A manifest is written only after everything that it names is durable, whichever run wrote it; what has no manifest
+      is no backup.
     * What is read was decoded within its bounds and has the id that was asked for, or ``BackupDamaged`` is raised.
 """
 
@@ -12,7 +13,7 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 
 import msgspec
@@ -175,7 +176,11 @@ class BackupRepository:
         raise BackupNotFound("there is no backup that can be read", path=self.place, store=store_id)
 
     def put_manifest(self, form: Manifest) -> str:
-        """The backup exists, durably; its digest in hex. Everything written before is durable first."""
+        """The backup exists, durably; its digest in hex. Everything that it names is durable first."""
+        self.target.keep(REPOSITORY_NAME)
+        for file in form.files():
+            for ref in file.chunks:
+                self.target.keep(chunk_name(ref.id))
         self.target.flush()
         raw = encode(form)
         if len(raw) > RAW_BYTES_MAX[MANIFEST]:
@@ -185,6 +190,12 @@ class BackupRepository:
         self.target.write(name, seal_object(MANIFEST, name, raw, self._cipher, id=digest))
         self.target.flush()
         return digest.hex()
+
+    def keep_backups(self, names: Iterable[str]) -> None:
+        """The backups, which are there, and their marks are durable, whichever run wrote them."""
+        for name in names:
+            self.target.keep(f"{BACKUPS}{check_name(name)}{_MANIFEST_END}")
+        self.target.flush()
 
     def drop_manifest(self, name: str) -> None:
         """The backup is gone, durably after ``flush``; its chunks stay."""

@@ -71,21 +71,19 @@ class SegmentSource:
         return not self._backups
 
     def check(self, number: int, digest: bytes, look: Callable[[bytes], None] = lambda _: None) -> None:
-        """A backup holds all of that segment: every byte was read and checked, none was written.
+        """A backup holds all of that segment, durably: every byte was read and checked, none was written.
 
         ``look`` is called with each piece; what it raises ends it.
 
         Raises:
             BackupNotFound: no backup holds all of it. BackupDamaged: every backup that does is damaged.
         """
-        self._first(
-            number,
-            digest,
-            lambda form, entry: _read_segment(
-                self._repository, form, entry, Path(segment_name(number)), self._workers, look
-            ),
-            whole=True,
-        )
+
+        def read(form: Manifest, entry: SegmentFile) -> None:
+            _read_segment(self._repository, form, entry, Path(segment_name(number)), self._workers, look)
+            self._repository.keep_backups([form.name])
+
+        self._first(number, digest, read, whole=True)
 
     def _first(self, number: int, digest: bytes, use: Callable[[Manifest, SegmentFile], _T], *, whole: bool) -> _T:
         found = [(form, entry) for form in self._backups if (entry := _entry(form, number)) is not None]

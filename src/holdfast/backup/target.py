@@ -1,7 +1,8 @@
 """Where the objects of a repository lie: a few operations on names, and a directory that has them.
 
 Invariants:
-    * An object is there whole or not at all, after any crash; what was written is durable once ``flush`` returned.
+    * An object is there whole or not at all, after any crash; what was written is durable once ``flush`` returned, and
+      so is what ``keep`` was told of, whose writer may have died before it had synced a name.
     * Names are those of docs/FORMAT.md, section 10, and nothing else is read, written or removed.
 """
 
@@ -78,8 +79,11 @@ class Target(Protocol):
     def delete(self, name: str) -> None:
         """The object is gone, durably after ``flush``; no error if it was not there."""
 
+    def keep(self, name: str) -> None:
+        """The object, which is there, is durable after ``flush``, whoever wrote it."""
+
     def flush(self) -> None:
-        """Everything written and deleted before is durable."""
+        """Everything written, kept and deleted before is durable."""
 
     def sweep(self) -> int:
         """Remains of writes that did not end are gone; how many there were. The lock is held."""
@@ -184,6 +188,10 @@ class DirectoryTarget:
         self._fs.remove(path)
         with self._mutex:
             self._dirty.add(path.parent)
+
+    def keep(self, name: str) -> None:
+        with self._mutex:
+            self._dirty.add(self._at(name).parent)
 
     def flush(self) -> None:
         with self._mutex:
