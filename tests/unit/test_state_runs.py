@@ -150,7 +150,7 @@ def test_runs_share_frames_and_the_store_holds_what_it_held_one_by_one(tmp_path:
         many.add_many(made)
         for block in made:
             single.add(block)
-        assert len(set(frames_of(many))) == 3  # 32 blocks a frame
+        assert len(set(frames_of(many))) == 5  # 16 blocks a frame
         assert len(set(frames_of(single))) == 75
         expected = everything(single)
         assert everything(many) == expected

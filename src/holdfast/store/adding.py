@@ -41,7 +41,7 @@ from .writer import Writer, Written
 __all__ = ["Adder"]
 
 _RUN_BYTES_MAX = 4 * 1024 * 1024
-_EXECUTED_PER_FRAME_MAX = 32
+_EXECUTED_PER_FRAME_MAX = 16
 """Blocks of a run that is executed: they have twice the parts, and whoever reads one block reads the table of all."""
 
 
