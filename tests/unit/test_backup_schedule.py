@@ -552,6 +552,12 @@ def test_two_at_one_store_do_not_run_twice(node: Node, monkeypatch: pytest.Monke
 # -- the thread -----------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture(autouse=True)
+def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A close waits for the thread on a slow machine, too."""
+    monkeypatch.setattr("holdfast.backup.scheduler._JOIN_SECONDS", 120.0)
+
+
 def threads() -> list[str]:
     return [thread.name for thread in threading.enumerate() if thread.name == "holdfast-backups"]
 

@@ -47,6 +47,12 @@ def threads() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name == "holdfast-backups"]
 
 
+@pytest.fixture(autouse=True)
+def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A close waits for the thread on a slow machine, too."""
+    monkeypatch.setattr(scheduler, "_JOIN_SECONDS", WAIT)
+
+
 @pytest.fixture
 def looked(monkeypatch: pytest.MonkeyPatch) -> Callable[[], Any]:
     """Waits for the next look at the schedule; what it made."""
