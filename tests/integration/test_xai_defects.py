@@ -315,6 +315,69 @@ def test_a_restore_that_was_interrupted_is_finished(tmp_path: Path, step: int) -
     assert not (tmp_path / "restore.json").exists()
 
 
+class FailingFileSystem(StoppingFileSystem):
+    """The n-th operation that changes anything is refused, once."""
+
+    def step(self) -> None:
+        self.left -= 1
+        if self.left == 0:
+            raise OutOfSpace("cannot write")
+
+
+@pytest.mark.parametrize("step", range(1, 16))
+def test_after_a_restore_that_failed_nothing_that_is_saved_is_lost(tmp_path: Path, step: int) -> None:
+    for name in ("store", "incoming-1"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).touch()
+    fs = FailingFileSystem(0)
+    place = XaiPlace(fs, tmp_path, Settings())
+    place.lock()
+    fs.left, failed = step, False
+    try:
+        place.take(tmp_path / "incoming-1")
+    except OutOfSpace:
+        failed = True
+    assert failed == (fs.left <= 0)
+    fs.left = 0
+    place.lock()
+    now = {path.name for path in (tmp_path / "store").iterdir()}
+    assert now in ({"incoming-1"}, {"store"} if failed else ())
+    (tmp_path / "store" / "saved").touch()
+    place.release()
+    again = XaiPlace(RealFileSystem(), tmp_path, Settings())
+    again.lock()
+    assert {path.name for path in (tmp_path / "store").iterdir()} == {*now, "saved"}
+    assert not (tmp_path / "restore.json").exists()
+    again.release()
+
+
+def test_a_restore_that_cannot_begin_leaves_the_chain_as_it_was(tmp_path: Path) -> None:
+    place = opened(tmp_path)
+    inner = make.chain(5)
+    saved(place, {**inner, "chain": inner["chain"][:3]})
+    ok, name = place.create_backup()
+    assert ok, name
+    saved(place, inner)
+    with pytest.MonkeyPatch.context() as patch:
+        real = RealFileSystem.make_directory
+
+        def full(self: RealFileSystem, path: Path) -> None:
+            if path.name == "quarantine":
+                raise OutOfSpace("cannot write")
+            real(self, path)
+
+        patch.setattr(RealFileSystem, "make_directory", full)
+        assert place.restore_from_backup(name)[0] is False
+        assert isinstance(place.failure, OutOfSpace)
+    assert loaded(place) == inner
+    inner["chain"] += make.grow(inner["chain"][-1], 2)
+    saved(place, inner)
+    place.close()
+    again = opened(tmp_path)
+    assert loaded(again) == inner
+    again.close()
+
+
 @pytest.mark.parametrize("note", [b"{", b"{}", b'{"incoming": "..", "replaced": "store-1"}', b"[" * 90])
 def test_a_forged_note_about_a_restore_moves_nothing(tmp_path: Path, note: bytes) -> None:
     (tmp_path / "store").mkdir()

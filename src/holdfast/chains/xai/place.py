@@ -2,8 +2,8 @@
 
 Invariants:
     * A store that is replaced moves to ``quarantine/`` whole; nothing of it is deleted.
-    * A replacement is built beside the old store and takes its place only when it is whole; a crash in between is
-      finished at the next opening.
+    * A replacement is built beside the old store and takes its place only when it is whole. An error gives it up while
+      nothing was moved; behind that, and after a crash, it is finished before anything else is done here.
     * One process at a time: the lock covers the store and the files beside it.
 
 ::
@@ -17,6 +17,7 @@ Invariants:
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -28,7 +29,7 @@ from ..._fs import FileLock, FileSystem
 from ..._keys import StoreKey
 from ...config import Settings
 from ...doctor.door import open_attended
-from ...errors import CorruptionError, ForeignStore, FormatError, InvalidInputError, StoreNotFound
+from ...errors import CorruptionError, ForeignStore, FormatError, HoldfastError, InvalidInputError, StoreNotFound
 from ...store import Store
 from ...store.opening import read_identity
 from .chain import ADDRESS_INDEX, XaiChain
@@ -64,7 +65,10 @@ class XaiPlace:
         self._marker = data_dir / "restore.json"
 
     def lock(self) -> None:
-        """The directory exists and is this process's until ``release``. Raises ``StoreLocked``."""
+        """The directory exists, is this process's until ``release``, and nothing that was decided on is left to do.
+
+        Asked before every opening and every replacement. Raises ``StoreLocked``.
+        """
         if self._lock is None:
             missing = []
             path = self.data_dir.absolute()
@@ -74,7 +78,7 @@ class XaiPlace:
             for path in reversed(missing):
                 self._fs.make_directory(path)
             self._lock = self._fs.lock(self.data_dir / "LOCK", f"{os.getpid()} {socket.gethostname()}")
-            self.finish()
+        self.finish()
 
     def release(self) -> None:
         """Another process may take the directory; twice is harmless."""
@@ -136,17 +140,27 @@ class XaiPlace:
         return self._open(path, chain, create=True, settings=quick)
 
     def take(self, built: Path) -> None:
-        """The closed store at ``built`` is the store; the one before it is in ``quarantine/``."""
+        """The closed store at ``built`` is the store; the one before it is in ``quarantine/``.
+
+        After an error the store is the one before, or ``lock`` ends what was begun.
+        """
         number = 1
         while self._fs.exists(self.quarantine / f"store-{number}"):
             number += 1
         names = {"incoming": built.name, "replaced": f"store-{number}"}
-        self._fs.write_atomic(self._marker, json.dumps(names, sort_keys=True).encode("ascii"))
-        self.finish()
+        try:
+            self._fs.write_atomic(self._marker, json.dumps(names, sort_keys=True).encode("ascii"))
+            self.finish()
+        except HoldfastError:
+            if self._fs.exists(built) and not self._fs.exists(self.quarantine / names["replaced"]):
+                with contextlib.suppress(HoldfastError):
+                    self._fs.remove(self._marker)
+            raise
 
     def finish(self) -> None:
-        """A replacement that was decided on is done; nothing happens if there is none."""
+        """A replacement that was decided on is done, and one that was given up cannot come back."""
         if not self._fs.exists(self._marker):
+            self._fs.sync_directory(self.data_dir)
             return
         raw = self._fs.read_bytes(self._marker, limit=_MARKER_BYTES_MAX)
         try:
