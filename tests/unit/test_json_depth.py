@@ -35,6 +35,39 @@ def test_what_is_deep_is_refused(text: bytes) -> None:
     check_depth(b"[" * DEPTH_MAX + b"]" * DEPTH_MAX)
 
 
+def _levels(data: str) -> int:
+    """The deepest nesting that a decoder meets before ``data`` ends or closes what was never opened."""
+    deepest = depth = at = 0
+    while at < len(data) and depth >= 0:
+        if data[at] == '"':
+            at += 1
+            while at < len(data) and data[at] != '"':
+                at += 2 if data[at] == "\\" else 1
+        depth += (data[at : at + 1] in ("[", "{")) - (data[at : at + 1] in ("]", "}"))
+        deepest = max(deepest, depth)
+        at += 1
+    return deepest
+
+
+@given(value=values, levels=st.integers(0, 6), cut=st.none() | st.integers(0, 60))
+def test_the_bound_is_exact(value: object, levels: int, cut: int | None) -> None:
+    text = json.dumps(value)[:cut]
+    if _levels(text) <= levels:
+        check_depth(text.encode(), levels)
+    else:
+        with pytest.raises(ValueError, match=f"more than {levels} levels"):
+            check_depth(text.encode(), levels)
+
+
+def test_the_bound_is_exact_where_objects_and_arrays_alternate() -> None:
+    opened, closed = '[{"a":' * (DEPTH_MAX // 2), "}]" * (DEPTH_MAX // 2)
+    for text in (opened, f"{opened}1{closed}"):
+        check_depth(text.encode())
+    for text in (f"{opened}[", f"{opened}[1]{closed}", f'{opened}1,"b":[]{closed}'):
+        with pytest.raises(ValueError, match="nested more than"):
+            check_depth(text.encode())
+
+
 def test_brackets_in_text_are_no_levels() -> None:
     check_depth(json.dumps({"a": "[" * 100_000, "b": '"[' * 1000 + "\\"}).encode())
 

@@ -2,8 +2,8 @@
 
 Invariants:
     * Two backups never share a name, however quickly they are made; a file that is there is never replaced.
-    * A file appears under its name only when it is whole and durable. It is read again and its checksum verified before
-      any older one is removed; the newest verified one is never removed.
+    * A file appears under its name only when it is whole and durable, was read again, and its checksum verified. Only
+      then older ones are removed; the newest verified one is never removed.
     * A name from outside is one plain name of a file of that kind: no path leads out of the directory.
 """
 
@@ -155,10 +155,10 @@ class JsonArchive:
             for chunk in chunks:
                 file.write(chunk)
             file.sync()
+            document = read_document(self._fs.read_bytes(file.temporary, limit=FILE_BYTES_MAX), name=path)
+            if not document.verified:
+                raise CorruptionError("a file that was just written has no checksum", path=path)
             file.publish()
-        document = read_document(self._fs.read_bytes(path, limit=FILE_BYTES_MAX), name=path)
-        if not document.verified:
-            raise CorruptionError("a file that was just written has no checksum", path=path)
         return path.name
 
     def _load(self, directory: Path, name: str, form: re.Pattern[str], what: str) -> ChainDocument:

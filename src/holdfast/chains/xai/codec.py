@@ -23,7 +23,7 @@ from typing import Any, Final, NoReturn
 
 import msgspec
 
-from ..._json import check_depth
+from ..._json import DEPTH_MAX, check_depth
 from ...errors import InvalidBlock, LimitExceeded
 from ...limits import HEIGHT_MAX
 from ...types import ZERO_HASH
@@ -34,6 +34,8 @@ __all__ = [
     "BLOCK_BYTES_MAX",
     "COINBASE",
     "DIFFICULTY_MAX",
+    "ITEM_DEPTH_MAX",
+    "TRANSACTION_DEPTH_MAX",
     "XaiBlock",
     "XaiTransaction",
     "block_hash",
@@ -57,6 +59,9 @@ DIFFICULTY_MAX: Final = 63
 TIME_MAX: Final = 2**40
 NONCE_MAX: Final = 2**63 - 1
 INPUTS_MAX: Final = 10_000
+ITEM_DEPTH_MAX: Final = DEPTH_MAX - 3
+"""Levels of a block, and of anything beside the chain: the files that hold it do so three levels further down."""
+TRANSACTION_DEPTH_MAX: Final = ITEM_DEPTH_MAX - 2
 _HEX: Final = frozenset("0123456789abcdef")
 _ID_FIELDS: Final = ("sender", "recipient", "amount", "fee", "timestamp", "nonce", "tx_type", "metadata")
 _KEPT_BYTES_MAX: Final = 8 * 1024 * 1024
@@ -120,9 +125,9 @@ _encode_tight: Final = json.JSONEncoder(sort_keys=True, allow_nan=False, separat
 
 
 def parse_json(data: bytes, what: str) -> Any:
-    """The value of ``data``. Raises ``InvalidBlock`` for anything that is not JSON in UTF-8, or too deep."""
+    """The value of ``data``. Raises ``InvalidBlock`` for what is not JSON in UTF-8, or deeper than an item may be."""
     try:
-        check_depth(data)
+        check_depth(data, ITEM_DEPTH_MAX)
         return DECODER.decode(data.decode("utf-8"))
     except (ValueError, RecursionError) as error:
         raise InvalidBlock(f"{what} is not JSON: {error}") from error
@@ -163,7 +168,7 @@ def _check_keys(value: object, what: str) -> None:
             todo.extend(item)
 
 
-def encode_document(value: object, what: str = "the document") -> bytes:
+def encode_document(value: object, what: str = "the document", *, levels: int = ITEM_DEPTH_MAX) -> bytes:
     """The bytes under which a document that came as a value is kept. Raises ``InvalidBlock``."""
     try:
         text = _encode_tight(value)
@@ -172,7 +177,7 @@ def encode_document(value: object, what: str = "the document") -> bytes:
     _check_keys(value, what)
     data = text.encode("ascii")
     try:
-        check_depth(data)
+        check_depth(data, levels)
     except ValueError as error:
         raise InvalidBlock(f"{what} is nested too deeply: {error}") from error
     return data
