@@ -20,13 +20,16 @@ from types import TracebackType
 from typing import Any, Final, overload
 
 from ...errors import HoldfastError, InvalidBlock, InvalidInputError, LimitExceeded
+from ...limits import INDEX_ROWS_PER_BLOCK_MAX
 from ...state.api import MutableState
 from ...store import Store
 from ...types import AddResult, AddStatus, BlockInfo
 from .amounts import json_amount, text_of, units_of
 from .chain import ADDRESS_INDEX, XaiChain, XaiParameters, to_stored
 from .codec import (
+    BLOCK_BYTES_MAX,
     COINBASE,
+    TRANSACTION_DEPTH_MAX,
     XaiTransaction,
     encode_document,
     merkle_root,
@@ -35,7 +38,7 @@ from .codec import (
     read_block,
     txid_of,
 )
-from .importing import PENDING, PENDING_MAX, block_documents
+from .importing import PENDING, PENDING_BYTES_MAX, PENDING_MAX, block_documents
 from .ledger import apply_transaction, balance, read_totals, utxos
 from .mining import mine
 from .storage import BlockchainStorage
@@ -44,6 +47,10 @@ __all__ = ["ChainView", "XAIBlockchain", "make_transaction"]
 
 _INDEX_SECONDS: Final = 60.0
 _TX_BYTES_MAX: Final = 1024 * 1024
+_BLOCK_ROOM_BYTES: Final = BLOCK_BYTES_MAX - 4096
+"""Of the transactions in a block that is mined here; its other fields and the coinbase are shorter than the rest."""
+_BLOCK_TRANSACTIONS_MAX: Final = INDEX_ROWS_PER_BLOCK_MAX // 2 - 1
+"""Beside the coinbase: each has two rows in the index."""
 _RANK: Final = (AddStatus.EXTENDED, AddStatus.REORGANISED)
 
 
@@ -297,53 +304,54 @@ class XAIBlockchain:
     def add_transaction(self, transaction: Mapping[str, Any]) -> bool:
         """The transaction is pending, durable, and applies after those before it.
 
-        Raises ``InvalidBlock`` for one that does not apply, is there already or makes money; nothing changed then.
+        Raises ``InvalidBlock`` for one that does not apply, is there already, makes money or is nested so deeply that
+        no block can hold it, ``LimitExceeded`` for one above 1 MiB or too many; nothing changed then.
         """
-        data = encode_document(dict(transaction), "the transaction")
-        if len(data) > _TX_BYTES_MAX:
-            raise LimitExceeded("the transaction is too long", found=len(data), limit=_TX_BYTES_MAX)
-        document = parse_json(data, "the transaction")
+        document = parse_json(_bounded(dict(transaction)), "the transaction")
         tx = parse_transaction(document)
         if tx.is_coinbase:
             raise InvalidBlock("only a block makes money", txid=tx.txid)
         if self._verify is not None and not self._verify(document):
             raise InvalidBlock("the signature is not the sender's", txid=tx.txid)
         with self._lock:
-            if len(self.pending_transactions) >= PENDING_MAX:
-                raise LimitExceeded("too many transactions are pending", limit=PENDING_MAX)
             valid, refused = self._check([*self.pending_transactions, document])
             if refused:
-                raise next((error for item, error in refused if item["txid"] == tx.txid), refused[0][1])
+                raise next((error for item, error in refused if item is document), refused[0][1])
             self._save(valid, before=len(self.chain))
         return True
 
-    def _check(
-        self, documents: Iterable[Mapping[str, Any]]
-    ) -> tuple[list[dict[str, Any]], list[tuple[dict[str, Any], HoldfastError]]]:
-        """Those of ``documents`` that apply on the tip one after the other, and the others with what is wrong."""
+    def _check(self, documents: Iterable[Any]) -> tuple[list[dict[str, Any]], list[tuple[Any, HoldfastError]]]:
+        """Those of ``documents`` that can be pending on the tip one after the other, the others with what is wrong."""
         draft = self.store.draft()
         valid: list[dict[str, Any]] = []
-        refused: list[tuple[dict[str, Any], HoldfastError]] = []
+        refused: list[tuple[Any, HoldfastError]] = []
+        size = 0
         try:
             for item in documents:
-                document = dict(item)
                 try:
-                    tx = parse_transaction(document, "a pending transaction")
+                    tx = parse_transaction(item, "a pending transaction")
+                    document = dict(item)
+                    length = len(_bounded(document))
+                    if len(valid) == PENDING_MAX or size + length > PENDING_BYTES_MAX:
+                        raise LimitExceeded("too many transactions are pending", limit=PENDING_MAX)
                     if tx.is_coinbase:
                         raise InvalidBlock("only a block makes money", txid=tx.txid)
                     if tx.txid != txid_of(document):
                         raise InvalidBlock("a transaction's id is not that of its fields", txid=tx.txid)
                     _apply_whole(draft.state, tx, draft.height, len(valid) + 1)
                     valid.append(document)
-                except InvalidBlock as error:
-                    refused.append((document, error))
+                    size += length
+                except (InvalidBlock, LimitExceeded) as error:
+                    refused.append((item, error))
         finally:
             draft.close()
         return valid, refused
 
-    def _still_valid(self, documents: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    def _still_valid(self, documents: Iterable[Any]) -> list[dict[str, Any]]:
         valid, refused = self._check(documents)
-        self.dropped = [(str(item.get("txid")), str(error)) for item, error in refused]
+        self.dropped = [
+            (str(item.get("txid")) if isinstance(item, Mapping) else "", str(error)) for item, error in refused
+        ]
         return valid
 
     # -- blocks --------------------------------------------------------------------------------------------------------
@@ -351,14 +359,15 @@ class XAIBlockchain:
     def mine_pending_transactions(
         self, miner_address: str, *, max_attempts: int | None = None, stop: Callable[[], bool] | None = None
     ) -> dict[str, Any]:
-        """The document of a new block with every pending transaction, mined and saved.
+        """The document of a new block, mined and saved, with as many of the pending transactions as it can hold.
 
         Raises ``MiningError``, ``MiningCancelled`` and storage errors; chain and pending transactions are as before.
         """
         with self._lock:
             parent = self.get_latest_block()
             height = parent["index"] + 1
-            included = self._still_valid(self.pending_transactions)
+            pending = self._still_valid(self.pending_transactions)
+            included = pending[: _fitting(pending)]
             fees = sum(units_of(item.get("fee", 0), "fee") for item in included)
             now = max(self._clock(), parent["timestamp"])
             reward = self.parameters.reward_at(height, read_totals(self.store.state).supply) + fees
@@ -366,7 +375,7 @@ class XAIBlockchain:
             block = self._mined(height, [coinbase, *included], parent["hash"], now, max_attempts, stop)
             before = len(self.chain)
             self.store.add(to_stored(read_block(encode_document(block))))
-            self._save([], before=before)
+            self._save(pending[len(included) :], before=before)
             return block
 
     def _mined(
@@ -468,6 +477,24 @@ class XAIBlockchain:
             if ok:
                 self._load()
             return ok, message
+
+
+def _bounded(document: object) -> bytes:
+    """The bytes of a transaction that a block can hold. Raises ``InvalidBlock``, ``LimitExceeded``."""
+    data = encode_document(document, "the transaction", levels=TRANSACTION_DEPTH_MAX)
+    if len(data) > _TX_BYTES_MAX:
+        raise LimitExceeded("the transaction is too long", found=len(data), limit=_TX_BYTES_MAX)
+    return data
+
+
+def _fitting(documents: Sequence[object]) -> int:
+    """How many of the transactions, from the first on, one block holds."""
+    room = _BLOCK_ROOM_BYTES
+    for number, document in enumerate(documents[:_BLOCK_TRANSACTIONS_MAX]):
+        room -= len(encode_document(document)) + 1
+        if room < 0:
+            return number
+    return min(len(documents), _BLOCK_TRANSACTIONS_MAX)
 
 
 def _apply_whole(state: MutableState, tx: XaiTransaction, height: int, position: int) -> None:

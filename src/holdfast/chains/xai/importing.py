@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 __all__ = [
     "METADATA_KEY",
     "PENDING",
+    "PENDING_BYTES_MAX",
+    "PENDING_MAX",
     "SPACE",
     "block_documents",
     "chain_of_document",
@@ -47,6 +49,8 @@ _PENDING: Final = b"p"
 _OTHER: Final = b"r"
 _NAME_BYTES_MAX: Final = 200
 PENDING_MAX: Final = 100_000
+PENDING_BYTES_MAX: Final = 256 * 1024 * 1024
+"""All of them are written in one batch of documents where each moves to another number."""
 _BATCH: Final = 128
 _BATCH_BYTES: Final = 4 * 1024 * 1024
 """Blocks of a batch are durable together, and still decoded when they are judged."""
