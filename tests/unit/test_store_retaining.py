@@ -22,7 +22,7 @@ from holdfast.backup import BackupKey, create_backup, open_repository, originals
 from holdfast.backup.segments import SegmentSource
 from holdfast.blocks.lookup import load_canonical
 from holdfast.cli.session import open_to_write
-from holdfast.errors import OutOfSpace, PrunedError
+from holdfast.errors import OutOfSpace, PrunedError, TargetUnavailable
 from holdfast.journal.journal import Journal
 from holdfast.recovery import verify_store
 from holdfast.store import retaining, retention, upkeep
@@ -351,6 +351,36 @@ def test_a_segment_that_is_damaged_in_the_backup_stays_and_is_told_once(tmp_path
         own(store)._ask_at = time.monotonic()
         runs(store)
     assert len(told("retention_waits")) == 1
+
+
+def test_an_archive_that_stops_to_answer_is_not_asked_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: Told
+) -> None:
+    path = tmp_path / "s"
+    filled(path)
+    saved(path)
+    asked: list[int] = []
+    real = SegmentSource.check
+
+    def check(self: SegmentSource, number: int, digest: bytes, look: Callable[[bytes], None]) -> None:
+        asked.append(number)
+        if len(asked) > 2:
+            raise TargetUnavailable("no answer")
+        real(self, number, digest, look)
+
+    with opened(path) as store:
+        with monkeypatch.context() as patch:
+            patch.setattr(SegmentSource, "check", check)
+            runs(store)
+            store.add_many(chain_of(store.tip, 64))
+            runs(store)
+            assert len(asked) == 3
+            assert store.retention.status().pruned == 2
+        own(store)._ask_at = time.monotonic()
+        runs(store)
+        assert len(bare(store)) > FLOOR - 30
+    (event,) = told("retention_waits")
+    assert event["segments"] == retaining._SEGMENTS_PER_RUN - 2
 
 
 def test_what_the_settings_do_not_ask_for_or_who_opens_by_command_gives_up_nothing(tmp_path: Path) -> None:

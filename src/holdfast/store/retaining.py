@@ -19,7 +19,7 @@ from typing import Final, TypeVar
 
 from .._threads import start_thread
 from ..blocks.lookup import load_canonical
-from ..errors import BackupNotFound, HoldfastError
+from ..errors import BackupDamaged, BackupNotFound, HoldfastError
 from ..events import emit
 from ..journal.segment import SegmentInfo
 from .backend import WriterBackend
@@ -153,28 +153,34 @@ class BackgroundRetention:
         def look(data: bytes) -> None:
             pace.step(len(data))
 
+        proven: list[Cut] = []
         try:
             archive = _aside(lambda: opener(look), keep_going)
+            for cut in ripe:
+                if self._holds(archive, cut.info, keep_going):
+                    proven.append(cut)
         except HoldfastError as error:
             self._unusable = True
-            self._wait(None if self._told else error, len(ripe))
+            self._wait(None if self._told else error, len(ripe) - len(proven))
             self._told = True
-            return []
-        self._told = False
-        proven: list[Cut] = []
-        for cut in ripe:
-            number = cut.info.number
-            try:
-                _ask(archive, number, self._retention.last_digest(cut.info), keep_going)
-            except HoldfastError as error:
-                self._waiting.add(number)
-                missing = isinstance(error, BackupNotFound)
-                self._wait(None if missing or number in self._damaged else error, 1)
-                if not missing:
-                    self._damaged.add(number)
-            else:
-                proven.append(cut)
+        else:
+            self._told = False
         return proven
+
+    def _holds(self, archive: Archive, info: SegmentInfo, keep_going: Callable[[], bool]) -> bool:
+        """True if the archive holds the segment; else it waits. Raises what keeps the archive from answering."""
+        digest = self._retention.last_digest(info)
+        try:
+            _aside(lambda: archive(info.number, digest), keep_going)
+        except BackupNotFound:
+            self._wait(None, 1)
+        except BackupDamaged as error:
+            self._wait(None if info.number in self._damaged else error, 1)
+            self._damaged.add(info.number)
+        else:
+            return True
+        self._waiting.add(info.number)
+        return False
 
     def _wait(self, error: HoldfastError | None, count: int) -> None:
         """The archive is asked again later; ``error`` is told."""
@@ -204,10 +210,6 @@ class BackgroundRetention:
             ).complete
         finally:
             self._compactions.lock.release()
-
-
-def _ask(archive: Archive, number: int, digest: bytes, keep_going: Callable[[], bool]) -> None:
-    _aside(lambda: archive(number, digest), keep_going)
 
 
 def _aside(work: Callable[[], _T], keep_going: Callable[[], bool]) -> _T:
