@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from holdfast.backup import BackupKey, KeepRules, copy_backup, open_repository, prune_backups
 from holdfast.backup import prune as pruning
 from holdfast.backup.manifest import ChainName, Manifest, Totals, new_name
-from holdfast.errors import BackupDamaged, InvalidInputError, RepositoryLocked
+from holdfast.errors import BackupDamaged, BackupNotFound, InvalidInputError, RepositoryLocked
 from tests.unit.backup_support import backup, check, chunk_files, grown, repository, restored, small_segments
+from tests.unit.store_support import chain_of, open_quick
 
 __all__ = ["small_segments"]
 
@@ -168,3 +169,28 @@ def test_a_copy_in_another_repository(encrypted: bool, tmp_path: Path) -> None:
     with pytest.raises(BackupDamaged):
         copy_backup(place, second.name, other, workers=0)
     assert other.names() == []
+
+
+@pytest.mark.parametrize("what", ["quick", "full", "restore", "copy"])
+def test_a_backup_that_goes_while_it_is_read_is_not_called_damaged(
+    what: str, tmp_path: Path, small_segments: None
+) -> None:
+    place = repository(tmp_path / "r")
+    with open_quick(tmp_path / "s") as store:
+        for block in chain_of(None, 30):
+            store.add(block)
+        old = backup(store, place)  # its last segment is not that of the next one
+    assert check(place, backup(tmp_path / "s", place).name).ok
+
+    def prune(done: int, total: int) -> None:
+        prune_backups(repository(tmp_path / "r"), KeepRules(last=1))
+
+    with pytest.raises(BackupNotFound, match="was removed while it was read"):
+        if what == "restore":
+            restored(place, old.name, tmp_path / "t", progress=prune)
+        elif what == "copy":
+            copy_backup(place, old.name, repository(tmp_path / "far"), workers=0, progress=prune)
+        else:
+            check(place, old.name, level=what, progress=prune)
+    assert not (tmp_path / "t").exists()
+    assert not (tmp_path / "far").exists() or not repository(tmp_path / "far").names()

@@ -44,7 +44,8 @@ def copy_backup(
     """The backup ``name`` is in ``target``, too, durably, under the same name.
 
     Raises:
-        BackupDamaged: it is not whole; the target has no such backup then. InvalidInputError: both are one repository.
+        BackupDamaged: it is not whole; the target has no such backup then. BackupNotFound: there is none, or none any
+        more. InvalidInputError: both are one repository.
     """
     if source.id == target.id:
         raise InvalidInputError("the source and the target are the same repository", path=target.place)
@@ -79,7 +80,7 @@ def copy_backup(
         whole.check(file, file_name(file))
         return tuple(chunks)
 
-    with target.lock(), pool_of(count) as pool:
+    with target.lock(), pool_of(count) as pool, source.reading(name):
         base = tuple(msgspec.structs.replace(file, chunks=moved(file)) for file in form.base)
         segments = tuple(msgspec.structs.replace(file, chunks=moved(file)) for file in form.segments)
         copied: Manifest = msgspec.structs.replace(

@@ -9,6 +9,7 @@ Invariants:
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import threading
@@ -19,7 +20,7 @@ from contextlib import AbstractContextManager
 import msgspec
 
 from .._fs import FileSystem
-from ..errors import BackupDamaged, BackupNotFound, HoldfastError, InvalidInputError, MissingFile
+from ..errors import BackupDamaged, BackupNotFound, CorruptionError, HoldfastError, InvalidInputError, MissingFile
 from . import manifest as forms
 from .envelope import (
     CHUNK,
@@ -159,6 +160,25 @@ class BackupRepository:
             raise BackupNotFound("there is no such backup", name=name, path=self.place) from None
         raw, digest = open_object(MANIFEST, object_name, data, self._cipher)
         return decode_manifest(raw, name=name, repository=self.id, place=f"{self.place}: {name}"), digest.hex()
+
+    def check_there(self, name: str) -> None:
+        """Raises ``BackupNotFound`` if the backup ``name``, which was read a moment ago, was removed since then."""
+        if self.target.size(f"{BACKUPS}{check_name(name)}{_MANIFEST_END}") is None:
+            raise BackupNotFound(
+                "the backup was removed while it was read",
+                name=name,
+                path=self.place,
+                remedy="take one that is there: 'holdfast backup list' shows them",
+            )
+
+    @contextlib.contextmanager
+    def reading(self, name: str) -> Iterator[None]:
+        """The backup ``name`` is read; what looks like damage and is a pruning meanwhile is ``BackupNotFound``."""
+        try:
+            yield
+        except CorruptionError:
+            self.check_there(name)
+            raise
 
     def readable(self, *, newest_first: bool = True) -> Iterator[Manifest]:
         """Every backup whose manifest can be read."""

@@ -140,6 +140,7 @@ def restore_backup(
     Raises:
         StoreExists, ForeignStore: the target holds something, or the backup is of another chain; nothing was touched.
         BackupDamaged, CorruptionError: the backup is not whole; the target is as it was.
+        BackupNotFound: there is none, or none any more: it was pruned meanwhile.
         BlockNotFound, PrunedError, NotFoundError: the height or the time is not in the backup.
         OutOfSpace: there is no room. KeyRequired, KeyRejected: the store is encrypted, and this is not its key.
     """
@@ -159,7 +160,8 @@ def restore_backup(
         Syncing(files, threads=count > 0) as syncing,
         pool_of(count) as pool,
     ):
-        staging.fill(pool, count, progress, syncing)
+        with repository.reading(name):
+            staging.fill(pool, count, progress, syncing)
         cut = staging.cut(_chooser(to_height, to_time_us), syncing)
         report = staging.finish(url.engine, settings or Settings(), cut, progress, to_height)
         staging.publish(syncing)

@@ -171,7 +171,8 @@ def fetch_segments(
         entries.append(entry)
     place = path_of(directory, "the place for segments").absolute()
     files = fs or RealFileSystem()
-    return [fetch_segment(repository, form, entry, place, files, workers_of(workers)) for entry in entries]
+    with repository.reading(name):
+        return [fetch_segment(repository, form, entry, place, files, workers_of(workers)) for entry in entries]
 
 
 def _entry(form: Manifest, number: int) -> SegmentFile | None:

@@ -70,15 +70,18 @@ def verify_backup(
         mark: note in the repository that the backup verified in full (or not); left out where it cannot be written.
         progress: called with (bytes checked, bytes in all); what it raises ends the run.
     Raises:
-        BackupNotFound: there is none. BackupDamaged: its manifest cannot be read.
+        BackupNotFound: there is none, or none any more. BackupDamaged: its manifest cannot be read.
     """
     started = time.monotonic()
     form, digest = repository.manifest_and_digest(name)
     problems: list[HoldfastError] = []
     count = workers_of(workers)
-    frames = _full(repository, form, problems, count, progress) if level == "full" else 0
-    if level == "quick":
-        _quick(repository, form, problems, progress)
+    with repository.reading(name):
+        frames = _full(repository, form, problems, count, progress) if level == "full" else 0
+        if level == "quick":
+            _quick(repository, form, problems, progress)
+    if problems:
+        repository.check_there(name)
     seconds = time.monotonic() - started
     if mark and (level == "full" or problems):
         _leave_mark(repository, name, digest, good=not problems)
