@@ -9,12 +9,13 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 import holdfast
-from holdfast import ChainSpec, CustomChain
+from holdfast import ChainSpec, CustomChain, Store
 from holdfast._fs import RealFileSystem
 from holdfast.engine.api import Batch
 from holdfast.engine.open import open_engine
@@ -35,7 +36,7 @@ from holdfast.views.api import Applied
 from holdfast.views.flush import load_applied
 from holdfast.views.rows import APPLIED_KEY, FLUSHING_KEY, encode_applied, encode_flushing, encode_row
 from holdfast.views.tables import META
-from tests.unit.store_support import chain_of, filled, make, open_quick
+from tests.unit.store_support import chain_of, filled, make, open_quick, quick
 
 ROOT = Path(__file__).resolve().parents[2]
 ENGINES = ["rocksdb", "lmdb", "sqlite"]
@@ -434,6 +435,8 @@ def test_views_ahead_of_the_journal_are_lost_commits(tmp_path: Path, flushing: b
     before = tree(tmp_path / "journal")
     with pytest.raises(CommitLoss):
         open_quick(tmp_path)
+    with pytest.raises(CommitLoss):  # whoever only looks must not be told of blocks that nobody has
+        holdfast.open(tmp_path, read_only=True, settings=quick())
     assert tree(tmp_path / "journal") == before
 
 
@@ -447,8 +450,13 @@ def test_an_older_copy_of_the_journal_is_lost_commits(tmp_path: Path) -> None:
         store.add(make(blocks[-1]))
     with pytest.raises(CommitLoss):  # the watermark alone tells it
         _put(tmp_path, path, "journal", lambda: open_quick(path))
-    with pytest.raises(CommitLoss):  # and so do the views
-        _put(tmp_path, path, "watermark", lambda: _put(tmp_path, path, "journal", lambda: open_quick(path)))
+    looks: tuple[Callable[[], Store], ...] = (
+        lambda: open_quick(path),
+        lambda: holdfast.open(path, read_only=True, settings=quick()),
+    )
+    for look in looks:  # and so do the views
+        with pytest.raises(CommitLoss):
+            _put(tmp_path, path, "watermark", partial(_put, tmp_path, path, "journal", look))
     shutil.rmtree(path / "views")
 
 

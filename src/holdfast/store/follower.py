@@ -45,7 +45,7 @@ from .generations import Generations
 from .identity import Identity
 from .indexes import IndexSpec, decode_record, record_key
 from .indexing import IndexManager
-from .opening import read_identity, view_options
+from .opening import foreign_views, read_identity, view_options
 from .replay import Replayer, execution_of
 from .tree import caught_up, open_tree, scheme_of
 from .unlocking import file_keys, key_for, unlock
@@ -201,12 +201,9 @@ class Follower:
         replayer.indexes = indexes.before_replay(replayer.state, writable=False)
         session = _Session(engine, views, replayer, indexes, number, stamp)
         self._reader.poll()
-        applied = views.applied
-        known = applied is not None and 0 < applied.seq <= self._reader.durable_seq
-        if applied is not None and known and self._reader.frame(applied.seq).digest != applied.digest:
-            raise CorruptionError(
-                "the views belong to another history of the journal", seq=applied.seq, recovery=Recovery.REBUILD
-            )
+        strange = foreign_views(views, self._reader, self._reader.durable_seq)  # a flush makes durable what it takes
+        if strange is not None:
+            raise strange
         self._advance(session)
         self.book.records, self.book.fences = book.records, book.fences
         self.book.incarnation, self.book.fenced = book.incarnation, book.fenced

@@ -40,7 +40,7 @@ from ..errors import (
     StoreNotFound,
 )
 from ..events import corruption_found
-from ..journal.api import JournalRecovery, Kind, Part
+from ..journal.api import FrameSource, JournalRecovery, Kind, Part
 from ..journal.journal import Journal, JournalOptions
 from ..journal.segment import SEGMENT_HEADER_BYTES
 from ..state.history import StateHistory
@@ -612,7 +612,7 @@ def _try_views(
         notes.append(_set_aside(generations, number, error))
         return None
     try:
-        strange = _strange(views, journal, recovery)  # damage of the journal says nothing about the views
+        strange = foreign_views(views, journal, recovery.last_seq)  # damage of the journal says nothing about the views
     except BaseException:
         engine.close()
         raise
@@ -631,16 +631,17 @@ def _set_aside(generations: Generations, number: int, error: CorruptionError | R
     return f"views rebuilt from the journal: {error}; the old ones are in {moved.name}"
 
 
-def _strange(views: Views, journal: Journal, recovery: JournalRecovery) -> CorruptionError | None:
-    """What is wrong if the views were made of another journal. Raises ``CommitLoss``, and what the journal raises."""
+def foreign_views(views: Views, journal: FrameSource, last_seq: int) -> CorruptionError | None:
+    """What is wrong if the views were made of another journal than this, which ends with frame ``last_seq``.
+
+    Raises ``CommitLoss`` if they hold more than it, and what the journal raises.
+    """
     applied = views.applied
     if applied is None:
         return None
     newest = max(applied.seq, applied.flushing or 0)
-    if newest > recovery.last_seq:
-        raise CommitLoss(
-            "the views hold commits that the journal has lost", applied_seq=newest, journal_seq=recovery.last_seq
-        )
+    if newest > last_seq:
+        raise CommitLoss("the views hold commits that the journal has lost", applied_seq=newest, journal_seq=last_seq)
     if applied.seq < journal.first_seq or journal.frame(applied.seq).digest == applied.digest:
         return None
     return CorruptionError(
