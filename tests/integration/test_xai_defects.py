@@ -276,6 +276,32 @@ def test_the_originals_file_is_taken_in_once(tmp_path: Path) -> None:
     assert (tmp_path / "blockchain.json").read_bytes() == make.package(inner)
 
 
+@pytest.mark.parametrize("copies", [True, False])
+def test_the_originals_file_does_not_take_the_place_of_a_store_that_is_gone(tmp_path: Path, copies: bool) -> None:
+    inner = make.chain(5)
+    old = {**inner, "chain": inner["chain"][:3]}
+    (tmp_path / "blockchain.json").write_bytes(make.package(old))
+    place = opened(tmp_path)
+    saved(place, inner)
+    if copies:
+        assert place.create_backup()[0]
+    place.close()
+    shutil.rmtree(tmp_path / "store")
+    assert place.load_from_disk()[0] is False
+    assert isinstance(place.failure, MissingFile)
+    refused(place, inner, MissingFile)
+    assert not (tmp_path / "store").exists()
+    place.close()
+    if copies:
+        asked = opened(tmp_path, recover="backup")
+        assert loaded(asked) == inner
+        asked.close()
+    else:
+        (tmp_path / "blockchain.json.taken").unlink()  # as the remedy says
+        assert loaded(place) == old
+    place.close()
+
+
 def test_two_processes_do_not_share_a_directory(tmp_path: Path) -> None:
     place = opened(tmp_path)
     saved(place, make.chain(1))

@@ -13,6 +13,7 @@ Invariants:
     DATA/checkpoints/
     DATA/quarantine/       stores that were replaced
     DATA/blockchain.json   the original's own file: taken in once, never written
+    DATA/blockchain.json.taken   there is or was a store beside it, so it is not taken in again
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from .chain import ADDRESS_INDEX, XaiChain
 __all__ = ["XaiPlace"]
 
 _MARKER_BYTES_MAX: Final = 4096
+_TAKEN: Final = b"The chain is in 'store'. Where this file is, blockchain.json is not taken in again.\n"
 _DEEP_FROM: Final = 5_000
 """A chain of fewer blocks is built in one go."""
 _NAME: Final = re.compile(r"[a-z]+(\.[a-z]+)?-[0-9]{1,9}")
@@ -61,6 +63,7 @@ class XaiPlace:
         self.data_dir = data_dir
         self.store = data_dir / "store"
         self.original = data_dir / "blockchain.json"
+        self.taken = data_dir / "blockchain.json.taken"
         self.quarantine = data_dir / "quarantine"
         self._marker = data_dir / "restore.json"
 
@@ -92,6 +95,8 @@ class XaiPlace:
             identity = read_identity(self._fs, self.store)
         except StoreNotFound:
             return None
+        if self._fs.exists(self.original) and not self._fs.exists(self.taken):
+            self._fs.write_atomic(self.taken, _TAKEN)
         return self._open(self.store, XaiChain.from_spec(identity.spec), create=False)
 
     def chain(self) -> XaiChain | None:

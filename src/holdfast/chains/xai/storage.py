@@ -157,10 +157,11 @@ class BlockchainStorage:
         self._note = ""
         try:
             store = self._place.open()
-            if store is not None or not self._fs.exists(self._place.original):
-                if store is None:
-                    self._refuse_lost()
+            if store is not None:
                 return store
+            if not self._fs.exists(self._place.original) or self._fs.exists(self._place.taken):
+                self._refuse_lost()
+                return None
             raw = self._fs.read_bytes(self._place.original, limit=FILE_BYTES_MAX)
             return self._adopt(read_document(raw, name=self._place.original))
         except (FormatError, InvalidBlock) as error:
@@ -169,7 +170,7 @@ class BlockchainStorage:
             return self._recover_from_archive(error)
 
     def _refuse_lost(self) -> None:
-        """Backups without a chain are what is left of one: it is not begun anew over them."""
+        """Backups without a chain, or the file that it once was, are what is left: it is not begun anew over them."""
         copies = len(self.archive.list_backups()) + len(self.archive.list_checkpoints())
         if copies:
             raise MissingFile(
@@ -177,6 +178,12 @@ class BlockchainStorage:
                 path=self._place.store,
                 found=copies,
                 remedy="restore one with 'restore_from_backup', or put the store back from a copy",
+            )
+        if self._fs.exists(self._place.original):
+            raise MissingFile(
+                "the chain is gone, and blockchain.json is how it was when it was taken in",
+                path=self._place.store,
+                remedy=f"put the store back from a copy, or remove '{self._place.taken.name}' to begin with the file again",
             )
 
     def _recover_from_archive(self, error: HoldfastError) -> Store:
