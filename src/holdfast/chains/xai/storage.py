@@ -183,7 +183,7 @@ class BlockchainStorage:
             raise MissingFile(
                 "the chain is gone, and blockchain.json is how it was when it was taken in",
                 path=self._place.store,
-                remedy=f"put the store back from a copy, or remove '{self._place.taken.name}' to begin with the file again",
+                remedy=f"put the store back from a copy, or remove '{self._place.taken.name}' to begin with it again",
             )
 
     def _recover_from_archive(self, error: HoldfastError) -> Store:
