@@ -33,6 +33,7 @@ from .._seal import PartCipher
 from ..blocks.entries import decode_canonical
 from ..errors import (
     BackupDamaged,
+    CommitLoss,
     CorruptionError,
     HoldfastError,
     InvalidInputError,
@@ -77,6 +78,7 @@ from .pieces import (
     chunks_of,
     exhaust,
     file_name,
+    frame_digest,
     pool_of,
     raw_bytes_of,
     scan_segment,
@@ -167,23 +169,18 @@ def create_backup(
         bytes_per_second = BESIDE_BYTES_PER_SECOND
     throttle = throttle or Throttle(bytes_per_second or None)
     key = store.key if isinstance(store, Store) else None
+    tell = partial(events.emit, path=str(root), repository=repository.place)
     try:
         with using_key(key), repository.lock(), pool_of(count) as pool:
             run = _Run(fs or RealFileSystem(), root, repository, check, throttle, pool, count, progress)
             report = run.make(clock)
     except HoldfastError as error:
-        _tell_failed(root, repository.place, error)
+        tell("backup_failed", logging.ERROR, f"no backup was made of {root}: {error}", place=root, error=error)
         raise
-    _tell_notes(run, report, root, repository.place)
-    events.emit(
-        "backup_made",
-        logging.INFO,
-        f"backup {report.manifest.name} of {root}: {report.manifest.totals.raw_bytes} bytes, "
-        f"{report.written_bytes} of them new",
-        path=str(root),
-        repository=repository.place,
-        **report.as_dict(),
-    )
+    form = report.manifest
+    _tell_notes(run, form.name, root, tell)
+    text = f"backup {form.name} of {root}: {form.totals.raw_bytes} bytes, {report.written_bytes} of them new"
+    tell("backup_made", logging.INFO, text, **report.as_dict())
     return report
 
 
@@ -192,39 +189,22 @@ def held_by(root: Path, *, fs: FileSystem | None = None) -> int | None:
     return lock_holder(fs or RealFileSystem(), root / "LOCK")
 
 
-def _tell_failed(root: Path, where: str, error: HoldfastError) -> None:
-    events.emit(
-        "backup_failed",
-        logging.ERROR,
-        f"no backup was made of {root}: {error}",
-        path=str(root),
-        repository=where,
-        code=error.code,
-        remedy=error.remedy,
-    )
-
-
-def _tell_notes(run: _Run, report: BackupReport, root: Path, where: str) -> None:
+def _tell_notes(run: _Run, name: str, root: Path, tell: Callable[..., None]) -> None:
     """What is worth a warning although the backup is made."""
-    name = report.manifest.name
     if run.behind_seconds:
-        events.emit(
+        tell(
             "backup_clock_behind",
             logging.WARNING,
             f"the clock is {run.behind_seconds} seconds behind the newest backup of {root}: {name} is named after that",
-            path=str(root),
-            repository=where,
             name=name,
             behind_seconds=run.behind_seconds,
             remedy="set the clock; names of backups follow it again once it has passed them",
         )
     if run.holed:
-        events.emit(
+        tell(
             "backup_without_pruned",
             logging.WARNING,
             f"backup {name} of {root} lacks what was pruned of {len(run.holed)} segments: no backup here has it whole",
-            path=str(root),
-            repository=where,
             name=name,
             segments=len(run.holed),
             first_segment=run.holed[0],
@@ -298,6 +278,7 @@ class _Run:
         name = self._name(time.time_ns() // 1000 if clock is None else clock())
         reader = _Source.open(self._fs, self._root, store_id=identity.store_id, salt=identity.salt, cipher=parts)
         try:
+            self._refuse_loss(reader, identity)
             form = self._manifest(reader, identity, data, name)
         finally:
             reader.close()
@@ -305,6 +286,28 @@ class _Run:
         digest = self._repository.put_manifest(form)
         seconds = time.monotonic() - started
         return BackupReport(form, digest, self._read, self._written, self._chunks, self._taken, seconds)
+
+    def _refuse_loss(self, reader: _Source, identity: Identity) -> None:
+        """Raises ``CommitLoss`` if the journal ends within what the newest backup holds of this very history.
+
+        A store that was restored or repaired has gone on by itself from where it was cut, with a frame of its own.
+        """
+        form, mark = self._newest, reader.mark
+        if form is None or not form.first_seq <= mark.seq < form.last_seq:
+            return
+        try:
+            digest = frame_digest(self._repository, form, identity, mark.seq)
+        except CorruptionError:
+            return  # a backup that is damaged there says nothing about the store
+        if digest == mark.digest.hex():
+            raise CommitLoss(
+                "the newest backup holds commits that the store has lost",
+                path=self._root,
+                backup=form.name,
+                backup_seq=form.last_seq,
+                journal_seq=mark.seq,
+                remedy="keep that backup and this copy; 'holdfast backup restore' makes a store of the backup",
+            )
 
     def _manifest(self, reader: _Source, identity: Identity, data: bytes, name: str) -> Manifest:
         mark = reader.mark
