@@ -66,6 +66,7 @@ __all__ = [
     "RootMismatch",
     "SafetyError",
     "SafetyStateMissing",
+    "SavedInPart",
     "SnapshotInvalid",
     "StateError",
     "StoreExists",
@@ -638,6 +639,17 @@ class PersistenceError(HoldfastError):
     exit_code = 6
     recovery = Recovery.REPLAY
     default_remedy = "see the cause; reopen the store and mine again"
+
+
+class SavedInPart(HoldfastError):
+    """A block is in the chain, but what stands beside the chain could not be saved after it."""
+
+    code = "saved_in_part"
+    exit_code = 6
+    recovery = Recovery.REPLAY
+    default_remedy = (
+        "see the cause; do not make the block again: save or reload the chain, what is pending is judged anew"
+    )
 
 
 class InternalError(HoldfastError):

@@ -71,6 +71,7 @@ HoldfastError holdfast 1 manual
   MiningError mining 19 retry
     MiningCancelled mining_cancelled 19 retry
   PersistenceError persistence 6 replay
+  SavedInPart saved_in_part 6 replay
   InternalError internal 70 manual
 """
 """A line may be added. A code or an exit code that was published never changes and never gets another meaning."""

@@ -16,10 +16,11 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Final, overload
 
-from ...errors import HoldfastError, InvalidBlock, InvalidInputError, LimitExceeded
+from ...errors import HoldfastError, InvalidBlock, InvalidInputError, LimitExceeded, SavedInPart
 from ...limits import INDEX_ROWS_PER_BLOCK_MAX
 from ...state.api import MutableState
 from ...store import Store
@@ -27,11 +28,13 @@ from ...types import AddResult, AddStatus, BlockInfo
 from .amounts import json_amount, text_of, units_of
 from .chain import ADDRESS_INDEX, XaiChain, XaiParameters, to_stored
 from .codec import (
+    ADDRESS_BYTES_MAX,
     BLOCK_BYTES_MAX,
     COINBASE,
     TRANSACTION_DEPTH_MAX,
     XaiTransaction,
     encode_document,
+    is_name,
     merkle_root,
     parse_json,
     parse_transaction,
@@ -224,11 +227,14 @@ class XAIBlockchain:
         return self.chain[-1]
 
     def get_balance(self, address: str) -> str:
-        """What ``address`` can spend, as decimal text."""
-        return text_of(balance(self.store.state, address))
+        """What ``address`` can spend, as decimal text. Raises ``InvalidInputError`` for what is no address."""
+        return text_of(balance(self.store.state, _address(address)))
 
     def get_utxos(self, address: str) -> list[dict[str, Any]]:
-        """The unspent outputs of ``address``, oldest first, with the key under which the state proves each."""
+        """The unspent outputs of ``address``, oldest first, with the key under which the state proves each.
+
+        Raises ``InvalidInputError`` for what is no address.
+        """
         return [
             {
                 "txid": utxo.txid,
@@ -237,7 +243,7 @@ class XAIBlockchain:
                 "height": utxo.height,
                 "key": utxo.key,
             }
-            for utxo in utxos(self.store.state, address)
+            for utxo in utxos(self.store.state, _address(address))
         ]
 
     def get_total_circulating_supply(self) -> str:
@@ -245,13 +251,16 @@ class XAIBlockchain:
         return text_of(read_totals(self.store.state).supply)
 
     def get_transaction_history(self, address: str) -> list[dict[str, Any]]:
-        """The transactions of ``address``, oldest first, from the index; a transfer to oneself is sent and received."""
+        """The transactions of ``address``, oldest first, from the index; a transfer to oneself is sent and received.
+
+        Raises ``InvalidInputError`` for what is no address.
+        """
+        wanted = _address(address).encode("utf-8")
         store = self.store
         store.wait_for_indexes(_INDEX_SECONDS)
         rows = []
-        stop = address.encode("utf-8") + b"\x00"
-        for key, height, value in store.index(ADDRESS_INDEX.name).items(address.encode("utf-8"), stop):
-            if key != address.encode("utf-8"):
+        for key, height, value in store.index(ADDRESS_INDEX.name).items(wanted, wanted + b"\x00"):
+            if key != wanted:
                 continue
             document = self.chain[height]["transactions"][int.from_bytes(value[1:], "big")]
             rows.append(
@@ -361,7 +370,9 @@ class XAIBlockchain:
     ) -> dict[str, Any]:
         """The document of a new block, mined and saved, with as many of the pending transactions as it can hold.
 
-        Raises ``MiningError``, ``MiningCancelled`` and storage errors; chain and pending transactions are as before.
+        Raises:
+            MiningError, MiningCancelled, storage errors: chain and pending transactions are as before.
+            SavedInPart: the block is in the chain and its transactions are not pending; those that are were not saved.
         """
         with self._lock:
             parent = self.get_latest_block()
@@ -374,8 +385,10 @@ class XAIBlockchain:
             coinbase = make_transaction(COINBASE, miner_address, text_of(reward), timestamp=now)
             block = self._mined(height, [coinbase, *included], parent["hash"], now, max_attempts, stop)
             before = len(self.chain)
-            self.store.add(to_stored(read_block(encode_document(block))))
-            self._save(pending[len(included) :], before=before)
+            stored = to_stored(read_block(encode_document(block)))
+            self.store.add(stored)
+            with _after(stored.hash):
+                self._keep(pending[len(included) :], before=before)
             return block
 
     def _mined(
@@ -401,7 +414,9 @@ class XAIBlockchain:
     def add_block(self, block: Mapping[str, Any]) -> AddResult:
         """A block mined elsewhere is stored where the heavier chain puts it; pending transactions are checked again.
 
-        Raises ``InvalidBlock``, ``ParentUnknown``, ``FinalityError``; nothing changed then.
+        Raises:
+            InvalidBlock, ParentUnknown, FinalityError: nothing changed.
+            SavedInPart: the block is in the chain; pending transactions were not saved.
         """
         stored = to_stored(read_block(encode_document(dict(block), "the block")))
         with self._lock:
@@ -409,7 +424,8 @@ class XAIBlockchain:
             result = self.store.add(stored)
             if result.status in _RANK:
                 removed = result.reorg.orphaned if result.reorg is not None else ()
-                self._after_change(removed, before=before)
+                with _after(stored.hash):
+                    self._after_change(removed, before=before)
             return result
 
     def _after_change(self, removed: Iterable[bytes], *, before: int) -> None:
@@ -418,7 +434,7 @@ class XAIBlockchain:
             for document in next(block_documents(self.store.blocks, [info]))["transactions"]:
                 if document["sender"] != COINBASE:
                     returned.append(document)
-        self._save(self._still_valid([*returned, *self.pending_transactions]), before=before)
+        self._keep(self._still_valid([*returned, *self.pending_transactions]), before=before)
 
     # -- saving and restoring ------------------------------------------------------------------------------------------
 
@@ -431,6 +447,11 @@ class XAIBlockchain:
         except BaseException:
             self.pending_transactions = old
             raise
+
+    def _keep(self, pending: list[dict[str, Any]], *, before: int) -> None:
+        """``pending`` is the list, in memory also where saving it fails: the tip has moved already."""
+        self.pending_transactions = pending
+        self.storage.record(self._beside(), before=before)
 
     def save_blockchain(self, create_backup: bool = False) -> tuple[bool, str]:
         """(ok, message): everything is durable now, whatever ``AUTO_SAVE_INTERVAL`` is; with a backup if asked."""
@@ -477,6 +498,27 @@ class XAIBlockchain:
             if ok:
                 self._load()
             return ok, message
+
+
+@contextmanager
+def _after(block_hash: bytes) -> Iterator[None]:
+    """What fails after this block was stored says that it was."""
+    try:
+        yield
+    except HoldfastError as error:
+        raise SavedInPart(
+            f"the block is in the chain, but what stands beside it could not be saved: {error}",
+            hash=block_hash,
+            cause=error.code,
+        ) from error
+
+
+def _address(value: object) -> str:
+    if not is_name(value):
+        raise InvalidInputError(
+            f"an address is printable text of 1 to {ADDRESS_BYTES_MAX} bytes", found=repr(value)[:80]
+        )
+    return value
 
 
 def _bounded(document: object) -> bytes:

@@ -13,13 +13,12 @@ A document holds floats (times, and amounts of the original): they are read only
 from __future__ import annotations
 
 import json
-import math
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from threading import Lock
-from typing import Any, Final, NoReturn
+from typing import Any, Final, NoReturn, TypeGuard
 
 import msgspec
 
@@ -42,6 +41,7 @@ __all__ = [
     "block_preimage",
     "dump",
     "encode_document",
+    "is_name",
     "merkle_root",
     "parse_block",
     "parse_json",
@@ -248,15 +248,21 @@ def _whole(document: Mapping[str, Any], name: str, most: int, what: str) -> int:
 
 def _time(document: Mapping[str, Any], what: str) -> float:
     value = _field(document, "timestamp", what)
-    if type(value) not in (int, float) or not math.isfinite(value) or not 0 <= value <= TIME_MAX:
+    if type(value) not in (int, float) or not 0 <= value <= TIME_MAX:  # NaN neither
         raise InvalidBlock(f"'timestamp' of {what} is not a time in seconds since 1970", found=str(value)[:80])
     return float(value)
 
 
+def is_name(value: object, most: int = ADDRESS_BYTES_MAX) -> TypeGuard[str]:
+    """Whether it is printable text of 1 to ``most`` bytes in UTF-8: an address, or a transaction's id."""
+    # No surrogate is printable, so there are such bytes.
+    return type(value) is str and value != "" and value.isprintable() and len(value.encode("utf-8")) <= most
+
+
 def _text(document: Mapping[str, Any], name: str, most: int, what: str) -> str:
     value = _field(document, name, what)
-    if type(value) is str and value and value.isprintable() and len(value.encode("utf-8")) <= most:
-        return value  # no surrogate is printable, so it has UTF-8 bytes
+    if is_name(value, most):
+        return value
     raise InvalidBlock(f"'{name}' of {what} is not printable text of 1 to {most} bytes", found=repr(value)[:80])
 
 
