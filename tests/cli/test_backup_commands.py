@@ -199,6 +199,45 @@ def test_damage_is_exit_code_3_and_says_what_next(tmp_path: Path) -> None:
     done("backup", "verify", "-d", tmp_path / "data", "--all")
 
 
+def test_one_manifest_that_cannot_be_read_does_not_hide_the_others(tmp_path: Path) -> None:
+    blocks = grown(tmp_path / "data", 3)
+    first = done("backup", "create", "-d", tmp_path / "data", "--json").record["name"]
+    grown(tmp_path / "data", 3, after=blocks[-1])
+    second = done("backup", "create", "-d", tmp_path / "data", "--json").record["name"]
+    manifest = tmp_path / "data" / "backups" / "backups" / f"{first}.manifest"
+    manifest.write_bytes(manifest.read_bytes()[:-1])
+    answer = holdfast("backup", "verify", "--all", "-d", tmp_path / "data", "--json")
+    assert answer.code == 3
+    found = answer.record["backups"]
+    assert isinstance(found, list)
+    assert [(row["name"], row["ok"]) for row in found] == [(first, False), (second, True)]
+    assert found[0]["problems"][0]["code"] == "backup_damaged"
+    text = holdfast("backup", "verify", "--all", "-d", tmp_path / "data")
+    assert text.code == 3
+    assert f"{first}: DAMAGED" in text.out
+    assert f"{second}: sound" in text.out
+    refused(holdfast("backup", "verify", str(first), "-d", tmp_path / "data", "--json"), 3, "backup_damaged")
+
+
+def test_without_a_name_it_is_the_newest_backup_of_the_store_that_is_meant(tmp_path: Path) -> None:
+    place = tmp_path / "r"
+    names = {}
+    for store in ("one", "two"):
+        grown(tmp_path / store, 3, name=store)
+        names[store] = done("backup", "create", "-d", tmp_path / store, "-r", place, "--json").record["name"]
+    for command in ("show", "verify"):
+        for store, name in names.items():
+            assert done("backup", command, "-d", tmp_path / store, "-r", place, "--json").record["name"] == name
+    told = done("backup", "restore", "-d", tmp_path / "one", "-r", place, "--to", tmp_path / "t", "--json").record
+    assert told["name"] == names["one"]
+    for store in ("", str(tmp_path / "gone")):
+        words = ["backup", "restore", "-r", str(place), "--to", str(tmp_path / "t2"), "--json"]
+        error = refused(holdfast(*words, env={"HOLDFAST_DATA_DIR": store}), 2, "invalid_input")
+        assert "holdfast backup list" in str(error["remedy"])
+    grown(tmp_path / "three", 3)
+    refused(holdfast("backup", "show", "-d", tmp_path / "three", "-r", place, "--json"), 14, "backup_not_found")
+
+
 def test_times() -> None:
     assert parse_time("5") == 5_000_000
     assert parse_time("1970-01-01T00:00:01.000002Z") == 1_000_002

@@ -185,12 +185,15 @@ def test_a_backup_that_goes_while_it_is_read_is_not_called_damaged(
     def prune(done: int, total: int) -> None:
         prune_backups(repository(tmp_path / "r"), KeepRules(last=1))
 
-    with pytest.raises(BackupNotFound, match="was removed while it was read"):
+    def read() -> None:
         if what == "restore":
             restored(place, old.name, tmp_path / "t", progress=prune)
         elif what == "copy":
             copy_backup(place, old.name, repository(tmp_path / "far"), workers=0, progress=prune)
         else:
             check(place, old.name, level=what, progress=prune)
+
+    with pytest.raises(BackupNotFound, match="was removed while it was read"):
+        read()
     assert not (tmp_path / "t").exists()
     assert not (tmp_path / "far").exists() or not repository(tmp_path / "far").names()

@@ -43,6 +43,11 @@ class BackupCheck(msgspec.Struct, frozen=True):
     problems: tuple[dict[str, object], ...]
     seconds: float
 
+    @classmethod
+    def unread(cls, name: str, level: Level, error: HoldfastError) -> BackupCheck:
+        """That of a backup whose manifest cannot be read."""
+        return cls(name, level, "", 0, 0, 0, 0, (error.as_dict(),), 0.0)
+
     @property
     def ok(self) -> bool:
         """True if nothing was wrong."""

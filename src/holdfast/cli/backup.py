@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from ..errors import HoldfastError, InvalidInputError
+from ..errors import BackupNotFound, CorruptionError, FormatTooNew, HoldfastError, InvalidInputError
 from .backup_options import (
     KeepDaily,
     KeepDays,
@@ -171,7 +171,7 @@ def show(
     """Show what one backup holds; with --json every file and segment, without their chunks."""
     out = Output(as_json=as_json)
     found = open_place(place_of(repository, data_dir), key_file, passphrase_file, data_dir)
-    chosen = name_or_newest(found, name)
+    chosen = name_or_newest(found, name, data_dir)
     form, digest = found.manifest_and_digest(chosen)
     values = {"digest": digest, **_row(found, chosen), **_facts(form)}
     if as_json:
@@ -223,19 +223,29 @@ def verify(
     as_json: Json = False,
 ) -> None:
     """Check a backup alone, without a store and without trust in the storage. Exit code 0 = sound, 3 = damaged."""
-    from ..backup import verify_backup
+    from ..backup import BackupCheck
 
     out = Output(as_json=as_json)
     if every and name is not None:
         raise InvalidInputError("--all is every backup; leave the name out")
     found = open_place(place_of(repository, data_dir), key_file, passphrase_file, data_dir)
-    names = found.names() if every else [name_or_newest(found, name)]
+    names = found.names() if every else [name_or_newest(found, name, data_dir)]
     checks: list[BackupCheck] = []
     for chosen in names:
-        work = partial(_verify_one, verify_backup, found, chosen, level)
-        checks.append(
-            with_progress(f"verifying {chosen}", work, out, progress_seconds, "nothing was changed", unit="bytes")
-        )
+        work = partial(_verify_one, found, chosen, level)
+        try:
+            check = with_progress(
+                f"verifying {chosen}", work, out, progress_seconds, "nothing was changed", unit="bytes"
+            )
+        except (CorruptionError, FormatTooNew) as error:
+            if not every:
+                raise
+            check = BackupCheck.unread(chosen, level, error)
+        except BackupNotFound:
+            if not every:
+                raise
+            continue  # it was pruned meanwhile
+        checks.append(check)
         if not as_json:
             out.text(f"{chosen}: {'sound' if checks[-1].ok else 'DAMAGED'} at level {level}\n")
             _print_problems(checks[-1], out)
@@ -246,12 +256,10 @@ def verify(
 
 
 def _verify_one(
-    verify_backup: Callable[..., BackupCheck],
-    found: BackupRepository,
-    name: str,
-    level: str,
-    step: Callable[[int, int], None],
+    found: BackupRepository, name: str, level: Literal["quick", "full"], step: Callable[[int, int], None]
 ) -> BackupCheck:
+    from ..backup import verify_backup
+
     return verify_backup(found, name, level=level, progress=step)
 
 
@@ -298,7 +306,7 @@ def restore(
     out = Output(as_json=as_json)
     time_us = None if to_time is None else parse_time(to_time)
     found = open_place(place_of(repository, data_dir), key_file, passphrase_file, data_dir)
-    chosen = name_or_newest(found, name)
+    chosen = name_or_newest(found, name, data_dir)
     if segments is not None:
         if to_height is not None or time_us is not None or chain_id is not None:
             raise InvalidInputError("--segments fetches files as they are; it goes with no other way to restore")
@@ -411,7 +419,7 @@ def copy(
 
     out = Output(as_json=as_json)
     found = open_place(place_of(repository, data_dir), key_file, passphrase_file, data_dir)
-    chosen = name_or_newest(found, name)
+    chosen = name_or_newest(found, name, data_dir)
     found.manifest(chosen)
     key = None
     if to_key_file is not None or to_passphrase_file is not None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..errors import InvalidInputError
+from ..errors import FormatError, InvalidInputError, NotFoundError
 from .output import Output, bytes_text
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ RepositoryPath = Annotated[
 OptionalDataDir = Annotated[
     Path | None,
     typer.Option(
-        "--data-dir", "-d", envvar="HOLDFAST_DATA_DIR", metavar="DIR", help="The store whose repository is meant."
+        "--data-dir", "-d", envvar="HOLDFAST_DATA_DIR", metavar="DIR", help="The store whose backups are meant."
     ),
 ]
 KeyFile = Annotated[
@@ -92,7 +92,7 @@ KeepWeekly = Annotated[
 KeepMonthly = Annotated[
     int | None, typer.Option("--keep-monthly", min=0, help="And one of each of so many months; else the setting.")
 ]
-Name = Annotated[str | None, typer.Argument(metavar="[NAME]", help="The backup; else the newest.")]
+Name = Annotated[str | None, typer.Argument(metavar="[NAME]", help="The backup; else the newest of the store.")]
 
 
 def place_of(repository: str | None, data_dir: Path | None, config: Path | None = None) -> str:
@@ -143,9 +143,29 @@ def open_place(
     return open_repository(place, key=key_of(key_file, passphrase_file, data_dir, config), create=create)
 
 
-def name_or_newest(repository: BackupRepository, name: str | None) -> str:
-    """The backup that is meant."""
-    return repository.newest().name if name is None else name
+def name_or_newest(repository: BackupRepository, name: str | None, data_dir: Path | None) -> str:
+    """The backup that is meant: without a name the newest of the store in ``data_dir``, else of the only store."""
+    if name is not None:
+        return name
+    store_id = _store_id(data_dir)
+    if store_id is None and len({form.store_id for form in repository.readable()}) > 1:
+        raise InvalidInputError(
+            "several stores have backups here, and nothing says which one is meant",
+            path=repository.place,
+            remedy="name a backup ('holdfast backup list' shows them), or give --data-dir of the store",
+        )
+    return repository.newest(store_id=store_id).name
+
+
+def _store_id(data_dir: Path | None) -> str | None:
+    """Whose backups are meant; ``None`` if no store is there, or what it says of itself cannot be read."""
+    from .._fs import RealFileSystem
+    from ..store.opening import read_identity
+
+    try:
+        return None if data_dir is None else read_identity(RealFileSystem(), data_dir).store_id.hex()
+    except (NotFoundError, FormatError):
+        return None
 
 
 def warn_same_device(place: str, data_dir: Path, out: Output) -> None:
