@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from holdfast.backup.manifest import check_name, new_name
 from holdfast.backup.pieces import PieceFile, Throttle
 from holdfast.errors import (
     BackupNotFound,
+    CommitLoss,
     CorruptionError,
     InvalidInputError,
     RepositoryLocked,
@@ -261,6 +263,31 @@ def test_names_never_collide_and_sort_by_time() -> None:
     for bad in ("", "..", "a/b", "20231114T221320000000Z-0000000G", "../20231114T221320000000Z-00000000", "x\0"):
         with pytest.raises(InvalidInputError):
             check_name(bad)
+
+
+@pytest.mark.parametrize("count", [20, 21, 60])
+def test_a_store_that_lost_commits_is_not_backed_up(tmp_path: Path, count: int) -> None:
+    """An older journal was put in its place: the backup that has more stays the newest."""
+    blocks = grown(tmp_path / "s", count)
+    shutil.copytree(tmp_path / "s", tmp_path / "old")
+    grown(tmp_path / "s", 30, after=blocks[-1])
+    place = repository(tmp_path / "r")
+    form = backup(tmp_path / "s", place)
+    assert backup(tmp_path / "s", place).last_seq == form.last_seq, "as much as there was is no loss"
+    shutil.rmtree(tmp_path / "s/journal")
+    shutil.copytree(tmp_path / "old/journal", tmp_path / "s/journal")
+    shutil.copy(tmp_path / "old/watermark", tmp_path / "s/watermark")
+    with pytest.raises(CommitLoss, match="commits that the store has lost"):
+        backup(tmp_path / "s", place)
+    assert place.newest().last_seq == form.last_seq
+
+
+def test_a_store_that_was_taken_back_on_purpose_is_backed_up(tmp_path: Path) -> None:
+    grown(tmp_path / "s", 40)
+    place = repository(tmp_path / "r")
+    form = backup(tmp_path / "s", place)
+    restored(place, form.name, tmp_path / "back", to_height=20)
+    assert backup(tmp_path / "back", place).last_seq < form.last_seq
 
 
 def test_what_is_no_store_and_what_is_no_repository(tmp_path: Path) -> None:

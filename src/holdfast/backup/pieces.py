@@ -28,7 +28,7 @@ from ..journal.segment import SEGMENT_HEADER_BYTES, Segment, decode_header, segm
 from ..store.base import BASE_NAME
 from ..store.identity import Identity
 from .envelope import CHUNK_BYTES
-from .manifest import BaseFile, SegmentFile, pieces_of
+from .manifest import BaseFile, Manifest, SegmentFile, pieces_of
 from .repository import BackupRepository
 
 __all__ = [
@@ -42,6 +42,7 @@ __all__ = [
     "chunks_of",
     "exhaust",
     "file_name",
+    "frame_digest",
     "pool_of",
     "raw_bytes_of",
     "scan_segment",
@@ -315,6 +316,15 @@ def scan_segment(file: File, entry: SegmentFile, identity: Identity, previous: s
         seal = segment.seal_bytes(identity.salt)
         if length != len(seal) or file.pread(length, entry.frames_end) != seal:
             raise CorruptionError("the seal of a segment is damaged", path=path, offset=entry.frames_end)
+
+
+def frame_digest(repository: BackupRepository, form: Manifest, identity: Identity, seq: int) -> str:
+    """The digest of frame ``seq`` of the backup ``form``, in hex. Raises ``CorruptionError`` where it is damaged."""
+    entry = next(file for file in form.segments if file.first_seq <= seq <= file.last_seq)
+    if entry.last_seq == seq:
+        return entry.digest
+    pieces = PieceFile(Path(file_name(entry)), entry.length, chunks_of(repository, entry, None, 0))
+    return next(frame.digest.hex() for frame in scan_segment(pieces, entry, identity, None) if frame.seq == seq)
 
 
 class Whole:
