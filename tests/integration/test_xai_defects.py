@@ -43,6 +43,7 @@ from holdfast.errors import (
     MissingFile,
     OutOfSpace,
     PrunedError,
+    Recovery,
     StoreLocked,
 )
 from holdfast.events import Event, on_event
@@ -831,6 +832,59 @@ def test_a_checkpoint_takes_over_where_every_backup_is_damaged(tmp_path: Path) -
     assert data is not None
     assert data["chain"] == inner["chain"][:4]
     asked.close()
+
+
+def test_a_backup_takes_over_from_a_block_that_cannot_be_read(tmp_path: Path) -> None:
+    place = opened(tmp_path)
+    inner = make.chain(5)
+    saved(place, inner)
+    assert place.create_backup()[0]
+    place.close()
+    (segment,) = (tmp_path / "store" / "journal").glob("*.seg")
+    raw = bytearray(segment.read_bytes())
+    raw[raw.index(inner["chain"][2]["hash"].encode())] ^= 1
+    segment.write_bytes(raw)
+    assert place.load_from_disk()[0] is False
+    assert isinstance(place.failure, CorruptionError)
+    place.close()
+    with node(tmp_path, recover="backup") as chain:
+        assert list(chain.chain) == inner["chain"]
+    assert (tmp_path / "quarantine" / "store-1" / "journal" / segment.name).read_bytes() == raw
+    assert loaded(place) == inner
+    place.close()
+
+
+def test_no_backup_takes_over_from_damaged_views(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = opened(tmp_path, recover="backup")
+    inner = make.chain(3)
+    saved(place, inner)
+    assert place.create_backup()[0]
+    place.close()
+
+    def damaged(store: object) -> None:
+        raise CorruptionError("a row does not decode", recovery=Recovery.REBUILD)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "check_bodies", damaged)
+        assert place.load_from_disk()[0] is False
+    assert not (tmp_path / "quarantine").exists()
+    assert loaded(place) == inner
+    place.close()
+
+
+@pytest.mark.usefixtures("small_segments")
+def test_pruned_blocks_are_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "Settings", partial(Settings, max_reorg_depth=6, proof_window_blocks=0))
+    place = opened(tmp_path, recover="backup")
+    saved(place, make.chain(60))
+    assert place.create_backup()[0]
+    store = place.open()
+    assert store is not None
+    assert store.retention.prune(RetentionPolicy("below", store.retention.floor_max()), without_archive=True).blocks
+    place.close()
+    assert place.open() is not None
+    assert not (tmp_path / "quarantine").exists()
+    place.close()
 
 
 def test_a_state_proof_of_an_output_holds(tmp_path: Path) -> None:

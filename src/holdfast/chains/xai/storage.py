@@ -33,6 +33,7 @@ from ...errors import (
     InvalidInputError,
     MissingFile,
     PrunedError,
+    Recovery,
 )
 from ...events import emit
 from ...store import Store
@@ -44,7 +45,7 @@ from .config import XaiSettings
 from .document import FILE_BYTES_MAX, ChainChecksum, ChainDocument, metadata_of, read_document, rest_of
 from .importing import SPACE, block_documents, chain_of_document, import_document, load_rest, save_rest, saved_tip
 from .place import XaiPlace
-from .validation import check_chain
+from .validation import check_bodies, check_chain
 
 __all__ = ["BlockchainStorage", "Recover"]
 
@@ -76,7 +77,8 @@ class BlockchainStorage:
             rules: parameters of a chain that begins here, whatever genesis they name; the main net's if not given.
             data_dir: before ``XAI_DATA_DIR`` and ``BlockchainStorageConfig.DATA_DIR``.
             recover: ``lossless``: what would lose a block is only done when asked for; ``backup``: where the chain
-                cannot be read, the newest verified backup, then the highest checkpoint, takes its place.
+                cannot be read, the newest verified backup, then the highest checkpoint, takes its place. Every block
+                is read for it when the store is opened.
             archive: where backups and checkpoints are kept, instead of files of the original's format.
             key: of the store, as for ``holdfast.open``. Only with an ``archive``: the original's files are plain text.
         Raises:
@@ -158,16 +160,26 @@ class BlockchainStorage:
         try:
             store = self._place.open()
             if store is not None:
-                return store
+                return self._readable(store)
             if not self._fs.exists(self._place.original) or self._fs.exists(self._place.taken):
                 self._refuse_lost()
                 return None
             raw = self._fs.read_bytes(self._place.original, limit=FILE_BYTES_MAX)
             return self._adopt(read_document(raw, name=self._place.original))
         except (FormatError, InvalidBlock) as error:
-            if self._recover != "backup":
+            if self._recover != "backup" or error.recovery is Recovery.REBUILD:  # no block is lost with the views
                 raise
             return self._recover_from_archive(error)
+
+    def _readable(self, store: Store) -> Store:
+        """``store``; where a backup is to take over from what cannot be read, its documents were. Else it is closed."""
+        if self._recover == "backup":
+            try:
+                check_bodies(store)
+            except BaseException:
+                store.close()
+                raise
+        return store
 
     def _refuse_lost(self) -> None:
         """Backups without a chain, or the file that it once was, are what is left: it is not begun anew over them."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, NamedTuple
 
 from ...errors import CorruptionError, HoldfastError, InvalidBlock, PrunedError
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from ...store import Store
     from ...types import BlockInfo
 
-__all__ = ["CheckedChain", "check_chain"]
+__all__ = ["CheckedChain", "check_bodies", "check_chain"]
 
 
 class _Ancestry:
@@ -74,6 +75,13 @@ def check_chain(store: Store) -> CheckedChain:
             transactions=totals.transactions,
         )
     return CheckedChain(count, first)
+
+
+def check_bodies(store: Store) -> None:
+    """Every document of the canonical chain that was not pruned reads back. Raises ``CorruptionError``."""
+    for info in store.blocks.canonical():
+        with contextlib.suppress(PrunedError):
+            store.blocks.body(info)
 
 
 def _judged(chain: XaiChain, info: BlockInfo, body: bytes | None, parent: BlockInfo | None) -> XaiBlock:
