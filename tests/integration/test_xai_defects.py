@@ -552,7 +552,9 @@ def test_026_replacing_the_chain_replaces_everything_derived(tmp_path: Path) -> 
     first = {**trunk, "chain": trunk["chain"] + make.grow(trunk["chain"][-1], 3, miner="old"), "stats": {"a": 1}}
     second = {**trunk, "chain": trunk["chain"] + make.grow(trunk["chain"][-1], 2, miner="new"), "stats": {"b": 2}}
     saved(place, first)
-    saved(place, second)
+    refused(place, second, ConflictError)  # shorter, and not heavier
+    assert loaded(place) == first
+    saved(place, second, truncate=True)
     assert loaded(place) == second
     assert place.verify_integrity()[0]
     place.close()
@@ -631,6 +633,9 @@ def test_a_shorter_chain_takes_nothing_away_unless_asked(tmp_path: Path) -> None
     assert loaded(place)["chain"] == inner["chain"][:3]
     saved(place, inner)
     assert loaded(place) == inner
+    heavier = {**inner, "chain": inner["chain"][:3] + make.grow(inner["chain"][2], 1, miner="b", difficulty=2)}
+    saved(place, heavier)
+    assert loaded(place) == heavier
     place.close()
 
 

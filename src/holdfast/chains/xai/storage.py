@@ -44,6 +44,7 @@ from .codec import XaiBlock, encode_document, read_block
 from .config import XaiSettings
 from .document import FILE_BYTES_MAX, ChainChecksum, ChainDocument, metadata_of, read_document, rest_of
 from .importing import SPACE, block_documents, chain_of_document, import_document, load_rest, save_rest, saved_tip
+from .mining import work_of
 from .place import XaiPlace
 from .validation import check_bodies, check_chain
 
@@ -280,7 +281,8 @@ class BlockchainStorage:
             create_backup: ``True`` backs up what is stored before the save, which fails if that does; ``None`` does so
                 where a checkpoint is due, and if that fails the save goes on and ``failure`` says it.
             verify: compare every given block with the stored one instead of the tip's hash alone.
-            truncate: a given chain that ends below the stored tip takes blocks away; without it that is refused.
+            truncate: a given chain that is shorter than the stored one, and not heavier, takes blocks away; without it
+                that is refused.
         """
         with self._lock:
             try:
@@ -298,12 +300,12 @@ class BlockchainStorage:
         before = _count(store)
         if before:
             fork = self._fork(store, chain, verify=verify)
-            if fork == len(chain) - 1 and len(chain) < before and not truncate:
+            if len(chain) < before and not truncate and not self._heavier(store, chain, fork):
                 raise ConflictError(
-                    "the stored chain goes on above the given one; nothing was changed",
+                    "the stored chain is longer than the given one, and no lighter; nothing was changed",
                     found=len(chain),
                     expected=before,
-                    remedy="load the stored chain, or save with 'truncate=True' to give up the blocks above",
+                    remedy="load the stored chain, or save with 'truncate=True' to give up blocks of it",
                 )
         else:
             fork = -1
@@ -339,6 +341,14 @@ class BlockchainStorage:
                 if read_block(encode_document(chain[number])).document != document:
                     raise ConflictError("a given block differs from the stored one of its hash", height=number)
         return height
+
+    def _heavier(self, store: Store, chain: Sequence[Any], fork: int) -> bool:
+        """Whether ``chain``, which leaves the stored one above ``fork``, has more work."""
+        shared, tip = store.blocks.at(fork), store.tip
+        assert shared is not None, "the store has the block at the fork"
+        assert tip is not None, "the store has a chain"
+        work = sum(work_of(self._given(chain[number], number).difficulty) for number in range(fork + 1, len(chain)))
+        return shared.total_work + work > tip.total_work
 
     def _store_chain(self, store: Store, chain: Sequence[Any], fork: int) -> None:
         """The canonical blocks above ``fork`` are those of ``chain``."""
