@@ -169,18 +169,19 @@ def create_backup(
         bytes_per_second = BESIDE_BYTES_PER_SECOND
     throttle = throttle or Throttle(bytes_per_second or None)
     key = store.key if isinstance(store, Store) else None
-    tell = partial(events.emit, path=str(root), repository=repository.place)
+    where: dict[str, object] = {"path": str(root), "repository": repository.place}
     try:
         with using_key(key), repository.lock(), pool_of(count) as pool:
             run = _Run(fs or RealFileSystem(), root, repository, check, throttle, pool, count, progress)
             report = run.make(clock)
     except HoldfastError as error:
-        tell("backup_failed", logging.ERROR, f"no backup was made of {root}: {error}", place=root, error=error)
+        text = f"no backup was made of {root}: {error}"
+        events.emit("backup_failed", logging.ERROR, text, place=root, error=error, **where)
         raise
     form = report.manifest
-    _tell_notes(run, form.name, root, tell)
+    _tell_notes(run, form.name, root, where)
     text = f"backup {form.name} of {root}: {form.totals.raw_bytes} bytes, {report.written_bytes} of them new"
-    tell("backup_made", logging.INFO, text, **report.as_dict())
+    events.emit("backup_made", logging.INFO, text, **where, **report.as_dict())
     return report
 
 
@@ -189,22 +190,24 @@ def held_by(root: Path, *, fs: FileSystem | None = None) -> int | None:
     return lock_holder(fs or RealFileSystem(), root / "LOCK")
 
 
-def _tell_notes(run: _Run, name: str, root: Path, tell: Callable[..., None]) -> None:
+def _tell_notes(run: _Run, name: str, root: Path, where: dict[str, object]) -> None:
     """What is worth a warning although the backup is made."""
     if run.behind_seconds:
-        tell(
+        events.emit(
             "backup_clock_behind",
             logging.WARNING,
             f"the clock is {run.behind_seconds} seconds behind the newest backup of {root}: {name} is named after that",
+            **where,
             name=name,
             behind_seconds=run.behind_seconds,
             remedy="set the clock; names of backups follow it again once it has passed them",
         )
     if run.holed:
-        tell(
+        events.emit(
             "backup_without_pruned",
             logging.WARNING,
             f"backup {name} of {root} lacks what was pruned of {len(run.holed)} segments: no backup here has it whole",
+            **where,
             name=name,
             segments=len(run.holed),
             first_segment=run.holed[0],
