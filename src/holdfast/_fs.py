@@ -164,7 +164,7 @@ class FileSystem(Protocol):
         """``path`` holds ``data``, durable, replacing what was there all at once."""
 
     def lock(self, path: Path, owner: str) -> FileLock:
-        """Exclusive lock on ``path``; ``owner`` is written inside. Raises ``StoreLocked`` at once, never waits."""
+        """Exclusive lock on ``path``; ``owner`` is written inside if it fits. Raises ``StoreLocked``, never waits."""
 
     def space(self, path: Path) -> Space:
         """Room on the file system of ``path``."""
@@ -388,8 +388,9 @@ class RealFileSystem:
             os.ftruncate(fd, 0)
             os.pwrite(fd, owner.encode("utf-8"), 0)
         except OSError as error:
-            os.close(fd)
-            raise translate_os_error(error, path) from error
+            if error.errno not in _FULL:  # the name is for people: whoever wants to free some space needs the lock
+                os.close(fd)
+                raise translate_os_error(error, path) from error
         return _RealLock(fd, path)
 
     def space(self, path: Path) -> Space:

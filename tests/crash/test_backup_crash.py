@@ -157,6 +157,18 @@ def test_a_copy_that_ended_after_a_killed_one_survives(source: Source) -> None:
     assert verify_backup(open_repository(SECOND, fs=image), name, workers=0).ok
 
 
+def test_a_full_disk_leaves_no_pieces_and_a_sound_backup_verifies(source: Source) -> None:
+    fs = with_one(source)
+    name, before = opened(fs).names()[0], set(fs.files())
+    fs.counts.clear()
+    fs.faults = (Fault(1, error=errno.ENOSPC, persistent=True, torn=True, only=frozenset({"pwrite"})),)
+    assert verify_backup(opened(fs), name, workers=0).ok
+    with pytest.raises(OutOfSpace) as caught:
+        backup(fs, source)
+    assert "holdfast backup prune" in caught.value.remedy
+    assert set(fs.files()) == before
+
+
 class _ManifestFirst(DirectoryTarget):
     """A target that writes chunks behind the manifest."""
 

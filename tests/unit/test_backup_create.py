@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import re
@@ -27,6 +28,7 @@ from holdfast.errors import (
     CorruptionError,
     InvalidInputError,
     RepositoryLocked,
+    StoreLocked,
     StoreNotFound,
 )
 from holdfast.store.snapshots import import_snapshot
@@ -253,6 +255,20 @@ def test_the_lock_of_a_dead_process_is_free(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code, place.place], check=False, cwd=Path(__file__).parents[2] / "src")
     assert done.returncode == 9
     assert backup(tmp_path / "s", place).name in place.names()
+
+
+def test_a_lock_needs_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fs = RealFileSystem()
+
+    def full(fd: int, data: bytes, offset: int) -> int:
+        raise OSError(errno.ENOSPC, "no room")
+
+    monkeypatch.setattr(os, "pwrite", full)
+    held = fs.lock(tmp_path / "lock", "7 here")
+    with pytest.raises(StoreLocked) as caught:
+        fs.lock(tmp_path / "lock", "8 here")
+    assert str(caught.value.context["holder"]).startswith((str(os.getpid()), "unknown"))
+    held.release()
 
 
 def test_names_never_collide_and_sort_by_time() -> None:

@@ -19,7 +19,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from .._fs import FileSystem, RealFileSystem, open_foreign, path_of
-from ..errors import BackupDamaged, InvalidInputError, MissingFile, RepositoryLocked, StoreLocked
+from ..errors import (
+    BackupDamaged,
+    HoldfastError,
+    InvalidInputError,
+    MissingFile,
+    OutOfSpace,
+    RepositoryLocked,
+    StoreLocked,
+)
 from ..store.opening import make_directories
 
 __all__ = [
@@ -40,6 +48,10 @@ NAME_PATTERN = r"[0-9]{8}T[0-9]{12}Z-[0-9a-f]{8}"
 
 _LOCK = "lock"
 _TEMPORARY = ".tmp"
+_NO_ROOM = (
+    "free some space on the disk of the repository ('holdfast backup prune' removes old backups), then run the same "
+    "command again: chunks that were written are kept"
+)
 _OBJECT = re.compile(
     rf"repository\.json|chunks/([0-9a-f]{{2}})/(\1[0-9a-f]{{62}})|backups/{NAME_PATTERN}\.(manifest|verified)", re.ASCII
 )
@@ -165,13 +177,20 @@ class DirectoryTarget:
         self._make(path.parent)
         temporary = path.with_name(path.name + _TEMPORARY)
         self._fs.remove(temporary)
-        file = self._fs.open(temporary, create=True)
         try:
-            file.pwrite(data, 0)
-            file.sync()
-        finally:
-            file.close()
-        self._fs.rename(temporary, path)
+            file = self._fs.open(temporary, create=True)
+            try:
+                file.pwrite(data, 0)
+                file.sync()
+            finally:
+                file.close()
+            self._fs.rename(temporary, path)
+        except HoldfastError as error:
+            with contextlib.suppress(HoldfastError):  # the first error is the one to tell
+                self._fs.remove(temporary)
+            if isinstance(error, OutOfSpace):
+                error.remedy = _NO_ROOM
+            raise
         with self._mutex:
             self._dirty.add(path.parent)
 

@@ -17,7 +17,15 @@ from typing import Literal
 import msgspec
 
 from .. import events
-from ..errors import BackupDamaged, CorruptionError, FormatTooNew, HoldfastError, ReadOnlyError, RepositoryLocked
+from ..errors import (
+    BackupDamaged,
+    CorruptionError,
+    FormatTooNew,
+    HoldfastError,
+    OutOfSpace,
+    ReadOnlyError,
+    RepositoryLocked,
+)
 from ..state.sealing import MORE_BYTES_MAX, named_files
 from ..state.snapshot import MANIFEST_NAME
 from ..state.snapshot_format import MANIFEST_BYTES_MAX
@@ -130,7 +138,7 @@ def _leave_mark(repository: BackupRepository, name: str, digest: str, *, good: b
                 repository.mark_verified(name, digest)
             elif repository.verified_us(name, digest) is not None:
                 repository.unmark(name)
-    except (ReadOnlyError, RepositoryLocked):
+    except (OutOfSpace, ReadOnlyError, RepositoryLocked):
         return  # a hint only: storage that may not be written to can be verified all the same
 
 
