@@ -59,7 +59,7 @@ class ChainDocument:
     checksum: str | None = None
     """The checksum that the file names and that was found right; ``None`` where it names none."""
     running: ChainChecksum | None = field(default=None, repr=False)
-    """The same over all of its blocks, for a chain that goes on."""
+    """That of its contents, whether the file names one or not, for a chain that goes on."""
 
     @property
     def verified(self) -> bool:
@@ -209,18 +209,18 @@ def _verify(document: ChainDocument, name: object) -> None:
             raise CorruptionError(
                 "the metadata of the file is not an object", path=name, remedy=_REMEDY, recovery=Recovery.REFETCH
             )
-    claimed = outer.get("checksum")
-    if claimed is None:
-        return
-    running = ChainChecksum(document.rest)
-    try:
+    try:  # also where no checksum is named: a number beyond all floats shows here
+        document.running = running = ChainChecksum(document.rest)
         for block in document.blocks():
             running.add(block)
-    except ValueError as error:  # a number that is none
+        found = running.value(document.rest)
+    except ValueError as error:
         raise CorruptionError(
             f"the file is not a chain of the original: {error}", path=name, remedy=_REMEDY, recovery=Recovery.REFETCH
         ) from error
-    found = running.value(document.rest)
+    claimed = outer.get("checksum")
+    if claimed is None:
+        return
     if type(claimed) is not str or _HASH.fullmatch(claimed) is None or found != claimed:
         raise CorruptionError(
             "the checksum of the file is not that of its contents",
@@ -230,7 +230,7 @@ def _verify(document: ChainDocument, name: object) -> None:
             remedy=_REMEDY,
             recovery=Recovery.REFETCH,
         )
-    document.checksum, document.running = claimed, running
+    document.checksum = claimed
 
 
 # -- writing ---------------------------------------------------------------------------------------------------------

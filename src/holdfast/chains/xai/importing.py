@@ -16,7 +16,7 @@ from ...errors import CorruptionError, InvalidBlock, InvalidInputError
 from ...types import AddStatus, Block
 from .chain import XaiChain, XaiParameters, to_stored
 from .codec import encode_document, parse_block, parse_json, read_block
-from .document import ChainChecksum, ChainDocument, metadata_of
+from .document import ChainDocument, metadata_of
 
 if TYPE_CHECKING:
     from ...blocks.reader import BlockReader
@@ -59,10 +59,12 @@ _BATCH_BYTES: Final = 4 * 1024 * 1024
 def chain_of_document(document: ChainDocument, rules: XaiParameters | None = None) -> XaiChain:
     """The chain whose genesis block is the first of the file, with the other parameters of ``rules``.
 
-    Raises ``InvalidInputError`` for a file without blocks.
+    Raises ``InvalidInputError`` for a file without blocks, ``InvalidBlock`` if its first block, or what stands beside
+    the chain, cannot be kept.
     """
     if not document.places:
         raise InvalidInputError("the file holds no blocks; a chain has at least its genesis block")
+    rest_rows(document.rest)
     genesis = parse_block(document.body(0)).hash
     return XaiChain(XaiParameters(genesis) if rules is None else replace(rules, genesis=genesis))
 
@@ -163,12 +165,8 @@ def import_rest(store: Store, document: ChainDocument) -> None:
     tip = store.tip
     if tip is None or parse_block(document.body(len(document) - 1)).hash != tip.hash:
         return
-    checksum = document.checksum
-    if checksum is None:
-        running = ChainChecksum(document.rest)
-        for block in document.blocks():
-            running.add(block)
-        checksum = running.value(document.rest)
+    assert document.running is not None, "it was counted when the file was read"
+    checksum = document.running.value(document.rest)
     facts = document.outer.get("metadata", document.outer)
     timestamp = float(tip.time)
     if isinstance(facts, dict) and isinstance(facts.get("timestamp"), (int, float)):

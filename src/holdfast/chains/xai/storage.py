@@ -617,7 +617,7 @@ def _count(store: Store) -> int:
 
 
 def _running_of(store: Store, document: ChainDocument) -> tuple[bytes, ChainChecksum] | None:
-    """The checksum of the file, for a chain that goes on; ``None`` if it names none or does not end with the tip."""
+    """The checksum of the file, for a chain that goes on; ``None`` if it does not end with the tip."""
     tip = store.tip
     if document.running is None or tip is None or document.running.blocks != tip.height + 1:
         return None
