@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import os
 import shutil
 import stat
 import threading
@@ -30,6 +31,7 @@ from holdfast.chains.xai import (
     storage,
 )
 from holdfast.chains.xai.codec import XaiBlock
+from holdfast.chains.xai.document import rest_of
 from holdfast.chains.xai.place import XaiPlace
 from holdfast.config import Settings
 from holdfast.errors import (
@@ -87,6 +89,46 @@ def test_1_backups_made_in_one_second_are_all_kept(tmp_path: Path) -> None:
     assert len(names) == 13
     assert len(place.list_backups()) == 10
     assert place.cleanup_old_backups() == []
+    place.close()
+
+
+def test_1_the_newest_backup_is_the_one_that_was_made_last(tmp_path: Path) -> None:
+    now = [make.START]
+    place = opened(tmp_path, backups=2, clock=lambda: now[0])
+    inner = make.chain(4)
+    names = []
+    for count in (2, 3, 4):
+        now[0] += 60
+        saved(place, {**inner, "chain": inner["chain"][:count]})
+        names.append(place.archive.create_backup(inner["chain"][:count], rest_of(inner)))
+    os.utime(tmp_path / "backups" / names[0])
+    assert [row["filename"] for row in place.list_backups()] == names[::-1]
+    assert place.cleanup_old_backups() == [names[0]]
+    place.close()
+    (tmp_path / "store" / "holdfast.toml").write_bytes(b"damaged")
+    os.utime(tmp_path / "backups" / names[1])
+    asked = opened(tmp_path, recover="backup")
+    assert len(loaded(asked)["chain"]) == 4
+    asked.close()
+
+
+def test_1_what_is_no_file_is_no_backup(tmp_path: Path) -> None:
+    place = opened(tmp_path)
+    inner = make.chain(2)
+    saved(place, inner)
+    ok, name = place.create_backup()
+    assert ok, name
+    (tmp_path / "backups" / "blockchain_backup_directory.json").mkdir()
+    os.mkfifo(tmp_path / "backups" / "blockchain_backup_pipe.json")
+    assert [row["filename"] for row in place.list_backups()] == [name]
+    for other in ("directory", "pipe"):
+        assert place.restore_from_backup(f"blockchain_backup_{other}.json")[0] is False
+        assert isinstance(place.failure, MissingFile)
+    place.close()
+    shutil.rmtree(tmp_path / "store")
+    os.mkfifo(tmp_path / "blockchain.json")
+    assert place.load_from_disk()[0] is False
+    assert isinstance(place.failure, InvalidInputError)
     place.close()
 
 

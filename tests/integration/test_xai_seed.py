@@ -387,8 +387,8 @@ def _prune_before_the_new_one(patch: pytest.MonkeyPatch) -> None:
     real = JsonArchive.create_backup
 
     def create(self: JsonArchive, blocks: Any, rest: Any) -> str:
-        for name in self._backup_names():
-            self._fs.remove(self.backups / name)
+        for found in self._backups():
+            self._fs.remove(self.backups / found.name)
         return real(self, blocks, rest)
 
     patch.setattr(JsonArchive, "create_backup", create)

@@ -5,16 +5,19 @@ Invariants:
     * A file appears under its name only when it is whole and durable, was read again, and its checksum verified. Only
       then older ones are removed; the newest verified one is never removed.
     * A name from outside is one plain name of a file of that kind: no path leads out of the directory.
+    * Which backup is the newest is what the files say of themselves, not when somebody last copied or touched them.
 """
 
 from __future__ import annotations
 
+import contextlib
 import re
+import stat
 import time
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 from ..._fs import FileSystem, NewFile
 from ...errors import CorruptionError, HoldfastError, InvalidInputError, MissingFile
@@ -23,9 +26,10 @@ from .document import FILE_BYTES_MAX, ChainDocument, package_chunks, read_docume
 __all__ = ["Archive", "JsonArchive"]
 
 _BACKUP: Final = re.compile(r"blockchain_backup_[0-9A-Za-z_\-]{1,80}\.json")
-_CHECKPOINT: Final = re.compile(r"checkpoint_([0-9]{1,19})(_[0-9]{1,6})?\.json")
+_CHECKPOINT: Final = re.compile(r"checkpoint_([0-9]{1,19})(?:_([0-9]{1,6}))?\.json")
 _TAIL_BYTES: Final = 4096
 _HEIGHT: Final = re.compile(rb'"block_height": ([0-9]{1,19})')
+_MOMENT: Final = re.compile(rb'"timestamp": ([0-9]{1,11}(?:\.[0-9]{1,20})?)')
 _NUMBER_MAX: Final = 9999
 
 
@@ -54,6 +58,20 @@ class Archive(Protocol):
         """The checkpoint, verified."""
 
 
+class _Found(NamedTuple):
+    """A file of the archive: its name, when it was made, how long it is, how many blocks its metadata names."""
+
+    moment: float
+    name: str
+    size: int
+    height: int | None
+
+    def row(self, height: int | str) -> dict[str, Any]:
+        made = datetime.fromtimestamp(self.moment, UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+        size = self.size / (1024 * 1024)
+        return {"filename": self.name, "timestamp": made, "size_mb": size, "block_height": height}
+
+
 class JsonArchive:
     """The original's two directories below ``data_dir``."""
 
@@ -75,13 +93,7 @@ class JsonArchive:
 
     def list_backups(self) -> list[dict[str, Any]]:
         """See ``Archive``. ``block_height`` is ``"unknown"`` where the file does not say it."""
-        rows = []
-        for name in self._backup_names():
-            path = self.backups / name
-            found = self._facts(path)
-            if found is not None:
-                rows.append({"filename": name, **found, "block_height": self._height(path)})
-        return rows
+        return [found.row("unknown" if found.height is None else found.height) for found in self._backups()]
 
     def load_backup(self, name: str) -> ChainDocument:
         """See ``Archive``."""
@@ -89,7 +101,7 @@ class JsonArchive:
 
     def prune_backups(self, keep: int) -> list[str]:
         """See ``Archive``. Files that do not verify count as old, but are kept while they are the only copy."""
-        names = self._backup_names()
+        names = [found.name for found in self._backups()]
         if len(names) <= keep:
             return []
         newest = next((name for name in names if self._verifies(name)), None)
@@ -110,9 +122,11 @@ class JsonArchive:
         except HoldfastError:
             return False
 
-    def _backup_names(self) -> list[str]:
+    def _backups(self) -> list[_Found]:
+        """The newest first."""
         names = [name for name in self._fs.names(self.backups) if _BACKUP.fullmatch(name)]
-        return sorted(names, key=lambda name: (self._time(self.backups / name), name), reverse=True)
+        found = [self._look(self.backups / name) for name in names]
+        return sorted((one for one in found if one is not None), reverse=True)
 
     # -- checkpoints -------------------------------------------------------------------------------------------------
 
@@ -128,11 +142,10 @@ class JsonArchive:
         rows = []
         for name in self._fs.names(self.checkpoints):
             match = _CHECKPOINT.fullmatch(name)
-            facts = self._facts(self.checkpoints / name) if match is not None else None
-            if match is not None and facts is not None:
-                rows.append({"filename": name, "block_height": int(match[1]), **facts})
-        newest = {row["filename"]: self._time(self.checkpoints / row["filename"]) for row in rows}
-        return sorted(rows, key=lambda row: (row["block_height"], newest[row["filename"]]), reverse=True)
+            found = self._look(self.checkpoints / name) if match is not None else None
+            if match is not None and found is not None:
+                rows.append((int(match[1]), int(match[2] or 1), found.row(int(match[1]))))
+        return [row for _, _, row in sorted(rows, key=lambda found: found[:2], reverse=True)]
 
     def load_checkpoint(self, name: str) -> ChainDocument:
         """See ``Archive``."""
@@ -165,31 +178,28 @@ class JsonArchive:
         if type(name) is not str or form.fullmatch(name) is None:
             raise InvalidInputError(f"this is not the name of a {what}", found=repr(name)[:120])
         path = directory / name
-        if not self._fs.exists(path):
+        if self._look(path) is None:
             raise MissingFile(f"there is no {what} of this name", path=path, remedy=f"list the {what}s that there are")
         return read_document(self._fs.read_bytes(path, limit=FILE_BYTES_MAX), name=path)
 
-    def _time(self, path: Path) -> int:
-        try:
-            return path.stat().st_mtime_ns
-        except OSError:
-            return 0
+    def _look(self, path: Path) -> _Found | None:
+        """What the metadata at the end of the file says, without reading the file; ``None`` if it is no file.
 
-    def _facts(self, path: Path) -> dict[str, Any] | None:
+        The time is that of the file system where the file does not say it.
+        """
         try:
-            found = path.stat()
+            status = path.stat()
         except OSError:  # gone meanwhile
             return None
-        moment = datetime.fromtimestamp(found.st_mtime, UTC).astimezone()
-        return {"timestamp": moment.strftime("%Y-%m-%d %H:%M:%S"), "size_mb": found.st_size / (1024 * 1024)}
-
-    def _height(self, path: Path) -> int | str:
-        """What the metadata at the end of the file says, without reading the file."""
-        file = self._fs.open(path, read_only=True)
-        try:
+        if not stat.S_ISREG(status.st_mode):
+            return None
+        height, moment = None, status.st_mtime
+        with contextlib.suppress(HoldfastError), contextlib.closing(self._fs.open(path, read_only=True)) as file:
             tail = file.pread(_TAIL_BYTES, max(0, file.size() - _TAIL_BYTES))
-        finally:
-            file.close()
-        at = tail.rfind(b'"metadata"')
-        match = _HEIGHT.search(tail, at) if at >= 0 else None
-        return int(match[1]) if match is not None else "unknown"
+            at = tail.rfind(b'"metadata"')
+            counted = _HEIGHT.search(tail, at) if at >= 0 else None
+            if counted is not None:
+                height = int(counted[1])
+                made = _MOMENT.search(tail, at)
+                moment = moment if made is None else float(made[1])
+        return _Found(moment, path.name, status.st_size, height)

@@ -165,6 +165,8 @@ class BlockchainStorage:
             if not self._fs.exists(self._place.original) or self._fs.exists(self._place.taken):
                 self._refuse_lost()
                 return None
+            if not self._place.original.is_file():
+                raise InvalidInputError("this is not a regular file", path=self._place.original)
             raw = self._fs.read_bytes(self._place.original, limit=FILE_BYTES_MAX)
             return self._adopt(read_document(raw, name=self._place.original))
         except (FormatError, InvalidBlock) as error:
