@@ -48,6 +48,7 @@ __all__ = [
     "NewFile",
     "RealFileSystem",
     "Space",
+    "is_mount_point",
     "lock_holder",
     "open_foreign",
     "path_of",
@@ -582,6 +583,20 @@ def lock_holder(fs: FileSystem, path: Path) -> int | None:
         return int(known)
     told = not os.path.exists("/proc/locks") and host == socket.gethostname() and pid.isdigit()
     return int(pid) if told and _lives(int(pid)) else None
+
+
+def is_mount_point(fs: FileSystem, path: Path) -> bool:
+    """True if a file system, or a part of one, is mounted at ``path``: nothing can be renamed to it."""
+    if not isinstance(fs, RealFileSystem):
+        return False
+    if os.path.ismount(path):
+        return True
+    place = os.path.realpath(path)
+    for letter in "\\ \t\n":
+        place = place.replace(letter, f"\\{ord(letter):03o}")
+    with contextlib.suppress(OSError), open("/proc/self/mountinfo", "rb") as mounts:
+        return any(line.split(b" ")[4] == os.fsencode(place) for line in mounts)
+    return False
 
 
 def _lives(pid: int) -> bool:

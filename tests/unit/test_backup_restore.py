@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from pathlib import Path
+from typing import IO
 
 import pytest
 
 import holdfast
-from holdfast._fs import RealFile, RealFileSystem
+from holdfast import _fs
+from holdfast._fs import MemoryFileSystem, RealFile, RealFileSystem, is_mount_point
 from holdfast.backup import BackupRepository, SegmentSource, fetch_segments, restore_backup
 from holdfast.backup import restore as restoring
 from holdfast.errors import (
@@ -229,6 +232,40 @@ def test_a_target_that_holds_something_is_not_touched(tmp_path: Path) -> None:
         restored(place, "20000101T000000000000Z-00000000", tmp_path / "t")
     assert tree(tmp_path) == before
     restored(place, form.name, tmp_path / "t", chain_id="")
+
+
+def test_nothing_is_made_for_a_target_where_something_is_mounted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grown(tmp_path / "s", 3)
+    place = repository(tmp_path / "r")
+    name = backup(tmp_path / "s", place).name
+    (tmp_path / "t").mkdir()
+    monkeypatch.setattr(os.path, "ismount", lambda path: Path(path) == tmp_path / "t")
+    with pytest.raises(InvalidInputError, match="something is mounted") as caught:
+        restored(place, name, tmp_path / "t")
+    assert str(tmp_path / "t" / "store") in caught.value.remedy
+    assert not (tmp_path / "t.partial").exists()
+    restored(place, name, tmp_path / "t" / "store")
+
+
+def test_where_something_is_mounted_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fs = RealFileSystem()
+    (tmp_path / "a b").mkdir()
+    assert is_mount_point(fs, Path("/"))
+    assert not is_mount_point(fs, tmp_path / "a b")
+    assert not is_mount_point(fs, tmp_path / "none")
+    monkeypatch.setattr(os.path, "ismount", lambda path: False)  # as of a directory that was mounted on another
+    line = f"36 25 0:32 / {tmp_path}/a\\040b rw,relatime shared:1 - ext4 /dev/sda1 rw\n"
+    (tmp_path / "mountinfo").write_text(line)
+
+    def read(path: str, mode: str) -> IO[bytes]:
+        return (tmp_path / "mountinfo").open("rb")
+
+    monkeypatch.setattr(_fs, "open", read, raising=False)
+    assert is_mount_point(fs, tmp_path / "a b")
+    assert not is_mount_point(fs, tmp_path)
+    assert not is_mount_point(MemoryFileSystem(), Path("/"))
 
 
 def test_a_disk_without_room_is_found_before_anything_is_copied(

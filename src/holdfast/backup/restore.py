@@ -25,7 +25,7 @@ import msgspec
 
 from .. import events
 from .._failpoints import hit
-from .._fs import File, FileSystem, RealFileSystem, path_of
+from .._fs import File, FileSystem, RealFileSystem, is_mount_point, path_of
 from .._keys import StoreKey, using_key
 from .._seal import StoreCipher
 from ..config import Settings
@@ -218,7 +218,7 @@ def _is(found: File, file: SegmentFile | BaseFile) -> bool:
 
 
 def check_target(fs: FileSystem, root: Path) -> None:
-    """Nothing happens if ``root`` is not there or is an empty directory. Nothing is touched."""
+    """Nothing happens if ``root`` is not there or is an empty directory, which is no mount. Nothing is touched."""
     if not fs.exists(root):
         return
     names = fs.names(root)
@@ -230,6 +230,12 @@ def check_target(fs: FileSystem, root: Path) -> None:
         )
     if names:
         raise ForeignStore("the directory is not empty; nothing was touched", path=root, found=names[:8])
+    if is_mount_point(fs, root):
+        raise InvalidInputError(
+            "something is mounted at the target, so that no store can take its place in one step; nothing was touched",
+            path=root,
+            remedy=f"restore to a new directory below it, such as {root / _STORE}",
+        )
 
 
 class _Staging:
