@@ -511,6 +511,16 @@ def test_progress_ends_with_everything_done(tmp_path: Path) -> None:
     assert (form.totals.raw_bytes, form.totals.raw_bytes) in seen
     check(place, form.name, progress=lambda done, total: seen.append((done, total)))
     assert seen[-1] == (form.totals.raw_bytes, form.totals.raw_bytes)
+
+    def stop(done: int, total: int) -> None:
+        if total != form.totals.raw_bytes:
+            raise InterruptedError("the files are there, and the views are begun")
+
+    with pytest.raises(InterruptedError):
+        restored(place, form.name, tmp_path / "u", progress=stop)
+    seen.clear()
+    restored(place, form.name, tmp_path / "u", progress=lambda done, total: seen.append((done, total)))
+    assert seen[0] == (form.totals.raw_bytes, form.totals.raw_bytes), "bytes come first, also where none are left"
     assert holdfast.__version__
 
 

@@ -332,6 +332,8 @@ class _Staging:
             if progress is not None:
                 progress(done, total)
 
+        if not missing:
+            step(0)  # or the frames, which are counted next, would be taken for bytes
         for below in self._directories():
             make_directories(self._fs, below)
         self._fs.write_atomic(self._store / IDENTITY_NAME, self._form.identity_bytes)
