@@ -805,10 +805,14 @@ def test_what_is_no_chain_is_a_typed_error(tmp_path: Path, chain: object) -> Non
     place.close()
 
 
+def _branch(trunk: dict[str, Any], count: int, miner: str) -> dict[str, Any]:
+    return {**trunk, "chain": trunk["chain"] + make.grow(trunk["chain"][-1], count, miner=miner)}
+
+
 def test_a_save_that_ends_behind_a_reorganisation_of_equal_height_loads(tmp_path: Path) -> None:
     place = opened(tmp_path)
     trunk = make.chain(3)
-    first, second = ({**trunk, "chain": trunk["chain"] + make.grow(trunk["chain"][-1], 2, miner=name)} for name in "ab")
+    first, second = (_branch(trunk, 2, name) for name in "ab")
     saved(place, first)
 
     def killed(*args: object) -> None:
@@ -848,6 +852,41 @@ def test_unsaved_blocks_are_reported(tmp_path: Path) -> None:
     with node(tmp_path) as chain:
         assert chain.store.settings.durability == "sync"
         assert chain.tip.height == 4
+
+
+def test_blocks_of_another_branch_are_unsaved_blocks_too(tmp_path: Path) -> None:
+    place = BlockchainStorage(tmp_path, settings=XaiSettings(tmp_path, auto_save_interval=9), engine="sqlite")
+    trunk = make.chain(4)
+    first, second = _branch(trunk, 2, "a"), _branch(trunk, 3, "b")
+    saved(place, trunk)
+    assert place.unsaved_blocks == 4
+    place.sync()
+    saved(place, first)
+    assert place.unsaved_blocks == 2
+    assert "the last 3 blocks are not durable yet" in saved(place, second)
+    assert place.unsaved_blocks == 3
+    saved(place, {**second, "chain": second["chain"][:5]}, truncate=True)
+    assert (place.unsaved_blocks, _not_durable(place)) == (0, 0)
+    place.close()
+
+
+def test_pending_transactions_are_durable_at_once(tmp_path: Path) -> None:
+    with node(tmp_path, interval=9, allocations={"alice": "10"}) as chain:
+        chain.mine_pending_transactions("miner")
+        assert _not_durable(chain.storage) > 0
+        chain.add_transaction(chain.create_transaction("alice", "bob", "1"))
+        assert (chain.unsaved_blocks, _not_durable(chain.storage)) == (0, 0)
+        genesis = chain.chain[0]
+        for block in make.grow(genesis, 3, miner="rival"):
+            chain.add_block(block)
+        assert chain.unsaved_blocks == 3
+
+
+def _not_durable(place: BlockchainStorage) -> int:
+    store = place.open()
+    assert store is not None
+    journal: Any = store.statistics()["journal"]
+    return int(journal["appended_seq"] - journal["durable_seq"])
 
 
 def test_settings_come_from_arguments_variables_and_the_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -931,6 +970,18 @@ def test_pruned_blocks_are_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyP
     place.close()
     assert place.open() is not None
     assert not (tmp_path / "quarantine").exists()
+    place.close()
+
+
+def test_a_checkpoint_is_made_again_where_a_reorganisation_replaced_its_blocks(tmp_path: Path) -> None:
+    trunk = make.chain(3)
+    first, second = _branch(trunk, 3, "a"), _branch(trunk, 4, "b")
+    place = opened(tmp_path, interval=5)
+    saved(place, first)
+    saved(place, second)
+    rows = [row["filename"] for row in place.list_checkpoints()]
+    assert rows == ["checkpoint_5_0002.json", "checkpoint_5.json"]
+    assert place.archive.load_checkpoint(rows[0]).inner()["chain"] == second["chain"][:5]
     place.close()
 
 

@@ -423,7 +423,9 @@ class XAIBlockchain:
             before = len(self.chain)
             result = self.store.add(stored)
             if result.status in _RANK:
-                removed = result.reorg.orphaned if result.reorg is not None else ()
+                removed: tuple[bytes, ...] = ()
+                if result.reorg is not None:
+                    removed, before = result.reorg.orphaned, result.reorg.fork_height + 1
                 with _after(stored.hash):
                     self._after_change(removed, before=before)
             return result

@@ -104,7 +104,7 @@ class BlockchainStorage:
         self._rules = rules
         self._lock = threading.RLock()
         self._store: Store | None = None
-        self._unsaved = 0
+        self._durable = self._unsaved = 0
         self._checksum: tuple[bytes, ChainChecksum] | None = None
         buffered = self.settings.auto_save_interval > 1
         self._place = XaiPlace(
@@ -134,6 +134,7 @@ class BlockchainStorage:
             if self._store is None:
                 self._place.lock()
                 self._store = self._ready()
+                self._settle()
             store = self._store
             return store if store is not None and store.tip is not None else None
 
@@ -154,7 +155,11 @@ class BlockchainStorage:
         with self._lock:
             if self._store is not None:
                 self._store.sync()
-                self._unsaved = 0
+                self._settle()
+
+    def _settle(self) -> None:
+        """Every block in the store is durable."""
+        self._durable, self._unsaved = 0 if self._store is None else _count(self._store), 0
 
     def _ready(self) -> Store | None:
         self._note = ""
@@ -261,7 +266,6 @@ class BlockchainStorage:
         if store is None:
             raise CorruptionError("a restored store is not there", path=self._place.store)
         self._checksum = running
-        self._unsaved = 0
         return store
 
     # -- saving --------------------------------------------------------------------------------------------------------
@@ -311,14 +315,14 @@ class BlockchainStorage:
                 )
         else:
             fork = -1
-        due = len(chain) // self.settings.checkpoint_interval > before // self.settings.checkpoint_interval
+        due = len(chain) // self.settings.checkpoint_interval > (fork + 1) // self.settings.checkpoint_interval
         failed = None
         if before and create_backup:
             self._back_up(store)
         elif before and create_backup is None and due:
             failed = self._back_up_by_itself(store)
         self._store_chain(store, chain, fork)
-        message = self.record(rest, before=before)
+        message = self.record(rest, before=fork + 1)
         self.failure = self.failure or failed
         return message
 
@@ -382,7 +386,8 @@ class BlockchainStorage:
     def record(self, rest: Mapping[str, Any], *, before: int) -> str:
         """The blocks in the store are saved with ``rest``, a checkpoint is made where one is due; the message.
 
-        ``before`` is how many blocks there were when the last checkpoint was thought of. Raises typed errors.
+        ``before`` is how many of the blocks were in the chain at the last call, too. Where none is new, all is durable.
+        Raises typed errors.
         """
         with self._lock:
             store = self._store
@@ -390,12 +395,13 @@ class BlockchainStorage:
                 raise MissingFile("there is no chain to save", path=self._place.store)
             metadata = self._write_rest(store, rest)
             count = _count(store)
-            self._unsaved = self._unsaved + max(0, count - before)
+            self._durable = min(self._durable, before)
+            self._unsaved = count - self._durable
             note = ""
-            if self.settings.auto_save_interval == 1 or self._unsaved >= self.settings.auto_save_interval:
+            if count == before or self._unsaved >= self.settings.auto_save_interval:
                 store.sync()
-                self._unsaved = 0
-            elif self._unsaved:
+                self._settle()
+            else:
                 note = f"; the last {self._unsaved} blocks are not durable yet"
             interval = self.settings.checkpoint_interval
             if count // interval > before // interval:
@@ -604,6 +610,7 @@ class BlockchainStorage:
                 self._place.lock()
                 document = load(name)
                 self._store = self._adopt(document)
+                self._settle()
                 data = self.data()
             except HoldfastError as error:
                 self.failure = error
