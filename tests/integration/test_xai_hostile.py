@@ -202,3 +202,11 @@ def test_what_is_no_address_is_refused(tmp_path: Path, address: Any) -> None:
         for ask in (chain.get_balance, chain.get_utxos, chain.get_transaction_history):
             with pytest.raises(InvalidInputError, match="address"):
                 ask(address)
+
+
+@pytest.mark.parametrize("value", [1, None, "x", [[1]]])
+def test_what_is_no_object_is_refused(tmp_path: Path, value: Any) -> None:
+    with node(tmp_path) as chain:
+        for add in (chain.add_transaction, chain.add_block):
+            with pytest.raises(InvalidBlock, match="not an object"):
+                add(value)

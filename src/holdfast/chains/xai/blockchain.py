@@ -316,7 +316,7 @@ class XAIBlockchain:
         Raises ``InvalidBlock`` for one that does not apply, is there already, makes money or is nested so deeply that
         no block can hold it, ``LimitExceeded`` for one above 1 MiB or too many; nothing changed then.
         """
-        document = parse_json(_bounded(dict(transaction)), "the transaction")
+        document = parse_json(_bounded(_object(transaction, "a transaction")), "the transaction")
         tx = parse_transaction(document)
         if tx.is_coinbase:
             raise InvalidBlock("only a block makes money", txid=tx.txid)
@@ -418,7 +418,7 @@ class XAIBlockchain:
             InvalidBlock, ParentUnknown, FinalityError: nothing changed.
             SavedInPart: the block is in the chain; pending transactions were not saved.
         """
-        stored = to_stored(read_block(encode_document(dict(block), "the block")))
+        stored = to_stored(read_block(encode_document(_object(block, "a block"), "the block")))
         with self._lock:
             before = len(self.chain)
             result = self.store.add(stored)
@@ -521,6 +521,12 @@ def _address(value: object) -> str:
             f"an address is printable text of 1 to {ADDRESS_BYTES_MAX} bytes", found=repr(value)[:80]
         )
     return value
+
+
+def _object(value: object, what: str) -> dict[Any, Any]:
+    if not isinstance(value, Mapping):
+        raise InvalidBlock(f"{what} is not an object", found=type(value).__name__)
+    return dict(value)
 
 
 def _bounded(document: object) -> bytes:
