@@ -126,6 +126,7 @@ def test_a_manifest_comes_back(made: Made) -> None:
         {"segments": ()},
         {"kind": "other"},
         {"format": 0},
+        {"created_us": forms.NAME_US_MAX + 1},
         {"base": (forms.BaseFile("../manifest.json", 1, "00" * 32, (forms.ChunkRef("00" * 32, 60),)),)},
         {"base": (forms.BaseFile("/etc/passwd", 1, "00" * 32, (forms.ChunkRef("00" * 32, 60),)),)},
         {"base": (forms.BaseFile("chunks/a", 1, "00" * 32, (forms.ChunkRef("00" * 32, 60),)),)},

@@ -50,7 +50,7 @@ __all__ = [
 
 FORMAT = 1
 NAME_US_MAX = 253_402_300_799_999_999
-"""The last microsecond of the year 9999, after which names have no room."""
+"""The last microsecond of the year 9999, after which names have no room; nothing was made later."""
 _REPOSITORY_KIND = "holdfast-backups"
 _MANIFEST_KIND = "holdfast-backup"
 _SEGMENT_BYTES_MAX = 2 * FRAME_BYTES_MAX
@@ -64,6 +64,7 @@ _NAME = re.compile(NAME_PATTERN, re.ASCII)
 _BASE_PATH = re.compile(r"manifest\.json|chunks/[0-9a-f]{64}-(0|[1-9][0-9]{0,2})\.hfc", re.ASCII)
 
 _Number = Annotated[int, msgspec.Meta(ge=0, le=HEIGHT_MAX)]
+_Made = Annotated[int, msgspec.Meta(ge=0, le=NAME_US_MAX)]
 _Hash = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$", max_length=64)]
 _Id = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{32}$", max_length=32)]
 _Text = Annotated[str, msgspec.Meta(max_length=IDENTITY_BYTES_MAX)]
@@ -145,7 +146,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     name: _Text
     repository: _Id
-    created_us: _Number
+    created_us: _Made
     store_id: _Id
     chain: ChainName
     identity: _Identity
@@ -174,7 +175,7 @@ class Repository(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What ``repository.json`` says."""
 
     id: _Id
-    created_us: _Number
+    created_us: _Made
     encryption: Encryption | None
     format: int = FORMAT
     kind: str = _REPOSITORY_KIND
@@ -183,7 +184,7 @@ class Repository(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Mark(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A backup was read whole and found right."""
 
-    at_us: _Number
+    at_us: _Made
     digest: _Hash
 
 
