@@ -90,3 +90,15 @@ def test_a_high_recursion_limit_does_not_end_the_process(reader: str) -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (0, "refused\n"), done.stderr
+
+
+@pytest.mark.parametrize("writer", ["dump", "dump_indented", "encode_document"])
+def test_a_high_recursion_limit_does_not_end_the_process_that_writes(writer: str) -> None:
+    program = (
+        "import sys\nsys.setrecursionlimit(100_000)\nfrom holdfast.errors import InvalidBlock\n"
+        f"from holdfast.chains.xai.codec import {writer} as write\n"
+        "write({'a': [{}, [1.5]]})\ndeep = []\nfor _ in range(200_000):\n    deep = [deep]\n"
+        "try:\n    write({'a': ([], deep)})\nexcept InvalidBlock:\n    print('refused')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, "refused\n"), done.stderr

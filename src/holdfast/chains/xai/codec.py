@@ -22,7 +22,7 @@ from typing import Any, Final, NoReturn, TypeGuard
 
 import msgspec
 
-from ..._json import DEPTH_MAX, check_depth
+from ..._json import DEPTH_MAX, check_depth, encodable
 from ...errors import InvalidBlock, LimitExceeded
 from ...limits import HEIGHT_MAX
 from ...types import ZERO_HASH
@@ -136,7 +136,7 @@ def parse_json(data: bytes, what: str) -> Any:
 def dump(value: object, what: str = "the document") -> str:
     """JSON as the original writes it: sorted keys, ASCII. Raises ``InvalidBlock`` for what JSON does not have."""
     try:
-        return _encode(value)
+        return _encode(encodable(value))
     except (ValueError, TypeError, RecursionError) as error:
         raise InvalidBlock(f"{what} cannot be written as JSON: {error}") from error
 
@@ -144,7 +144,7 @@ def dump(value: object, what: str = "the document") -> str:
 def dump_indented(value: object, margin: str = "", what: str = "the document") -> str:
     """As ``dump``, with an indent of two; every line but the first begins with ``margin``."""
     try:
-        text = _encode(value)
+        text = _encode(encodable(value))
         try:
             text = msgspec.json.format(text, indent=2)
         except msgspec.DecodeError:  # it does not know half a pair of surrogates
@@ -171,7 +171,7 @@ def _check_keys(value: object, what: str) -> None:
 def encode_document(value: object, what: str = "the document", *, levels: int = ITEM_DEPTH_MAX) -> bytes:
     """The bytes under which a document that came as a value is kept. Raises ``InvalidBlock``."""
     try:
-        text = _encode_tight(value)
+        text = _encode_tight(encodable(value))
     except (ValueError, TypeError, RecursionError) as error:
         raise InvalidBlock(f"{what} cannot be written as JSON: {error}") from error
     _check_keys(value, what)
