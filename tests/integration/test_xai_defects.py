@@ -447,12 +447,13 @@ def test_a_restore_that_cannot_begin_leaves_the_chain_as_it_was(tmp_path: Path) 
     again.close()
 
 
-@pytest.mark.parametrize("note", [b"{", b"{}", b'{"incoming": "..", "replaced": "store-1"}', b"[" * 90])
+@pytest.mark.parametrize("note", [b"{", b"{}", b'{"incoming": "..", "replaced": "store-1"}', b"[" * 90, b" " * 5000])
 def test_a_forged_note_about_a_restore_moves_nothing(tmp_path: Path, note: bytes) -> None:
     (tmp_path / "store").mkdir()
     (tmp_path / "restore.json").write_bytes(note)
-    with pytest.raises(CorruptionError):
+    with pytest.raises(CorruptionError) as caught:
         XaiPlace(RealFileSystem(), tmp_path, Settings()).finish()
+    assert "then remove the note" in caught.value.remedy
     assert (tmp_path / "store").exists()
 
 
@@ -897,6 +898,18 @@ def test_settings_come_from_arguments_variables_and_the_class(tmp_path: Path, mo
     for name, text in (("XAI_CHECKPOINT_INTERVAL", "0"), ("XAI_MAX_BACKUPS", "-1"), ("XAI_AUTO_SAVE_INTERVAL", "x")):
         with pytest.raises(InvalidInputError, match=name[4:]):
             XaiSettings.load(environ={name: text})
+    for value in (None, True, 5.5, b"5", "x"):
+        with monkeypatch.context() as patch:
+            patch.setattr(BlockchainStorageConfig, "CHECKPOINT_INTERVAL", value)
+            with pytest.raises(InvalidInputError, match="CHECKPOINT_INTERVAL"):
+                XaiSettings.load(environ={})
+    for place in (None, 5, b"x", ""):
+        with monkeypatch.context() as patch:
+            patch.setattr(BlockchainStorageConfig, "DATA_DIR", place)
+            with pytest.raises(InvalidInputError, match="data directory"):
+                XaiSettings.load(environ={})
+    with pytest.raises(InvalidInputError, match="data directory"):
+        BlockchainStorage(5)  # type: ignore[arg-type]
     monkeypatch.setenv("XAI_MAX_BACKUPS", "3")
     assert BlockchainStorage(tmp_path).settings.max_backups == 3
 

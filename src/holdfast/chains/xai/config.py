@@ -11,8 +11,9 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Final
+from typing import Any, ClassVar, Final
 
+from ..._fs import path_of
 from ...errors import InvalidInputError
 
 __all__ = ["BlockchainStorageConfig", "XaiSettings"]
@@ -56,14 +57,18 @@ class XaiSettings:
     ) -> XaiSettings:
         """The settings in force. Raises ``InvalidInputError`` for a value that is not allowed."""
         variables = os.environ if environ is None else environ
-        counts = {name.lower(): _count(name, variables.get(f"XAI_{name}")) for name in _COUNTS}
+        counts = {
+            name.lower(): _count(variables.get(f"XAI_{name}", getattr(BlockchainStorageConfig, name)), name)
+            for name in _COUNTS
+        }
         place = data_dir if data_dir is not None else variables.get("XAI_DATA_DIR") or BlockchainStorageConfig.DATA_DIR
-        return cls(Path(place), **counts)
+        return cls(path_of(place, "the data directory"), **counts)
 
 
-def _count(name: str, text: str | None) -> int:
-    if text is None:
-        return int(getattr(BlockchainStorageConfig, name))
-    if not (text.isascii() and text.isdecimal() and len(text) <= len(str(_COUNT_MAX))):
-        raise InvalidInputError(f"'XAI_{name}' must be a whole number from 1", found=text[:80])
-    return int(text)
+def _count(value: Any, name: str) -> Any:
+    """Text of a whole number as that; anything else as it is, for ``XaiSettings`` to judge."""
+    if not isinstance(value, str):
+        return value
+    if not (value.isascii() and value.isdecimal() and len(value) <= len(str(_COUNT_MAX))):
+        raise InvalidInputError(f"'{name}' must be a whole number from 1", found=value[:80])
+    return int(value)

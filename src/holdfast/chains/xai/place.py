@@ -167,14 +167,17 @@ class XaiPlace:
         if not self._fs.exists(self._marker):
             self._fs.sync_directory(self.data_dir)
             return
-        raw = self._fs.read_bytes(self._marker, limit=_MARKER_BYTES_MAX)
         try:
-            names = json.loads(raw)
+            names = json.loads(self._fs.read_bytes(self._marker, limit=_MARKER_BYTES_MAX))
             incoming, replaced = names["incoming"], names["replaced"]
             if not all(_NAME.fullmatch(name) for name in (incoming, replaced)):
                 raise ValueError("not a plain name")
-        except (ValueError, KeyError, TypeError) as error:
-            raise CorruptionError("the note about a restore is malformed", path=self._marker) from error
+        except (ValueError, KeyError, TypeError, RecursionError, CorruptionError) as error:
+            raise CorruptionError(
+                "the note about a restore is malformed",
+                path=self._marker,
+                remedy=f"if '{self.store.name}' is missing, rename 'incoming-...' to it; then remove the note",
+            ) from error
         if self._fs.exists(self.data_dir / incoming):
             if self._fs.exists(self.store):
                 self._fs.make_directory(self.quarantine)

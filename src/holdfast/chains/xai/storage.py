@@ -17,10 +17,9 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Final, Literal
 
-from ..._fs import FileSystem, RealFileSystem
+from ..._fs import FileSystem, RealFileSystem, path_of
 from ..._keys import StoreKey
 from ...config import Settings
 from ...errors import (
@@ -93,7 +92,7 @@ class BlockchainStorage:
                 remedy="give an 'archive' that keeps them where they may lie, together with the key",
             )
         self.settings = settings if settings is not None else XaiSettings.load(data_dir)
-        self.data_dir = Path(data_dir) if data_dir is not None else self.settings.data_dir
+        self.data_dir = path_of(self.settings.data_dir if data_dir is None else data_dir, "the data directory")
         fs = fs if fs is not None else RealFileSystem()
         self.archive: Archive = archive if archive is not None else JsonArchive(fs, self.data_dir, clock=clock)
         self.failure: HoldfastError | None = None
