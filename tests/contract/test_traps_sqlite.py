@@ -1,6 +1,7 @@
 """The known traps of SQLite do not reach a caller of the engine."""
 
 import os
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -8,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from holdfast._fs import RealFileSystem, Space
 from holdfast.engine import sqlite as adapter
-from holdfast.engine.api import Batch
+from holdfast.engine.api import Batch, Page
 from holdfast.engine.open import probe_engine
 from holdfast.engine.sqlite import SqliteEngine, check_write_ahead
 from holdfast.errors import CorruptionError, EngineError, MissingFile, OutOfSpace, PoisonedError, ReadOnlyError
@@ -191,6 +193,116 @@ def test_read_only_sees_the_newest_rows(built: Path) -> None:
         reader.sync()
     reader.close()
     writer.close()
+
+
+def test_the_index_of_the_log_has_all_its_room_before_anything_is_written(built: Path) -> None:
+    engine = SqliteEngine(built)
+    index = (built / (FILE + "-shm")).stat()
+    assert index.st_size >= adapter._INDEX_STEP_BYTES
+    assert index.st_blocks * 512 >= index.st_size
+    engine._make_room(3 * adapter._LOG_STEP_BYTES)
+    index = (built / (FILE + "-shm")).stat()
+    assert index.st_blocks * 512 >= index.st_size == 4 * adapter._INDEX_STEP_BYTES
+    assert read_all(engine) == sorted(ROWS.items())
+    engine.close()
+    assert [file.name for file in built.iterdir()] == [FILE]
+
+
+def full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(RealFileSystem, "space", lambda _self, _path: Space(0, 10**9))
+
+
+@pytest.mark.parametrize("crashed", [False, True])
+def test_a_full_disk_is_read_without_room_for_an_index(
+    built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, crashed: bool
+) -> None:
+    rows = dict(ROWS)
+    if crashed:
+        engine = SqliteEngine(built)
+        rows[b"new"] = b"1"
+        engine.apply(Batch({b"new": b"1"}), sync=True)
+        shutil.copytree(built, tmp_path / "crashed")
+        engine.close()
+        built = tmp_path / "crashed"
+        assert (built / (FILE + "-wal")).stat().st_size
+    full_disk(monkeypatch)
+    probe_engine("sqlite", built)
+    before = {file.name: file.read_bytes() for file in built.iterdir()}
+    if not crashed:
+        assert before.pop(FILE + "-shm") == before.pop(FILE + "-wal") == b""
+    with pytest.raises(OutOfSpace):
+        SqliteEngine(built)
+    reader, other = SqliteEngine(built, read_only=True), SqliteEngine(built, read_only=True)
+    assert read_all(reader) == read_all(other) == sorted(rows.items())
+    with reader.snapshot() as view:
+        assert view.get(b"new") == rows.get(b"new")
+        with pytest.raises(OutOfSpace):
+            SqliteEngine(built)
+        monkeypatch.undo()
+    writer = SqliteEngine(built)
+    writer.apply(Batch({b"newer": b"2"}), sync=True)
+    assert reader.get(b"newer") == other.get(b"newer") == b"2"
+    for engine in (reader, other, writer):
+        engine.close()
+
+
+def test_where_the_index_of_a_writer_cannot_be_read_without_writing_to_it_it_is_written_to(
+    built: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full_disk(monkeypatch)
+    honest = adapter._scan
+    refused = sqlite3.OperationalError("attempt to write a readonly database")
+    refused.sqlite_errorcode = 520  # SQLITE_READONLY_CANTLOCK
+
+    def scan(connection: sqlite3.Connection, start: bytes, stop: bytes | None, *, reverse: bool, limit: int) -> Page:
+        if isinstance(connection, adapter._Resting):
+            raise refused
+        return honest(connection, start, stop, reverse=reverse, limit=limit)
+
+    monkeypatch.setattr(adapter, "_scan", scan)
+    reader = SqliteEngine(built, read_only=True)
+    assert reader.get(b"key000001") == ROWS[b"key000001"]
+    refused.sqlite_errorcode = 10  # SQLITE_IOERR
+    with pytest.raises(OutOfSpace):
+        SqliteEngine(built, read_only=True)
+    reader.close()
+
+
+_READ_FULL = """
+import sys
+from pathlib import Path
+from holdfast.engine import sqlite
+sqlite._ROOM_BYTES = 1 << 62
+engine = sqlite.SqliteEngine(Path(sys.argv[1]), read_only=True)
+for line in sys.stdin:
+    print(len(engine.scan(limit=5000).rows), flush=True)
+"""
+
+
+def test_on_a_full_disk_a_reader_sees_what_another_process_writes(built: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command = [sys.executable, "-c", _READ_FULL, str(built)]
+    with subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        assert child.stdin is not None
+        assert child.stdout is not None
+
+        def seen() -> int:
+            child.stdin.write(b"\n")  # type: ignore[union-attr]
+            child.stdin.flush()  # type: ignore[union-attr]
+            return int(child.stdout.readline())  # type: ignore[union-attr]
+
+        assert seen() == 1000
+        for turn in range(2):
+            engine = SqliteEngine(built)
+            wanted = 1000 + turn * 20
+            assert seen() == wanted
+            for number in range(20):
+                engine.apply(Batch({b"%d/%d" % (turn, number): b"x" * 1000}), sync=True)
+                assert seen() == wanted + number + 1
+            engine.close()
+            assert seen() == wanted + 20
+        child.stdin.close()
+        assert child.wait() == 0
 
 
 def test_a_path_with_special_characters(tmp_path: Path) -> None:

@@ -136,6 +136,7 @@ _row(
     "test_checkpoint_crash.py::test_an_error_at_every_operation_is_typed_and_costs_one_checkpoint",
     "test_store_contention.py::test_a_full_disk_loses_nothing",
     "test_faults_system.py::test_files_may_not_grow",
+    "test_faults_system.py::test_a_full_disk_can_be_read",
     "test_copies_errors.py::test_an_error_at_every_operation_of_a_copy",
     "test_compact_crash.py::test_error_at_every_operation",
     "test_doctor_crash.py::test_an_error_at_any_operation_of_a_repair_is_typed_and_the_next_one_ends_it",

@@ -5,11 +5,15 @@ Invariants:
       19), because the connection that failed to switch still says "wal".
     * One connection writes and checkpoints, under a lock; reads use connections opened with ``mode=ro``.
     * Every statement is fetched to its end, so that no read transaction stays open, except in ``snapshot``.
+    * The index of the log (``-shm``) is mapped, and touching a page of it that the disk has no room for kills the
+      process. So the writer gives it all its room before it writes, and where the disk is full, a reader keeps an index
+      of its own in memory, as long as nobody writes.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 import sqlite3
 import threading
 import weakref
@@ -48,6 +52,14 @@ _IDLE_READERS_MAX = 8
 _BUSY_MS = 5_000
 _RECLAIM_WAIT_MS = 100
 _FULL_BELOW_BYTES = 64 * 1024
+_ROOM_BYTES = 256 * 1024
+"""With less free, no index is made: neither by a reader, nor by a writer."""
+_INDEX_STEP_BYTES = 128 * 1024
+"""The index grows by so much at a time ..."""
+_LOG_STEP_BYTES = 64 * MIB
+"""... which is enough for so much of the log (in truth for a little more)."""
+_BATCH_LOG_BYTES = 32 * MIB
+"""A batch of a flush takes less of the log."""
 
 _KINDS: dict[int, type[HoldfastError]] = {
     5: StoreLocked,  # BUSY
@@ -98,7 +110,13 @@ def _pragma(connection: sqlite3.Connection, text: str) -> list[tuple[object, ...
     return connection.execute(f"PRAGMA {text}").fetchall()
 
 
-def _connect(file: Path, *, mode: str, cache_bytes: int) -> sqlite3.Connection:
+class _Resting(sqlite3.Connection):
+    """A reading connection that changes no file: while nobody writes, its index of the log is in memory."""
+
+
+def _connect(
+    file: Path, *, mode: str, cache_bytes: int, factory: type[sqlite3.Connection] = sqlite3.Connection
+) -> sqlite3.Connection:
     connection = sqlite3.connect(
         f"file:{quote(str(file.absolute()))}?mode={mode}",
         uri=True,
@@ -106,6 +124,7 @@ def _connect(file: Path, *, mode: str, cache_bytes: int) -> sqlite3.Connection:
         check_same_thread=False,
         timeout=_BUSY_MS / 1000,
         cached_statements=32,
+        factory=factory,
     )
     try:
         _pragma(connection, f"cache_size=-{max(cache_bytes // 1024, 256)}")
@@ -115,6 +134,55 @@ def _connect(file: Path, *, mode: str, cache_bytes: int) -> sqlite3.Connection:
         connection.close()
         raise
     return connection
+
+
+def _beside(file: Path, suffix: str) -> Path:
+    return file.with_name(file.name + suffix)
+
+
+def _connect_reader(file: Path, cache_bytes: int) -> sqlite3.Connection:
+    """A reading connection; a ``_Resting`` one where the disk is full, unless a writer is there, whose index has room.
+
+    SQLite takes an index that it may not write for its own only if a writer holds it open; then it reads that one.
+    """
+    files = RealFileSystem()
+    if files.space(file.parent).free >= _ROOM_BYTES:
+        return _connect(file, mode="ro", cache_bytes=cache_bytes)
+    index = _beside(file, "-shm")
+    if not index.exists():
+        files.open(index, create=True).close()  # empty: it takes no room, but SQLite wants to see it
+    connection = _connect(file, mode="ro&readonly_shm=1", cache_bytes=cache_bytes, factory=_Resting)
+    try:
+        _scan(connection, b"", None, reverse=False, limit=1)
+    except sqlite3.Error as exc:
+        connection.close()
+        if _KINDS.get(getattr(exc, "sqlite_errorcode", 0) & 0xFF) is not ReadOnlyError:
+            raise
+        return _connect(file, mode="ro", cache_bytes=cache_bytes)
+    return connection
+
+
+def _make_room(file: Path, begin: int, log_bytes: int) -> int:
+    """The index has room for ``log_bytes`` more of the log; it had room up to ``begin``, and now up to the result.
+
+    A connection of this process is open. Its own descriptor is used: opening and closing another one would end the
+    locks that SQLite has on the file.
+    """
+    log = _beside(file, "-wal")
+    size = log.stat().st_size if log.exists() else 0
+    end = ((size + log_bytes) // _LOG_STEP_BYTES + 1) * _INDEX_STEP_BYTES
+    if end <= begin or not hasattr(os, "posix_fallocate"):
+        return begin
+    index = _beside(file, "-shm").stat()
+    for name in os.listdir("/dev/fd"):
+        try:
+            found = os.path.samestat(os.fstat(int(name)), index)
+        except OSError:  # closed meanwhile
+            continue
+        if found:
+            os.posix_fallocate(int(name), begin, end - begin)
+            return end
+    return begin
 
 
 def _get(connection: sqlite3.Connection, key: bytes) -> bytes | None:
@@ -220,6 +288,9 @@ def check_write_ahead(file: Path) -> None:
 
 
 def _open_writer(file: Path, *, mode: str, cache_bytes: int) -> sqlite3.Connection:
+    free = RealFileSystem().space(file.parent).free
+    if free < _ROOM_BYTES:
+        raise OutOfSpace("SQLite has no room for its log", path=file, free=free, needed=_ROOM_BYTES)
     connection = _connect(file, mode=mode, cache_bytes=cache_bytes)
     try:
         _pragma(connection, "journal_mode=WAL")
@@ -249,7 +320,7 @@ def probe(path: Path) -> None:
     if not file.exists():
         raise MissingFile("there is no SQLite engine here", path=file, recovery=Recovery.REBUILD)
     _header(file)
-    with _Translator(file), contextlib.closing(_connect(file, mode="ro", cache_bytes=MIB)) as connection:
+    with _Translator(file), contextlib.closing(_connect_reader(file, MIB)) as connection:
         _scan(connection, b"", None, reverse=False, limit=1)
         _scan(connection, b"", None, reverse=True, limit=1)
 
@@ -288,6 +359,7 @@ class SqliteEngine:
         self._snapshots: weakref.WeakSet[_Snapshot] = weakref.WeakSet()
         self._reader_cache_bytes = max(cache_bytes // 8, MIB)
         self._writer: sqlite3.Connection | None = None
+        self._index_bytes = 0
         if not self._file.exists():
             if read_only or not create:
                 raise MissingFile("there is no SQLite engine here", path=self._file, recovery=Recovery.REBUILD)
@@ -296,8 +368,12 @@ class SqliteEngine:
         with self._translated:
             if not read_only:
                 self._writer = _open_writer(self._file, mode="rw", cache_bytes=cache_bytes)
+                self._make_room(_BATCH_LOG_BYTES)
             with self._reading() as connection:
                 _scan(connection, b"", None, reverse=False, limit=1)
+
+    def _make_room(self, log_bytes: int) -> None:
+        self._index_bytes = _make_room(self._file, self._index_bytes, log_bytes)
 
     def _make(self, staging: Path) -> None:
         with self._translated:
@@ -316,10 +392,12 @@ class SqliteEngine:
         try:
             return self._idle.pop()
         except IndexError:
-            return _connect(self._file, mode="ro", cache_bytes=self._reader_cache_bytes)
+            if self._writer is not None:
+                return _connect(self._file, mode="ro", cache_bytes=self._reader_cache_bytes)
+            return _connect_reader(self._file, self._reader_cache_bytes)
 
     def _give_back(self, connection: sqlite3.Connection) -> None:
-        if len(self._idle) < _IDLE_READERS_MAX:
+        if len(self._idle) < _IDLE_READERS_MAX and not isinstance(connection, _Resting):
             self._idle.append(connection)
         else:
             connection.close()
@@ -363,6 +441,7 @@ class SqliteEngine:
                 if not self._gate.usable:
                     raise self._gate.refusal()
                 with self._translated:
+                    self._make_room(_BATCH_LOG_BYTES)
                     writer.execute("BEGIN IMMEDIATE")
                 try:
                     with self._translated:
@@ -412,6 +491,7 @@ class SqliteEngine:
         target = staging / _FILE
         with self._translated, self._reading() as connection:
             with contextlib.closing(_open_writer(target, mode="rwc", cache_bytes=MIB)) as copy:
+                _make_room(target, 0, 2 * self._file.stat().st_size)
                 connection.backup(copy)
 
     def refresh(self) -> None:
@@ -428,6 +508,7 @@ class SqliteEngine:
             with self._write_lock, self._translated:
                 if not self._gate.usable:
                     raise self._gate.refusal()
+                self._make_room(2 * self._file.stat().st_size)
                 writer.execute("VACUUM")
                 # A reader of an older moment keeps the log; then the file becomes shorter with a later checkpoint.
                 _pragma(writer, f"busy_timeout={_RECLAIM_WAIT_MS}")
