@@ -122,6 +122,13 @@ def test_a_damaged_manifest_shows_in_the_list_and_in_verify(store: Path) -> None
     assert isinstance(problems, list)
     assert [(each["check"], each["code"]) for each in problems] == [("checkpoints", "corruption")]
     assert "holdfast checkpoint create" in problems[0]["remedy"]
+    answer = holdfast("checkpoint", "restore", store, "-d", store.parent / "new", "--json")
+    refused(answer, 10, "snapshot_invalid")
+    assert f"--name {name_at(15)}" in str(answer.error["remedy"]), "the store may be gone"
+    (store / "checkpoints" / f"{name_at(15)}.manifest").unlink()
+    answer = holdfast("checkpoint", "restore", store, "-d", store.parent / "new", "--json")
+    refused(answer, 10, "snapshot_invalid")
+    assert "holdfast backup restore" in str(answer.error["remedy"])
 
 
 def test_pruning(store: Path) -> None:

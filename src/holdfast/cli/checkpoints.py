@@ -148,14 +148,15 @@ def restore(
     lifted. The source is only read. That of an encrypted store wants its key, and the new store has the same.
     """
     from ..store.base import spec_of
-    from ..store.checkpoints import checkpoints_at, restore_checkpoint
+    from ..store.checkpoints import another_named, checkpoints_at, restore_checkpoint
     from .chains import chain_of
     from .session import load
 
     out = Output(as_json=as_json)
     directory = checkpoints_at(source)
     chosen = directory.chosen(name)
-    spec = spec_of(directory.reader(chosen).manifest)
+    with another_named(directory, chosen, source, data_dir):
+        spec = spec_of(directory.reader(chosen).manifest)
     chain = (
         None if spec.name == "pow" else chain_of(spec)
     )  # a block of 'pow' is judged with its body, which is not here

@@ -11,11 +11,12 @@ Invariants:
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 
 from .._fs import FileSystem, RealFileSystem, path_of
@@ -44,7 +45,14 @@ from .checks import check_height
 from .snapshots import held_state, new_place, take_in
 from .unlocking import key_for
 
-__all__ = ["CheckpointPruneReport", "Checkpoints", "checkpoints_at", "kept_by_rule", "restore_checkpoint"]
+__all__ = [
+    "CheckpointPruneReport",
+    "Checkpoints",
+    "another_named",
+    "checkpoints_at",
+    "kept_by_rule",
+    "restore_checkpoint",
+]
 
 _Names = list[str]
 _PAUSE_SECONDS = 0.001
@@ -438,7 +446,7 @@ def restore_checkpoint(
     secret = key_for(StoreKey.of(key))
     directory = checkpoints_at(source, fs=fs, key=secret)
     chosen = directory.chosen(name)
-    try:
+    with another_named(directory, chosen, source, root):
         reader = directory.reader(chosen)
         reader.trust_own()
         return take_in(
@@ -452,10 +460,21 @@ def restore_checkpoint(
             fs=fs,
             key=secret,
         )
+
+
+@contextlib.contextmanager
+def another_named(
+    directory: CheckpointDirectory, chosen: str, source: str | os.PathLike[str], target: os.PathLike[str]
+) -> Iterator[None]:
+    """Where the checkpoint ``chosen``, which is to be restored, is damaged, the error names what can be restored."""
+    try:
+        yield
     except SnapshotInvalid as error:
         others = [each for each in directory.names() if checkpoint_height(each) < checkpoint_height(chosen)]
         if others:
             error.remedy = (
-                f"take an older one: 'holdfast checkpoint restore {os.fspath(source)} --name {others[0]} -d {root}'"
+                f"take an older one: 'holdfast checkpoint restore {os.fspath(source)} --name {others[0]} -d {target}'"
             )
+        else:
+            error.remedy = "take another copy of it, or a backup: 'holdfast backup restore'"
         raise
