@@ -212,10 +212,15 @@ def test_a_newer_format_is_refused_untouched(tmp_path: Path, made: Made) -> None
     assert place.names() == []
 
 
-def test_a_repository_without_its_identity_is_not_made_again(tmp_path: Path) -> None:
+def test_a_repository_of_which_nothing_says_which_it_is_is_not_made_again(tmp_path: Path) -> None:
     grown(tmp_path / "s", 2)
-    backup(tmp_path / "s", repository(tmp_path / "r"))
+    name = backup(tmp_path / "s", repository(tmp_path / "r")).name
     (tmp_path / "r" / "repository.json").unlink()
+    manifest = tmp_path / "r" / "backups" / f"{name}.manifest"
+    manifest.write_bytes(manifest.read_bytes()[:-1])
+    with pytest.raises(BackupDamaged):
+        repository(tmp_path / "r")
+    manifest.unlink()
     with pytest.raises(BackupDamaged):
         repository(tmp_path / "r")
 
@@ -274,6 +279,41 @@ def test_a_target_takes_only_names_of_objects(tmp_path: Path) -> None:
     (tmp_path / "r" / "chunks" / "ab").mkdir()
     (tmp_path / "r" / "chunks" / "ab" / "note").write_text("x")
     assert list(target.list("chunks/")) == []
+
+
+def test_a_repository_that_lost_its_identity_is_known_by_its_manifests(tmp_path: Path) -> None:
+    blocks = grown(tmp_path / "s", 5)
+    place = repository(tmp_path / "r")
+    form = backup(tmp_path / "s", place)
+    identity = tmp_path / "r" / "repository.json"
+    identity.unlink()
+    found = open_repository(tmp_path / "r")
+    assert found.id == place.id
+    assert check(found, form.name).ok
+    restored(found, form.name, tmp_path / "t")
+    assert not identity.exists()
+    with pytest.raises(InvalidInputError, match="not encrypted"):
+        open_repository(tmp_path / "r", create=True, key=BackupKey.from_passphrase("a pass phrase"))
+    assert not identity.exists()
+    grown(tmp_path / "s", 5, after=blocks[-1])
+    newer = backup(tmp_path / "s", repository(tmp_path / "r"))
+    assert open_repository(tmp_path / "r").id == place.id
+    assert identity.exists()
+    assert [name for name in place.names() if check(place, name).ok] == [form.name, newer.name]
+
+
+def test_an_encrypted_repository_that_lost_its_identity_says_what_brings_it_back(
+    key: BackupKey, tmp_path: Path
+) -> None:
+    grown(tmp_path / "s", 5)
+    backup(tmp_path / "s", open_repository(tmp_path / "r", create=True, key=key, scrypt_n=N_MIN))
+    (tmp_path / "r" / "repository.json").rename(tmp_path / "kept")
+    for create in (False, True):
+        with pytest.raises(BackupDamaged) as caught:
+            open_repository(tmp_path / "r", create=create, key=key)
+        assert "from a copy of the repository" in caught.value.remedy
+    (tmp_path / "kept").rename(tmp_path / "r" / "repository.json")
+    assert open_repository(tmp_path / "r", key=key).names()
 
 
 # -- keys -----------------------------------------------------------------------------------------------------------

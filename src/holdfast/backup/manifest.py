@@ -242,12 +242,12 @@ def decode_mark(data: bytes, *, place: str) -> Mark:
     return _decode(data, Mark, None, place)
 
 
-def decode_manifest(data: bytes, *, name: str, repository: str, place: str) -> Manifest:
-    """The backup ``name`` of this repository; it fits itself. Raises ``BackupDamaged``, ``FormatTooNew``."""
+def decode_manifest(data: bytes, *, name: str, repository: str | None, place: str) -> Manifest:
+    """The backup ``name`` of this repository, or of any; it fits itself. Raises ``BackupDamaged``, ``FormatTooNew``."""
     form = _decode(data, Manifest, _MANIFEST_KIND, place)
     if form.format != FORMAT or form.kind != _MANIFEST_KIND:
         raise BackupDamaged("the manifest is of another kind", path=place, found=form.kind, format=form.format)
-    if form.name != name or form.repository != repository:
+    if form.name != name or repository not in (None, form.repository):
         raise BackupDamaged(
             "the manifest is of another backup or repository", path=place, found=form.name, repository=form.repository
         )

@@ -264,7 +264,8 @@ def open_repository(
     Args:
         place: a directory, the URL of a place in an object store (``ObjectTarget``), or another target.
         key: of an encrypted repository; a new one is encrypted if it is given.
-        create: make one where nothing is.
+        create: make one where nothing is. Of one without encryption manifests say what ``repository.json`` said: where
+            it is missing they are believed, and with ``create`` it is written again.
         scrypt_n: cost of the passphrase of a new repository, a power of two from 2^14.
     Raises:
         BackupNotFound: there is none. BackupKeyError: it is encrypted, and this is not its key.
@@ -275,10 +276,17 @@ def open_repository(
     try:
         data = target.read(REPOSITORY_NAME, limit=_REPOSITORY_BYTES_MAX)
     except MissingFile:
-        if not create:
+        told = _told_by_manifests(target)
+        if told is None:
+            if create:
+                return _create(target, key, scrypt_n)
+            _check_empty(target)
             raise BackupNotFound("there is no backup repository here", path=target.place) from None
-        return _create(target, key, scrypt_n)
-    form = decode_repository(data, place=f"{target.place}/{REPOSITORY_NAME}")
+        form = told
+        if create and key is None:
+            _write_again(target, form)
+    else:
+        form = decode_repository(data, place=f"{target.place}/{REPOSITORY_NAME}")
     if form.encryption is None:
         if key is not None:
             raise InvalidInputError(
@@ -293,8 +301,7 @@ def open_repository(
 
 def _create(target: Target, key: BackupKey | None, scrypt_n: int | None) -> BackupRepository:
     with target.lock():
-        for name, _ in (*target.list(BACKUPS), *target.list(CHUNKS)):
-            raise BackupDamaged(f"{REPOSITORY_NAME} is missing beside objects", path=target.place, found=name)
+        _check_empty(target)
         identifier = secrets.token_bytes(16)
         encryption, cipher = None, None
         if key is not None:
@@ -306,3 +313,37 @@ def _create(target: Target, key: BackupKey | None, scrypt_n: int | None) -> Back
         target.write(REPOSITORY_NAME, encode(form))
         target.flush()
     return BackupRepository(target, form, cipher)
+
+
+def _check_empty(target: Target) -> None:
+    """Raises ``BackupDamaged`` if objects are there, whose repository is not known."""
+    for prefix in (BACKUPS, CHUNKS):
+        for name, _ in target.list(prefix):
+            raise BackupDamaged(
+                f"{REPOSITORY_NAME} is missing beside objects",
+                path=target.place,
+                found=name,
+                remedy=f"put {REPOSITORY_NAME} back from a copy of the repository: that of an encrypted one holds its "
+                "sealed key, and nothing else does",
+            )
+
+
+def _told_by_manifests(target: Target) -> forms.Repository | None:
+    """What ``repository.json`` says, out of the newest manifest of a repository that is not encrypted."""
+    names = (name for name, _ in target.list(BACKUPS) if name.endswith(_MANIFEST_END))
+    for name in sorted(names, reverse=True):
+        try:
+            raw, _ = open_object(MANIFEST, name, target.read(name, limit=RAW_BYTES_MAX[MANIFEST] + _OVERHEAD), None)
+            own = name.removeprefix(BACKUPS).removesuffix(_MANIFEST_END)
+            form = decode_manifest(raw, name=own, repository=None, place=f"{target.place}: {own}")
+        except (BackupDamaged, MissingFile):
+            continue
+        return forms.Repository(id=form.repository, created_us=form.created_us, encryption=None)
+    return None
+
+
+def _write_again(target: Target, form: forms.Repository) -> None:
+    with target.lock():
+        if target.size(REPOSITORY_NAME) is None:
+            target.write(REPOSITORY_NAME, encode(form))
+            target.flush()
