@@ -3,7 +3,8 @@
 Invariants:
     * Nothing of the backup is changed; a full verification leaves a mark, or takes a wrong one away.
     * A backup that verified in full restores: every byte was decoded, every frame and the chain of digests were checked
-      with the salt of the identity in the manifest.
+      with the salt of the identity in the manifest, and so was the tip. What only its views or its key tell is left to
+      a restore: the root that the manifest names, and the tip of an encrypted store.
 """
 
 from __future__ import annotations
@@ -17,18 +18,24 @@ from typing import Literal
 import msgspec
 
 from .. import events
+from .._fs import File
+from ..blocks.entries import decode_canonical
 from ..errors import (
     BackupDamaged,
     CorruptionError,
-    FormatTooNew,
     HoldfastError,
     OutOfSpace,
     ReadOnlyError,
     RepositoryLocked,
+    UnsupportedFormat,
 )
+from ..journal.api import Frame, Kind
+from ..journal.codec import decode_part
+from ..journal.compacted import CompactedFile
 from ..state.sealing import MORE_BYTES_MAX, named_files
 from ..state.snapshot import MANIFEST_NAME
 from ..state.snapshot_format import MANIFEST_BYTES_MAX
+from ..store.identity import Identity
 from .manifest import BaseFile, Manifest, SegmentFile, decode_store
 from .pieces import PieceFile, Progress, Whole, chunks_of, file_name, pool_of, scan_segment, workers_of
 from .repository import BackupRepository
@@ -174,6 +181,7 @@ def _full(
     done = frames = 0
     identity = decode_store(form, place=repository.place)
     previous: str | None = None
+    tip: tuple[int, str] | None = None
     with pool_of(workers) as pool:
         for file in form.files():
 
@@ -183,18 +191,22 @@ def _full(
                 if progress is not None:
                     progress(done, form.totals.raw_bytes)
 
-            before = done
+            before, switch = done, None
             whole = Whole(sink)
             pieces = PieceFile(Path(file_name(file)), file.length, chunks_of(repository, file, pool, workers), whole)
             try:
                 if isinstance(file, SegmentFile):
-                    for _ in scan_segment(pieces, file, identity, previous):
+                    for frame in scan_segment(pieces, file, identity, previous):
                         frames += 1
+                        if any(part.kind == Kind.CANONICAL for part in frame.parts):
+                            switch = frame
                 else:
                     check_base(pieces, file)
                 pieces.finish()
                 whole.check(file, file_name(file))
-            except (CorruptionError, FormatTooNew) as error:
+                if switch is not None and isinstance(file, SegmentFile) and identity.encryption is None:
+                    tip = _tip_after(switch, pieces, file, identity)
+            except (CorruptionError, UnsupportedFormat) as error:
                 error.context.setdefault("file", file_name(file))
                 problems.append(error)
                 done = before + file.length
@@ -202,7 +214,27 @@ def _full(
                 previous = file.digest
     if not problems:
         _check_base_list(repository, form, problems)
+        if tip is not None and form.tip is not None and tip != (form.tip.height, form.tip.hash):
+            problems.append(
+                BackupDamaged(
+                    "the journal of the backup ends with another tip than the manifest says",
+                    path=repository.place,
+                    found=tip[0],
+                    expected=form.tip.height,
+                )
+            )
     return frames
+
+
+def _tip_after(frame: Frame, file: File, entry: SegmentFile, identity: Identity) -> tuple[int, str]:
+    """Height and hash of the block to which ``frame``, of the segment ``entry``, switched."""
+    if entry.raw_length:
+        file = CompactedFile(file, salt=identity.salt)
+    index = next(index for index, part in enumerate(frame.parts) if part.kind == Kind.CANONICAL)
+    part = frame.parts[index]
+    stored = file.pread(part.stored_bytes, part.offset)
+    height, block = decode_canonical(decode_part(stored, part, segment=frame.segment, seq=frame.seq, index=index)).tip
+    return height, block.hex()
 
 
 def check_base(pieces: PieceFile, file: BaseFile) -> None:
