@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from holdfast._fs import RealFileSystem
 from holdfast.cli import selftest
 from holdfast.errors import CommitLoss, CorruptionError, InternalError, InvalidInputError, OutOfSpace
 from tests.cli.cli_tools import ROOT, Answer, holdfast
@@ -77,6 +78,24 @@ def test_a_loss_is_an_error_and_its_evidence_is_kept(tmp_path: Path, monkeypatch
 def test_wrong_bytes_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(selftest, "_body_of", lambda number: b"not what the child wrote")
     assert run(tmp_path, "--json").code == CorruptionError.exit_code
+
+
+def test_what_a_killed_run_left_is_taken_away(tmp_path: Path) -> None:
+    killed, runs, evidence, other = (tmp_path / f"{selftest._PREFIX}{name}" for name in ("a", "b", "c", "d"))
+    for place in (killed, runs, evidence):
+        (place / "store").mkdir(parents=True)
+    (killed / selftest._RUNNING).touch()
+    other.symlink_to(killed)
+    held = RealFileSystem().lock(runs / selftest._RUNNING, "a run that goes on")
+    with selftest._fresh(tmp_path) as place:
+        assert sorted(tmp_path.iterdir()) == sorted([runs, evidence, other, place])
+    held.release()
+    assert sorted(tmp_path.iterdir()) == [runs, evidence, other]
+    with pytest.raises(CommitLoss), selftest._fresh(tmp_path) as place:
+        raise CommitLoss("as evidence")
+    with selftest._fresh(tmp_path):
+        pass
+    assert sorted(tmp_path.iterdir()) == sorted([evidence, other, place])
 
 
 def test_a_directory_that_is_not_there(tmp_path: Path) -> None:

@@ -1,8 +1,8 @@
 """``holdfast selftest``: what the machine at hand keeps of its promises.
 
 Invariants:
-    * Everything happens in a fresh subdirectory, which is removed at the end, also after an interrupt. Only where
-      something was lost is it kept, as evidence.
+    * Everything happens in a fresh subdirectory, which is removed at the end, also after an interrupt; that of a run
+      that was killed goes with the next run. Only where something was lost is it kept, as evidence.
     * Only what the child told through the pipe counts as acknowledged.
 
 Run as a module it is that child: it commits until it is killed.
@@ -10,6 +10,7 @@ Run as a module it is that child: it commits until it is killed.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import random
@@ -18,6 +19,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -30,10 +32,13 @@ from .output import Output, count_text
 from .progress import INTERRUPTED, Progress, StopSignals
 
 if TYPE_CHECKING:
+    from .._fs import RealFileSystem
     from ..store.store import Store
 
 __all__ = ["register"]
 
+_PREFIX = "holdfast-selftest-"
+_RUNNING = "running"
 _SYNCS = 200
 _SYNC_BYTES = 4096
 _IMPLAUSIBLE_US = 20.0
@@ -65,38 +70,24 @@ def durability(
 
     What it writes is removed. It cannot tell whether a disk lies about syncs; an implausibly quick sync is named.
     """
-    from .._fs import RealFileSystem, translate_os_error
     from .._keys import without_key
 
     if not directory.is_dir():
         raise InvalidInputError("there is no such directory", found=directory)
-    try:
-        place = Path(tempfile.mkdtemp(prefix="holdfast-selftest-", dir=directory)).absolute()
-    except OSError as error:
-        raise translate_os_error(error, directory) from error
     out = Output(as_json=as_json)
-    fs = RealFileSystem()
-    keep = False
-    try:
-        with (
-            without_key(),
-            StopSignals() as stop,
-            Progress("killing", None, unit="rounds", quiet=as_json, seconds=progress_seconds) as p,
-        ):
-            syncs = _syncs(place / "syncs")
-            kills = _Kills(f"{engine or 'rocksdb'}:{place / 'store'}", place / "store")
-            until = time.monotonic() + seconds
-            while not stop() and (not kills.rounds or time.monotonic() < until):
-                kills.round()
-                p.update(kills.rounds, f"{kills.acknowledged} acknowledged")
-            found = kills.finish()
-    except CorruptionError as error:
-        keep = True
-        error.context.setdefault("evidence", place)
-        raise
-    finally:
-        if not keep:
-            fs.remove_tree(place)
+    with (
+        _fresh(directory) as place,
+        without_key(),
+        StopSignals() as stop,
+        Progress("killing", None, unit="rounds", quiet=as_json, seconds=progress_seconds) as p,
+    ):
+        syncs = _syncs(place / "syncs")
+        kills = _Kills(f"{engine or 'rocksdb'}:{place / 'store'}", place / "store")
+        until = time.monotonic() + seconds
+        while not stop() and (not kills.rounds or time.monotonic() < until):
+            kills.round()
+            p.update(kills.rounds, f"{kills.acknowledged} acknowledged")
+        found = kills.finish()
     values = {"directory": str(directory), "file_system": _file_system(directory), "sync": syncs} | found
     if as_json:
         out.record({"ok": True, **values, "not_tested": [_NOT_TESTED]})
@@ -105,6 +96,46 @@ def durability(
     if stop.asked:
         out.note("stopped early; nothing was lost up to then")
         raise typer.Exit(INTERRUPTED)
+
+
+@contextlib.contextmanager
+def _fresh(directory: Path) -> Iterator[Path]:
+    """A new directory there, which goes at the end unless something was lost; those of killed runs are gone."""
+    from .._fs import RealFileSystem, translate_os_error
+
+    fs = RealFileSystem()
+    for name in fs.names(directory):
+        if name.startswith(_PREFIX):
+            _clear_killed(fs, directory / name)
+    try:
+        place = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=directory)).absolute()
+    except OSError as error:
+        raise translate_os_error(error, directory) from error
+    keep = False
+    running = fs.lock(place / _RUNNING, "selftest")
+    try:
+        yield place
+    except CorruptionError as error:
+        fs.remove(place / _RUNNING)
+        keep = True
+        error.context.setdefault("evidence", place)
+        raise
+    finally:
+        if not keep:
+            fs.remove_tree(place)
+        running.release()
+
+
+def _clear_killed(fs: RealFileSystem, place: Path) -> None:
+    """The directory is gone if its run was killed; that of one that goes on, and what is kept as evidence, stay."""
+    if place.is_symlink() or not fs.exists(place / _RUNNING):
+        return
+    with contextlib.suppress(HoldfastError):  # somebody else's, or another run's: this one does not need it gone
+        lock = fs.lock(place / _RUNNING, "selftest")
+        try:
+            fs.remove_tree(place)
+        finally:
+            lock.release()
 
 
 def _tell(values: dict[str, object], out: Output) -> None:
