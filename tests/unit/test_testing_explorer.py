@@ -199,6 +199,41 @@ def test_names_change_in_order_on_ext4_and_each_for_itself_under_the_strict_read
     assert seen(("strict",)) == seen(("ext4", "strict")) == {(), ("a",), ("b",), ("a", "b")}
 
 
+def a_directory_is_renamed(machine: Machine, acks: Acks) -> None:
+    """``d`` with ``a`` is there; ``b`` of it goes, ``d`` is ``e``, and ``c`` comes, which alone is synced."""
+    fs, root = machine.fs, machine.root
+    fs.make_directory(root / "d")
+    for name in ("a", "b"):
+        fs.open(root / "d" / name, create=True)
+    fs.sync_directory(root / "d")
+    acks.done()
+    fs.remove(root / "d/b")
+    fs.rename(root / "d", root / "e")
+    fs.open(root / "e/c", create=True)
+    fs.sync_directory(root / "e")
+    acks.done()
+    fs.sync_directory(root)
+
+
+def test_a_directory_is_one_thing_under_its_old_and_its_new_name() -> None:
+    found: set[tuple[str, ...]] = set()
+
+    def check(machine: Machine) -> int:
+        names = {str(path.relative_to(machine.root)) for path in machine.fs.files() if path.parent != machine.root}
+        assert len({name[0] for name in names}) < 2, f"in two places at once: {names}"
+        found.add(tuple(sorted(names)))
+        for name in {name[0] for name in names}:  # what it tells stays
+            machine.fs.sync_directory(machine.root / name)
+        if {"d/c", "e/c"} & names and not {"d/b", "e/b"} & names:
+            return 2
+        return int(bool(names))
+
+    report = run(a_directory_is_renamed, check, expect=(), images=2000)
+    assert not report.failures, report.failures
+    whole = {("d/a", "d/b"), ("d/a",), ("e/a", "e/b"), ("e/a",), ("d/a", "d/c"), ("e/a", "e/c")}
+    assert whole <= found, "every state is met"
+
+
 def test_a_sync_of_a_new_file_commits_the_names_before_it_on_ext4_alone() -> None:
     fs = CrashableFileSystem()
     fs.make_directory(Path("d"))

@@ -17,10 +17,10 @@ import errno
 import random
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from .._fs import Buffer, File, FileLock, FileSystem, Space
 from .._fs import translate_os_error as translate
@@ -38,7 +38,7 @@ __all__ = [
     "Truncate",
     "Write",
     "apply_change",
-    "move_directories",
+    "enter",
     "sectors",
 ]
 
@@ -46,6 +46,7 @@ _SECTOR = 512
 _READS = frozenset({"open", "pread", "size", "names", "exists", "read_bytes"})
 
 Keep = Literal["none", "all", "random"]
+_T = TypeVar("_T")
 
 
 class SimulatedCrash(BaseException):
@@ -150,13 +151,56 @@ def apply_change(data: bytearray, change: Change) -> None:
         data[change.offset : length] = change.data
 
 
-def move_directories(directories: set[Path], moved: Moved) -> None:
-    """``directories`` after the rename ``moved``, if there was one."""
-    if moved is not None:
-        source, target = moved
-        below = {path for path in directories if source in (path, *path.parents)}
-        directories -= below
-        directories |= {target / path.relative_to(source) for path in below}
+def enter(
+    names: dict[Path, _T],
+    directories: set[Path],
+    changes: Iterable[tuple[tuple[tuple[Path, _T | None], ...], Moved, bool]],
+) -> None:
+    """``names`` and ``directories`` with those changes, in their order, that are kept.
+
+    A directory is one thing under either name: what a rename of it finds below goes along, also a name whose removal
+    was lost; and what was done below the new name of one that was lost is done below the old name.
+    """
+    lost: list[tuple[Path, Path]] = []
+
+    def now(path: Path) -> Path:
+        for there in reversed(lost):
+            path = below(path, there)
+        return path
+
+    for entries, moved, kept in changes:
+        if not kept:
+            lost += [] if moved is None else [(moved[1], moved[0])]
+            continue
+        for path, found in entries:
+            if found is None:
+                names.pop(now(path), None)
+            else:
+                names[now(path)] = found
+        if moved is not None:
+            _move(names, directories, (now(moved[0]), now(moved[1])), {_same(found) for _, found in entries})
+
+
+def _move(names: dict[Path, _T], directories: set[Path], moved: tuple[Path, Path], came: set[int]) -> None:
+    """What is left below the old name goes along; what ``came`` is there, and was only renamed within the directory."""
+    for path in [path for path in names if moved[0] in path.parents]:
+        found = names.pop(path)
+        if _same(found) not in came:
+            names[below(path, moved)] = found
+    inside = {path for path in directories if moved[0] in (path, *path.parents)}
+    directories -= inside
+    directories |= {below(path, moved) for path in inside}
+
+
+def _same(found: object) -> int:
+    """Equal for the same file: a node, or its place in a ``DeviceState``."""
+    return found if isinstance(found, int) else id(found)
+
+
+def below(path: Path, moved: tuple[Path, Path]) -> Path:
+    """``path`` after the rename of a directory."""
+    source, target = moved
+    return target / path.relative_to(source) if source in (path, *path.parents) else path
 
 
 def sectors(change: Write) -> list[Write]:
@@ -356,14 +400,16 @@ class CrashableFileSystem:
         names = dict(self._durable_names)
         if keep == "none":
             return names
+        kept: set[int] = set()
         for directory in dict.fromkeys(change.directory for change in self._pending_names):
             changes = [change for change in self._pending_names if change.directory == directory]
             in_order = rng.random() < 0.5
             stop = rng.randrange(len(changes) + 1)
             for index, change in enumerate(changes):
                 if index < stop if in_order else rng.random() < 0.5:
-                    _enter(names, change.entries)
-                    move_directories(directories, change.moved)
+                    kept.add(id(change))
+        changed = ((change.entries, change.moved, id(change) in kept) for change in self._pending_names)
+        enter(names, directories, changed)
         return names
 
     def files(self) -> dict[Path, bytes]:
@@ -418,8 +464,7 @@ class CrashableFileSystem:
         for names in state.pending:
             entries = tuple((path, None if index is None else nodes[index]) for path, index in names.entries)
             fs._pending_names.append(_NameChange(names.directory, entries, names.journalled, names.moved))
-            _enter(fs._names, entries)
-            move_directories(fs._directories, names.moved)
+            enter(fs._names, fs._directories, [(entries, names.moved, True)])
         return fs
 
     def directories(self) -> set[Path]:
@@ -485,13 +530,14 @@ class CrashableFileSystem:
 
     def _rename_directory(self, source: Path, target: Path) -> None:
         """All names below go along at once; one of them that was not synced yet is kept if the rename is."""
-        below = [path for path in self._names if source in path.parents]
+        moved = source, target
         entries: list[tuple[Path, _Node | None]] = []
-        for path in below:
-            entries += [(target / path.relative_to(source), self._names[path]), (path, None)]
-        _enter(self._names, tuple(entries))
-        move_directories(self._directories, (source, target))
-        self._pending_names.append(_NameChange(target.parent, tuple(entries), moved=(source, target)))
+        for path in [path for path in self._names if source in path.parents]:
+            entries += [(below(path, moved), self._names[path]), (path, None)]
+        enter(self._names, self._directories, [(tuple(entries), moved, True)])
+        for change in self._pending_names:
+            change.directory = below(change.directory, moved)  # a sync of it under its new name syncs them
+        self._pending_names.append(_NameChange(target.parent, tuple(entries), moved=moved))
 
     def sync_directory(self, path: Path) -> None:
         with self.mutex:
@@ -500,10 +546,21 @@ class CrashableFileSystem:
                 return
             for change in self._pending_names:
                 change.journalled = True
-                if change.directory == path:
-                    _enter(self._durable_names, change.entries)
-                    move_directories(self._durable_directories, change.moved)
-            self._pending_names = [change for change in self._pending_names if change.directory != path]
+            waiting: list[_NameChange] = []
+            for change in self._pending_names:
+                if change.directory != path:
+                    waiting.append(change)
+                    continue
+                moves = [((), each.moved, False) for each in waiting if each.moved is not None]
+                enter(
+                    self._durable_names,
+                    self._durable_directories,
+                    [*moves, (change.entries, change.moved, True)],  # what has no new name yet has the old one
+                )
+                if change.moved is not None:
+                    for each in waiting:
+                        each.entries = tuple((below(name, change.moved), node) for name, node in each.entries)
+            self._pending_names = waiting
 
     def read_bytes(self, path: Path, *, limit: int) -> bytes:
         file = self.open(path, read_only=True)
@@ -535,7 +592,7 @@ class CrashableFileSystem:
         return Space(2**40, 2**40)
 
     def _change_names(self, *entries: tuple[Path, _Node | None]) -> None:
-        _enter(self._names, entries)
+        enter(self._names, self._directories, [(entries, None, True)])
         self._pending_names.append(_NameChange(entries[0][0].parent, entries))
 
     def journal_names(self, node: _Node) -> None:
@@ -544,14 +601,6 @@ class CrashableFileSystem:
         if new or len(node.live) != len(node.durable):
             for change in self._pending_names:
                 change.journalled = True
-
-
-def _enter(names: dict[Path, _Node], entries: _Entries) -> None:
-    for path, node in entries:
-        if node is None:
-            names.pop(path, None)
-        else:
-            names[path] = node
 
 
 def _after(node: _Node, rng: random.Random, keep: Keep) -> _Node:

@@ -29,7 +29,7 @@ from .crashfs import (
     Truncate,
     Write,
     apply_change,
-    move_directories,
+    enter,
     sectors,
 )
 from .machine import Disk, Machine
@@ -263,14 +263,10 @@ def build(moment: Moment, choice: Choice) -> Image:
         digest.update(repr((device.pending, device.names)).encode())
     else:
         names = dict(device.names)
-        for name, kept_name in zip(device.pending, choice.names, strict=True):
-            for path, index in name.entries if kept_name else ():
-                if index is None:
-                    names.pop(path, None)
-                else:
-                    names[path] = index
-            if kept_name and name.moved is not None:
-                move_directories(directories, name.moved)
+        pairs = list(zip(device.pending, choice.names, strict=True))
+        enter(names, directories, ((name.entries, name.moved, kept) for name, kept in pairs))
+        for name, kept in pairs:
+            if kept and name.moved is not None:
                 digest.update(f"{name.moved};".encode())
         directories |= {parent for path in names for parent in path.parents}
         contents = {index: _content(index, device.files[index], choice.pick) for index in set(names.values())}
