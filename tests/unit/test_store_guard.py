@@ -95,6 +95,55 @@ def test_the_reserve_is_a_part_of_a_small_disk(tmp_path: Path) -> None:
     assert guard.reserve_bytes == TOTAL // 20
 
 
+def test_what_waits_for_a_flush_counts(tmp_path: Path) -> None:
+    guard = DiskGuard(SmallDisk(RESERVE + 4 * MIB), tmp_path, RESERVE)
+    assert not guard.tight(0)
+    assert not guard.tight(MIB // 2)
+    assert guard.tight(MIB)
+    guard.check(MIB // 4, MIB)
+    with pytest.raises(OutOfSpace):
+        guard.check(MIB // 2 + 1, MIB)
+    assert guard.low
+
+
+def test_near_the_end_of_the_disk_nothing_waits(tmp_path: Path) -> None:
+    fs = SmallDisk(50 * MIB)
+    with opened(tmp_path / "store", fs) as store:
+        views = store._backend.writer.views  # type: ignore[attr-defined]
+        commit(store, 0, {b"a": bytes(MIB)})
+        commit(store, 1, {b"b": bytes(MIB)})
+        assert views.waiting_bytes > 2 * MIB
+        store._backend.writer.guard._looked = float("-inf")  # type: ignore[attr-defined]  # the second is over
+        fs.free = RESERVE + 5 * MIB  # not enough to let three times as much wait, and enough without
+        commit(store, 2, {b"c": b"1"})
+        assert views.waiting_bytes < MIB
+        assert_tip(store, {b"a": bytes(MIB), b"b": bytes(MIB), b"c": b"1"})
+
+
+def test_without_room_for_a_flush_the_views_wait_and_the_store_goes_on_by_itself(tmp_path: Path) -> None:
+    fs = SmallDisk(50 * MIB)
+    values = {b"%d" % number: bytes([number]) * MIB for number in range(4)}
+    with opened(tmp_path / "store", fs) as store:
+        commit(store, 0, values)
+        store._backend.writer.guard._looked = float("-inf")  # type: ignore[attr-defined]  # the second is over
+        fs.free = RESERVE + 3 * MIB
+        for ask in (store.flush, lambda: commit(store, 1, {b"b": b"1"})):
+            with pytest.raises(OutOfSpace) as caught:
+                ask()
+            assert caught.value.recovery is Recovery.RETRY
+        assert_tip(store, values)
+        store.safety.save(ME, (1,), b"vote")
+        store.finalize(0)
+        fs.free = 50 * MIB
+        store.flush()
+        commit(store, 1, {b"b": b"1"})
+        values[b"b"] = b"1"
+        fs.free = 0
+    with opened(tmp_path / "store", fs) as store:
+        assert_tip(store, values)
+        assert store.safety.load(ME).position == (1,)
+
+
 def test_without_a_reserve_nobody_looks(tmp_path: Path) -> None:
     fs = SmallDisk(0)
     DiskGuard(fs, tmp_path, 0).check(10**9)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 
@@ -19,7 +20,7 @@ from holdfast.errors import (
 from holdfast.views import flush as flush_module
 from holdfast.views import merge as merge_module
 from holdfast.views import readers as readers_module
-from holdfast.views.api import FrameLayers, Layer, RowReader, Rows
+from holdfast.views.api import FrameLayers, Layer, RowReader, Rows, ViewOptions
 from holdfast.views.bulk import PureBulk, bulk
 from holdfast.views.overlay import Node
 from holdfast.views.tables import BLOCKS, CANONICAL
@@ -30,6 +31,7 @@ from tests.unit.views_support import (
     RecordingEngine,
     ToyBlock,
     ToyChain,
+    digest_of,
     open_views,
     publish,
     read_all,
@@ -546,6 +548,52 @@ def test_without_a_thread_back_pressure_flushes_by_itself(chain: ToyChain) -> No
     views.set_visible(3)
     views.back_pressure()
     assert views.stats.overlay_rows == 0
+
+
+def test_a_flush_that_finds_no_room_is_no_failure(chain: ToyChain, engine: RecordingEngine) -> None:
+    grow(chain, {A: b"4", B: b"4"}, {C: b"5"}, {C: b"6"})
+    tried = threading.Event()
+    sizes: list[int] = []
+    full = True
+
+    def room(size: int) -> None:
+        sizes.append(size)
+        tried.set()
+        if full:
+            raise OutOfSpace("full")
+
+    views = Views.open(
+        engine,
+        options=ViewOptions(overlay_rows_max=2, flush_interval_seconds=3600.0),
+        frame_digest=digest_of,
+        room=room,
+    )
+    publish(views, chain, 1, 3)
+    views.set_visible(3)
+    views.start()
+    assert tried.wait(60), "the thread did not flush"
+    for ask in (views.back_pressure, views.flush, views.back_pressure):
+        with pytest.raises(OutOfSpace):
+            ask()
+    assert not engine.batches
+    assert set(sizes) == {views.waiting_bytes}
+    assert read_all(views.reader()) == chain.moments[3].rows
+    full = False
+    tried.clear()
+    publish(views, chain, 4, 4)
+    assert tried.wait(60), "the thread is gone"
+    publish(views, chain, 5, 5)
+    views.set_visible(5)
+    views.flush()
+    assert (views.waiting_bytes, views.stats.failure) == (0, None)
+    full = True
+    publish(views, chain, 6, 6)
+    views.set_visible(6)
+    views.close()
+    again = open_views(engine)
+    assert again.applied is not None
+    assert again.applied.seq == 5
+    assert read_all(again.reader()) == chain.moments[5].rows
 
 
 def test_close_flushes_what_is_durable(chain: ToyChain, engine: RecordingEngine) -> None:

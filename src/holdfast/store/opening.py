@@ -52,6 +52,7 @@ from .base import BASE_NAME, check_base, encode_base, first_part, load_base
 from .chain import ChainSpec, check_same_chain
 from .fingerprint import NOWHERE, fingerprint
 from .generations import Generations
+from .guard import flush_room
 from .identity import IDENTITY_BYTES_MAX, IDENTITY_NAME, Identity, decode_identity, encode_identity
 from .replay import Replayer
 from .tree import OpenedTree, open_tree
@@ -576,6 +577,7 @@ def make_views(plan: OpenPlan, journal: Journal, engine: Engine) -> Views:
         options=view_options(plan.settings),
         frame_digest=lambda seq: journal.frame(seq).digest,
         make_durable=lambda seq: _sync_through(journal, seq),
+        room=flush_room(plan.fs, plan.root) if plan.settings.disk_reserve_bytes else None,
         history=StateHistory() if plan.settings.history == "on" else None,
         tip_height=tip_height_of,
     )

@@ -278,7 +278,7 @@ class Store:
         """``parts`` are one durable frame that sets ``rows``; nothing happens if there are none."""
         writer, _ = self._need_writer()
         if parts:
-            self._make_room(writer)
+            writer.make_room()
             self._durable(writer, writer.save_documents(parts, rows))
 
     # -- snapshots ------------------------------------------------------------------------------------------------
@@ -484,7 +484,7 @@ class Store:
         record = None if safety is None else _promise(safety)
         touched = draft.touched
         executed, base = (touched.execution(), touched.base.root) if touched is not None else (None, None)
-        self._make_room(writer)
+        writer.make_room()
         with writer.lock, writer.turn:
             written = adder.commit(block, parent, record, executed, base)
         draft.close()
@@ -530,7 +530,7 @@ class Store:
         check_blocks(blocks)
         results: list[AddResult] = []
         for start in range(0, len(blocks), _BLOCKS_PER_TURN):
-            self._make_room(writer)
+            writer.make_room()
             try:
                 with writer.lock, writer.turn:
                     results += adder.add_many(
@@ -678,14 +678,6 @@ class Store:
         """Raises ``StateError`` in code that the store has called: this would pull the ground from under it."""
         if self._writer is not None:
             self._writer.turn.refuse_inside()
-
-    def _make_room(self, writer: Writer) -> None:
-        """The overlay is within its bounds, also if it is full of frames whose tickets nobody waited for."""
-        views = writer.views
-        views.back_pressure()
-        if views.full:
-            writer.sync()
-            views.back_pressure()
 
     def _durable(self, writer: Writer, seq: int | None) -> None:
         if self._settings.durability == "sync":

@@ -34,6 +34,7 @@ from ..errors import (
     HoldfastError,
     InternalError,
     LimitExceeded,
+    OutOfSpace,
     PoisonedError,
     RootMismatch,
     StateError,
@@ -178,6 +179,23 @@ class Writer:
         if self._failure is not None:
             raise PoisonedError("an earlier commit failed between journal and memory") from self._failure
 
+    def make_room(self) -> None:
+        """The overlay is within its bounds, also if it is full of frames whose tickets nobody waited for.
+
+        Near the end of the disk nothing waits in it, so that all of the room that is left can be used. No lock is held.
+        """
+        views = self.views
+        views.back_pressure()
+        if views.full:
+            self.sync()
+            views.back_pressure()
+        if self.guard.tight(views.waiting_bytes):
+            with contextlib.suppress(OutOfSpace):  # then the guard refuses what comes next, and tells it
+                views.flush()
+
+    def _check_room(self, parts: list[Part]) -> None:
+        self.guard.check(sum(len(part.data) for part in parts), self.views.waiting_bytes)
+
     # -- appending (lock held) --------------------------------------------------------------------------------
 
     def write(self, content: FrameContent, safety: SafetyRecord | None = None, tree: Tree | None = None) -> Written:
@@ -196,7 +214,7 @@ class Writer:
         if safety is not None:
             parts.append(Part(Kind.SAFETY, encode_safety(safety), True))
         if content.blocks:
-            self.guard.check(sum(len(part.data) for part in parts))
+            self._check_room(parts)
         tip_mark = TipMark(state.tip_height, state.tip_hash, state.state_root) if state.tip_height >= 0 else None
         time_us = time.time_ns() // 1000
         hit("store.write.before_append")
@@ -322,7 +340,7 @@ class Writer:
     def save_documents(self, parts: list[Part], rows: Rows) -> int:
         """The batch of documents is appended and published as ``rows``; seq of its frame. Takes the lock."""
         with self.lock, self.turn:
-            self.guard.check(sum(len(part.data) for part in parts))
+            self._check_room(parts)
             return self.write_rows(parts, lambda: rows)
 
     # -- safety -----------------------------------------------------------------------------------------------

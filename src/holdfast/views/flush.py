@@ -21,7 +21,8 @@ Invariants:
       nothing in.
     * What the record of the history claims is true before, while and after a flush: a block whose changes are not
       recorded raises its floor before 3.
-    * After a failure nothing is flushed any more; readers stay right, because the overlay still has everything.
+    * After a failure nothing is flushed any more; readers stay right, because the overlay still has everything. A flush
+      that is refused before it wrote anything, because there is no room for it, is no failure: the next one may do it.
 """
 
 from __future__ import annotations
@@ -91,6 +92,7 @@ class Flusher:
         make_durable: Callable[[int], None] | None = None,
         history: HistoryKeeper | None = None,
         cache: RowCache | None = None,
+        room: Callable[[int], None] | None = None,
     ) -> None:
         self._engine = engine
         self._overlay = overlay
@@ -98,6 +100,9 @@ class Flusher:
         self._options = options
         self._frame_digest = frame_digest
         self._make_durable = make_durable
+        self._room = room
+        self._refused = False
+        """The last flush found no room."""
         self.applied = applied
         self.finishing = None if applied is None else applied.flushing
         """Target of an interrupted flush that must be finished before anything else is flushed."""
@@ -129,7 +134,7 @@ class Flusher:
         """The engine holds every visible frame up to ``to_seq`` (or all of them), and they left the overlay.
 
         Raises the error of an earlier flush that failed; else ``StateError`` if an interrupted flush is to be
-        finished and its frames are not all visible.
+        finished and its frames are not all visible; else what ``room`` raises, and nothing has changed.
         """
         with self._one:
             if self.failure is not None:
@@ -137,6 +142,10 @@ class Flusher:
             frames, pins = self._take(to_seq)
             if not frames:
                 return
+            if self._room is not None:
+                self._refused = True
+                self._room(sum(published.size_bytes for published in frames))
+                self._refused = False
             try:
                 self._flush(frames, pins, self._pause if background and self._options.paced else _nothing)
             except HoldfastError as exc:
@@ -374,7 +383,7 @@ class Flusher:
         interval = self._options.flush_interval_seconds
         due = time.monotonic() + interval
         while True:
-            if not (self._pressing() and self.useful()):
+            if self._refused or not (self._pressing() and self.useful()):
                 self._wake.wait(max(0.0, due - time.monotonic()))
             self._wake.clear()
             now = time.monotonic()
@@ -386,7 +395,8 @@ class Flusher:
                 try:
                     self.flush(background=True)
                 except HoldfastError:
-                    return  # kept in ``failure``: every later flush and ``back_pressure`` raises it
+                    if self.failure is not None:
+                        return  # every later flush and ``back_pressure`` raises it
             due = time.monotonic() + interval
 
     def _pressing(self) -> bool:
@@ -409,13 +419,13 @@ class Flusher:
         return overlay.visible_seq >= overlay.frames[0].frame.seq
 
     def back_pressure(self) -> None:
-        """The overlay is within its bounds, or no flush can help now. Raises the error of a failed flush."""
+        """The overlay is within its bounds, or no flush can help now. Raises the error of a flush that failed."""
         while True:
             if self.failure is not None:
                 raise self.failure.with_traceback(None)
             if not self.full or not self.useful():
                 return
-            if not self.running:
+            if not self.running or self._refused:
                 self.flush()
                 continue
             with self._done:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ..engine.api import Engine, Reader
-from ..errors import CorruptionError, PrunedError, Recovery
+from ..errors import CorruptionError, OutOfSpace, PrunedError, Recovery
 from ..limits import HASH_BYTES
 from .api import Applied, FrameLayers, HistoryRecord, HistoryRule, RowReader, Rows, ViewOptions
 from .cache import CacheStats, RowCache
@@ -62,6 +62,7 @@ class Views:
         applied: Applied | None,
         make_durable: Callable[[int], None] | None,
         history: HistoryKeeper,
+        room: Callable[[int], None] | None = None,
     ) -> None:
         self._engine = engine
         self._overlay = Overlay(options.overlay_rows_max // 2, options.overlay_bytes_max // 2)
@@ -70,7 +71,7 @@ class Views:
         self._pins = Pins(engine, self._overlay, options.pinned_bytes_max)
         self._cache = RowCache(options.cache_bytes, options.cache_policy) if options.cache_bytes else None
         self._flusher = Flusher(
-            engine, self._overlay, self._pins, options, frame_digest, applied, make_durable, history, self._cache
+            engine, self._overlay, self._pins, options, frame_digest, applied, make_durable, history, self._cache, room
         )
         self._pins.refused = self._flusher.finishing is not None
         self._visible = VisibleReader(engine, self._overlay, self._pins)
@@ -104,6 +105,7 @@ class Views:
         options: ViewOptions | None = None,
         frame_digest: Callable[[int], bytes],
         make_durable: Callable[[int], None] | None = None,
+        room: Callable[[int], None] | None = None,
         history: HistoryRule | None = None,
         tip_height: Callable[[bytes], int] | None = None,
     ) -> Views:
@@ -115,6 +117,8 @@ class Views:
             frame_digest: digest of a durable frame by its seq; called by the flush.
             make_durable: called with a seq before a flush writes anything; that frame is durable when it returns. For
                 stores that make frames visible before they are durable.
+            room: called with the bytes that a flush would take out of the overlay, before it writes anything; what it
+                raises refuses that flush, and the overlay keeps everything.
             history: which changes are recorded; ``None`` for none, and the first flush removes what was recorded. A
                 follower gives none: it reads what the writing process records.
             tip_height: the height of the tip in the state in ``Applied``. Needed with ``history``: where it is new to
@@ -136,7 +140,7 @@ class Views:
             begin = tip_height(applied.state)
         keeper = HistoryKeeper(engine, history, HistoryRecord(begin, 0, begin, begin))
         return cls(
-            engine, options if options is not None else ViewOptions(), frame_digest, applied, make_durable, keeper
+            engine, options if options is not None else ViewOptions(), frame_digest, applied, make_durable, keeper, room
         )
 
     @property
@@ -275,6 +279,11 @@ class Views:
         """True while the overlay is above its bounds."""
         return self._flusher.full
 
+    @property
+    def waiting_bytes(self) -> int:
+        """What the next flush takes out of the overlay, at most: its keys and values, and some bytes for each row."""
+        return self._overlay.size_bytes
+
     def back_pressure(self) -> None:
         """The overlay is within its bounds, or no flush can help now.
 
@@ -297,11 +306,16 @@ class Views:
     def close(self, *, flush: bool = True) -> None:
         """The background thread has ended and, if asked and possible, everything visible is in the engine.
 
-        Raises the error of the flush, also of an earlier one that failed. The engine stays open.
+        Without room for it, it is not in the engine: the journal has it. Raises the error of the flush, also of an
+        earlier one that failed. The engine stays open.
         """
         self._flusher.stop()
         if flush and self._flusher.finishing is None:
-            self._flusher.flush()
+            try:
+                self._flusher.flush()
+            except OutOfSpace:
+                if self._flusher.failure is not None:
+                    raise
 
     def abandon(self) -> None:
         """This process is a fork: no pinned reader answers any more, and none waits for a thread that is not there."""
