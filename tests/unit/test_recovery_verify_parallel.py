@@ -246,6 +246,19 @@ def test_damage_behind_what_was_seen_is_found_and_not_written_down(path: Path, t
     assert verify_store(path, resume=seen).ok
 
 
+def test_a_copy_of_the_store_is_read_anew(path: Path, tmp_path: Path) -> None:
+    seen = tmp_path / "seen.json"
+    assert verify_store(path, resume=seen).ok
+    shutil.copytree(path, tmp_path / "copy")
+    flip(segments(tmp_path / "copy")[3], 30_000)
+    assert not verify_store(tmp_path / "copy", resume=seen).ok
+    path.rename(tmp_path / "moved")
+    report = verify_store(tmp_path / "moved", resume=seen)
+    assert report.ok
+    assert checked(report)["segments"] > 0, "the copy has taken the file over"
+    assert checked(verify_store(tmp_path / "moved", resume=seen))["segments"] == 0
+
+
 def test_a_run_that_was_stopped_goes_on(path: Path, tmp_path: Path) -> None:
     seen, done = tmp_path / "seen.json", []
 
@@ -298,3 +311,6 @@ def test_a_file_of_another_store_or_inside_the_store_is_refused(path: Path, tmp_
     with pytest.raises(InvalidInputError, match="lies in the store"):
         verify_store(path, resume=path / "seen.json")
     assert not (path / "seen.json").exists()
+    for nowhere in (tmp_path, tmp_path / "none" / "seen.json"):
+        with pytest.raises(InvalidInputError, match="file of progress"):
+            verify_store(path, resume=nowhere)

@@ -11,7 +11,8 @@ Everything else is of the present (rows, tables, tree, history) or needs what ca
 
 Invariants:
     * Only what was found without a problem is written down.
-    * A file of another store is refused; what does not fit the journal any more is forgotten.
+    * A file of another store is refused; what was found in another copy of this one, or does not fit the journal any
+      more, is forgotten.
 """
 
 from __future__ import annotations
@@ -24,8 +25,9 @@ import msgspec
 
 from .._fs import FileSystem
 from .._json import check_depth
-from ..errors import InvalidInputError
+from ..errors import HoldfastError, InvalidInputError
 from ..journal.segment import Segment
+from ..store.fingerprint import fingerprint
 
 __all__ = ["LinksSeen", "ResumeFile"]
 
@@ -51,17 +53,26 @@ class _Content(msgspec.Struct):
     segments: dict[str, str]
     """Number of a sealed segment, and the digest of its last frame in hex; ``/`` and the generation if compacted."""
     blocks: LinksSeen | None = None
+    place: str = ""
+    """Fingerprint of the copy of the store that was read, in hex; empty if that is not known."""
 
 
 def _state_of(segment: Segment) -> str:
     return segment.digest.hex() + (f"/{segment.generation}" if segment.generation else "")
 
 
+def _place(store: Path, store_id: bytes) -> str:
+    try:
+        return fingerprint(store, store_id).hex()
+    except HoldfastError:  # the lock or the journal is missing: that is told by the checks
+        return ""
+
+
 class ResumeFile:
     """The file at ``path`` for the store ``store_id``; it is written while work goes on."""
 
     def __init__(self, fs: FileSystem, path: Path, store: Path, store_id: bytes) -> None:
-        """Raises ``InvalidInputError`` for a file inside the store, of another store, or of another form."""
+        """Raises ``InvalidInputError`` for a file inside the store, of another store, of another form, or nowhere."""
         if path.resolve().is_relative_to(store.resolve()):
             raise InvalidInputError(
                 "the file of progress lies in the store, which is not changed", path=path, remedy="name one elsewhere"
@@ -70,9 +81,16 @@ class ResumeFile:
         self._path = path
         self._saved = 0.0
         self._dirty = False
-        self._content = _Content(_FORMAT, store_id.hex(), {})
+        place = _place(store, store_id)
+        self._content = _Content(_FORMAT, store_id.hex(), {}, place=place)
+        if path.is_dir() or not path.parent.is_dir():
+            raise InvalidInputError(
+                "no file of progress can be here", path=path, remedy="name a file in a directory that is there"
+            )
         if fs.exists(path):
-            self._content = self._read(store_id)
+            found = self._read(store_id)
+            if place and found.place == place:
+                self._content = found
 
     def _read(self, store_id: bytes) -> _Content:
         data = self._fs.read_bytes(self._path, limit=_BYTES_MAX)
