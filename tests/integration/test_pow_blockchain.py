@@ -28,8 +28,10 @@ from holdfast.errors import (
     InvalidInputError,
     MiningCancelled,
     MiningError,
+    OutOfSpace,
     ParentUnknown,
     PersistenceError,
+    Recovery,
 )
 from holdfast.types import AddStatus, Block, BlockInfo
 from tests.integration.pow_tools import EASY, START, Clock, easy, grow, mined
@@ -116,6 +118,23 @@ def test_mining_failures_change_nothing() -> None:
         with pytest.raises(InvalidBlock):
             chain.mine_block("x" * 200, 1)
         assert chain.tip == before
+
+
+def test_where_a_block_has_no_room_its_error_says_what_helps(monkeypatch: pytest.MonkeyPatch) -> None:
+    full = OutOfSpace("the disk is nearly full", remedy="free some space; the store need not be opened again")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise full
+
+    with easy() as chain:
+        chain.mine_block("a", 1)
+        block = mined(chain, chain.tip, START)
+        monkeypatch.setattr(chain.store, "add", refuse)
+        for ask in (lambda: chain.mine_block("a", 2), lambda: chain.add_block(block)):
+            with pytest.raises(PersistenceError) as failure:
+                ask()
+            assert (failure.value.remedy, failure.value.recovery) == (full.remedy, Recovery.RETRY)
+            assert failure.value.retryable
 
 
 def test_a_failed_write_is_a_persistence_error_and_keeps_the_tip(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -223,6 +223,8 @@ class Blockchain:
         except HoldfastError as exc:
             raise PersistenceError(
                 f"the block was mined but not stored: {exc}",
+                remedy=exc.remedy,
+                recovery=exc.recovery,
                 hash=block.hash,
                 index=block.index,
                 cause=exc.code,

@@ -91,7 +91,9 @@ def _persisting(what: str, block_hash: bytes) -> Iterator[None]:
     try:
         yield
     except EngineError as exc:
-        raise PersistenceError(f"{what} failed: {exc}", hash=block_hash, cause=exc.code) from exc
+        raise PersistenceError(
+            f"{what} failed: {exc}", remedy=exc.remedy, recovery=exc.recovery, hash=block_hash, cause=exc.code
+        ) from exc
 
 
 class BlockchainPersistence:
