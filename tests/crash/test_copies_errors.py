@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from holdfast._fs import NewFile
+from holdfast._fs import File, NewFile
+from holdfast.backup.pieces import Syncing
 from holdfast.errors import HoldfastError, OutOfSpace, PoisonedError
 from holdfast.testing.crashfs import Fault
 from holdfast.testing.explorer import Acks
@@ -107,11 +108,17 @@ def test_a_failed_sync_that_is_passed_over_is_found_out(
     """A positive control."""
     sync = NewFile.sync
 
-    def passed_over(self: NewFile) -> None:
+    def new_file(self: NewFile) -> None:
         with contextlib.suppress(HoldfastError):
             sync(self)
 
-    monkeypatch.setattr(NewFile, "sync", passed_over)
+    def fetched(_: Syncing, file: File, path: Path) -> None:
+        with contextlib.suppress(HoldfastError):
+            file.sync()
+        file.close()
+
+    monkeypatch.setattr(NewFile, "sync", new_file)
+    monkeypatch.setattr(Syncing, "_sync", fetched)
     with pytest.raises((AssertionError, HoldfastError)) as caught:
         explore(COPIES[name](tmp_path), tmp_path, errno.EIO, persistent=False, points=200)
     assert "was never made" not in str(caught.value)

@@ -4,6 +4,8 @@ Invariants:
     * An object is there whole or not at all, after any crash; what was written is durable once ``flush`` returned, and
       so is what ``keep`` was told of, whose writer may have died before it had synced a name.
     * Names are those of docs/FORMAT.md, section 10, and nothing else is read, written or removed.
+    * While a chunk may have a name that is not synced, the file ``unsynced`` is there, durably: who finds it syncs the
+      names of all chunks before relying on any, whoever does not relies on those that a manifest names.
 """
 
 from __future__ import annotations
@@ -47,6 +49,7 @@ BACKUPS = "backups/"
 NAME_PATTERN = r"[0-9]{8}T[0-9]{12}Z-[0-9a-f]{8}"
 
 _LOCK = "lock"
+_UNSYNCED = "unsynced"
 _TEMPORARY = ".tmp"
 _NO_ROOM = (
     "free some space on the disk of the repository ('holdfast backup prune' removes old backups), then run the same "
@@ -117,6 +120,9 @@ class DirectoryTarget:
         self._mutex = threading.Lock()
         self._dirty: set[Path] = set()
         self._made: set[Path] = set()
+        self._writing = 0
+        self._marked = self._suspect = self._all_dirty = False
+        """That ``unsynced`` is there by us; by a run that died; that every directory of chunks is to be synced."""
 
     def _at(self, name: str) -> Path:
         return self.path / check_object_name(name)
@@ -178,21 +184,37 @@ class DirectoryTarget:
         temporary = path.with_name(path.name + _TEMPORARY)
         self._fs.remove(temporary)
         try:
-            file = self._fs.open(temporary, create=True)
-            try:
-                file.pwrite(data, 0)
-                file.sync()
-            finally:
-                file.close()
-            self._fs.rename(temporary, path)
+            with self._marking(path):
+                file = self._fs.open(temporary, create=True)
+                try:
+                    file.pwrite(data, 0)
+                    file.sync()
+                finally:
+                    file.close()
+                self._fs.rename(temporary, path)
         except HoldfastError as error:
             with contextlib.suppress(HoldfastError):  # the first error is the one to tell
                 self._fs.remove(temporary)
             if isinstance(error, OutOfSpace):
                 error.remedy = _NO_ROOM
             raise
+
+    @contextlib.contextmanager
+    def _marking(self, path: Path) -> Iterator[None]:
+        """``path`` gets its name in here."""
         with self._mutex:
-            self._dirty.add(path.parent)
+            if not self._marked and path.parent.parent.name == CHUNKS.strip("/"):
+                if not self._fs.exists(self.path / _UNSYNCED):
+                    self._fs.open(self.path / _UNSYNCED, create=True).close()
+                self._fs.sync_directory(self.path)
+                self._marked = True
+            self._writing += 1
+        try:
+            yield
+        finally:
+            with self._mutex:
+                self._writing -= 1
+                self._dirty.add(path.parent)
 
     def _make(self, directory: Path) -> None:
         """``directory`` is there, and so are those above it."""
@@ -210,7 +232,11 @@ class DirectoryTarget:
 
     def keep(self, name: str) -> None:
         with self._mutex:
-            self._dirty.add(self._at(name).parent)
+            if not name.startswith(CHUNKS):
+                self._dirty.add(self._at(name).parent)
+            elif self._suspect and not self._all_dirty:
+                self._dirty |= set(self._directories(CHUNKS))
+                self._all_dirty = True
 
     def flush(self) -> None:
         with self._mutex:
@@ -218,6 +244,10 @@ class DirectoryTarget:
                 if self._fs.exists(directory):
                     self._fs.sync_directory(directory)
             self._dirty.clear()
+            known = self._all_dirty or (self._marked and not self._suspect)
+            if known and not self._writing:
+                self._fs.remove(self.path / _UNSYNCED)  # it may come back, and is believed then
+                self._marked = self._suspect = self._all_dirty = False
 
     def sweep(self) -> int:
         found = 0
@@ -243,6 +273,8 @@ class DirectoryTarget:
                 holder=error.context.get("holder"),
             ) from None
         try:
+            with self._mutex:
+                self._marked, self._suspect = False, self._fs.exists(self.path / _UNSYNCED)
             yield
         finally:
             held.release()
