@@ -31,6 +31,7 @@ from holdfast.errors import (
     StoreExists,
     StoreLocked,
 )
+from holdfast.journal import scan
 from holdfast.journal.segment import segment_name
 from holdfast.recovery import verify_store
 from tests.unit.backup_support import (
@@ -349,6 +350,25 @@ def test_a_backup_whose_frames_do_not_fit_is_not_believed(tmp_path: Path) -> Non
     with pytest.raises(CorruptionError):
         restored(place, name, tmp_path / "t")
     assert not (tmp_path / "t").exists()
+
+
+def test_parts_are_checked_of_a_backup_that_was_never_verified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A verified one is known byte by byte: each chunk is checked, and that its parts fit was found before."""
+    grown(tmp_path / "s", 40)
+    place = repository(tmp_path / "r")
+    name = backup(tmp_path / "s", place).name
+    checked: list[int] = []
+    monkeypatch.setattr(scan, "check_parts", lambda _window, frame: checked.append(frame.seq))
+    restored(place, name, tmp_path / "one")
+    assert set(range(1, 42)) <= set(checked)
+    assert check(place, name).ok
+    checked.clear()
+    restored(place, name, tmp_path / "two")
+    assert checked == []
+    chunk = chunk_files(place)[-1]
+    chunk.write_bytes(chunk.read_bytes()[:-1] + b"!")
+    with pytest.raises(BackupDamaged):
+        restored(place, name, tmp_path / "three")
 
 
 @pytest.mark.parametrize("field", ["height", "hash", "root"])

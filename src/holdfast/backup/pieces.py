@@ -283,10 +283,13 @@ class ChunksAhead:
         return self._repository.get_chunk(file.chunks[index], raw_bytes_of(file.length, index))
 
 
-def scan_segment(file: File, entry: SegmentFile, identity: Identity, previous: str | None) -> Iterator[Frame]:
+def scan_segment(
+    file: File, entry: SegmentFile, identity: Identity, previous: str | None, *, parts: bool = True
+) -> Iterator[Frame]:
     """Every frame of the segment that ``entry`` describes, all of its bytes checked once the last one was taken.
 
-    ``previous`` is the digest of the last frame before it in hex, ``None`` if that is not known.
+    ``previous`` is the digest of the last frame before it in hex, ``None`` if that is not known. Without ``parts`` the
+    bytes of parts are taken as they are: whoever asks for that knows them by another digest.
 
     Raises:
         CorruptionError: a byte is not as it was written, or it is another segment.
@@ -304,7 +307,7 @@ def scan_segment(file: File, entry: SegmentFile, identity: Identity, previous: s
     if header.previous != before:
         raise CorruptionError("a segment does not follow from the one before it", path=path)
     segment = Segment(path, header)
-    for frame in scan_frames(file, segment, salt=identity.salt, stop=entry.frames_end):
+    for frame in scan_frames(file, segment, salt=identity.salt, stop=entry.frames_end, parts=parts):
         segment.add(frame.offset, frame.offset + frame.length, frame.digest)
         yield frame
     if (segment.frames_end, segment.last_seq, segment.digest.hex()) != (entry.frames_end, entry.last_seq, entry.digest):

@@ -248,6 +248,7 @@ class _Staging:
         self._form = form
         self._digest = digest
         self._identity: Identity = decode_store(form, place=repository.place)
+        self._verified = repository.verified_us(form.name, digest) is not None
         self._place = root.with_name(root.name + _PARTIAL)
         self._store = self._place / _STORE
         self._kept = 0
@@ -385,7 +386,11 @@ class _Staging:
             )
 
     def _fetch(self, file: SegmentFile | BaseFile, load: Callable[[int], bytes], step: Callable[[int], None]) -> File:
-        """The file is there, to be synced. Of a segment every byte was checked twice: in its chunk, in its frame."""
+        """The file is there, to be synced; every byte was checked by its chunk.
+
+        Of a backup that was never verified the parts of a segment are checked, too: a chunk may hold what its writer
+        made wrong.
+        """
         path = self._store / file_name(file)
         temporary = path.with_name(path.name + ".tmp")
         self._fs.remove(temporary)
@@ -416,7 +421,7 @@ class _Staging:
             pieces = PieceFile(new.path, file.length, load, take)
             index = file.number - self._form.segments[0].number
             before = self._form.segments[index - 1].digest if index else None
-            exhaust(scan_segment(pieces, file, self._identity, before))
+            exhaust(scan_segment(pieces, file, self._identity, before, parts=not self._verified))
             pieces.finish()
         else:
             whole = Whole(take)

@@ -123,8 +123,10 @@ def check_parts(window: Window, frame: Frame) -> None:
             raise CorruptionError("the padding is not zero", segment=frame.segment, seq=frame.seq, offset=part.offset)
 
 
-def scan_frames(file: File, segment: Segment, *, salt: bytes, stop: int) -> Iterator[Frame]:
+def scan_frames(file: File, segment: Segment, *, salt: bytes, stop: int, parts: bool = True) -> Iterator[Frame]:
     """Every frame of ``segment`` below ``stop``: digest, order, chain, part hashes and padding checked.
+
+    Without ``parts`` neither the bytes of parts nor the padding between them are looked at.
 
     Raises:
         CorruptionError: at the first place below ``stop`` where no valid frame begins.
@@ -137,7 +139,8 @@ def scan_frames(file: File, segment: Segment, *, salt: bytes, stop: int) -> Iter
         frame = read_frame_at(window, offset, salt=salt, segment=segment.number, stop=stop)
         if frame.seq != seq or frame.previous != previous:
             raise CorruptionError("a frame does not follow from the one before it", path=segment.path, offset=offset)
-        check_parts(window, frame)
+        if parts:
+            check_parts(window, frame)
         yield frame
         offset += frame.length
         seq += 1
