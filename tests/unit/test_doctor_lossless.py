@@ -471,6 +471,21 @@ def test_the_ready_chains_open_by_the_front_door(tmp_path: Path) -> None:
         assert chain.store.tip == tip
 
 
+def test_the_end_of_a_killed_store_is_sound_whatever_is_damaged_before_it(tmp_path: Path) -> None:
+    backed_up(tmp_path)
+    killed(tmp_path)
+    flip(tmp_path / SEGMENT, 700)
+    end = f"segment {int(last_segment(tmp_path).stem)}"
+    found = {each.name: (each.state, each.detail) for each in holdfast.diagnose(tmp_path).findings}
+    assert found["segment 2"][0] == "damaged"
+    assert (found[end][0], "not sealed yet" in found[end][1]) == ("sound", True)
+    last = last_segment(tmp_path)
+    data = last.read_bytes()
+    last.write_bytes(data[:200] + bytes(len(data) - 200))  # the last frames, which were acknowledged, are gone
+    found = {each.name: (each.state, each.detail) for each in holdfast.diagnose(tmp_path).findings}
+    assert found[end][0] == "damaged"
+
+
 @pytest.mark.parametrize("at", ["staged", "begun", "aside", "placed", "published"])
 def test_a_repair_that_was_cut_off_is_told_by_whoever_ends_it(tmp_path: Path, at: str) -> None:
     blocks = backed_up(tmp_path)

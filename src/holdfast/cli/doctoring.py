@@ -99,7 +99,7 @@ def _show(report: DoctorReport, out: Output) -> None:
         _line(out, f"because: {reason}")
     if report.plan is not None:
         _show_plan(report.plan, out)
-        _line(out, f"next: run 'holdfast doctor {place} --apply'; so does the next open for writing")
+        _line(out, f"next: run 'holdfast doctor {place} --apply'; so does the next open for writing that meets it")
     for plan in report.others:
         _show_plan(plan, out)
         _line(out, f"if that may be lost: 'holdfast doctor {place} --apply --recover {plan.rung}'")

@@ -22,6 +22,7 @@ from ..store.checks import check_settings
 from ..store.identity import IDENTITY_NAME
 from .apply import begun, execute, lock_of, resume
 from .diagnose import Case, examine_store
+from .examine import SegmentState
 from .pieces import Builder
 from .plan import Work, plan_checkpoint, plan_journal, plan_lossless
 from .report import REPAIR_NAME, DoctorReport, Finding, Plan, RepairReport, Rung, check_rung
@@ -302,12 +303,21 @@ def _segment_findings(case: Case) -> list[Finding]:
             found.append(Finding("segment", name, "sound", frames))
         elif state.state == "unused":
             found.append(Finding("segment", name, "none", "prepared, not begun"))
-        elif state.state == "open" and state.number == last and case.journal_problem is None:
+        elif state.state == "open" and state.number == last and _is_whole(case, state):
             found.append(Finding("segment", name, "sound", f"{frames}, not sealed yet"))
         else:
             word = "missing" if state.state == "missing" else "damaged"
             found.append(Finding("segment", name, word, f"{frames}; {state.problem}"))
     return found
+
+
+def _is_whole(case: Case, state: SegmentState) -> bool:
+    """True if the segment, which is not sealed, has all that was acknowledged, whatever is wrong elsewhere."""
+    mark = case.mark
+    if case.journal_problem is None:
+        return True
+    known = mark is not None and not mark.clean and mark.segment == state.number
+    return known and mark is not None and (mark.seq, mark.end_offset) <= (state.last_seq, state.frames_end)
 
 
 def _source_findings(case: Case) -> list[Finding]:
