@@ -91,7 +91,7 @@ if TYPE_CHECKING:
 
 __all__ = ["BESIDE_BYTES_PER_SECOND", "BackupReport", "create_backup", "held_by"]
 
-BESIDE_BYTES_PER_SECOND = 16 * 1024 * 1024
+BESIDE_BYTES_PER_SECOND = 8 * 1024 * 1024
 """What a backup of a store that is open for writing, here or elsewhere, reads in a second, unless told otherwise."""
 
 _TIP_FRAMES_MAX = 10_000
