@@ -76,7 +76,7 @@ def test_beside_a_node_it_is_slow_unless_it_is_told_otherwise(tmp_path: Path, mo
     words: list[str | Path] = ["backup", "create", "-d", data]
     with open_quick(data):
         child = start(*words)
-        assert "16.0 MiB are read in a second" in child.communicate()[1]
+        assert "8.0 MiB are read in a second" in child.communicate()[1]
         assert child.returncode == 0
         monkeypatch.setattr(os, "nice", nice)
         assert "in a second" not in holdfast(*words).err, "this process has it, and cannot be nicer to itself"
