@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from holdfast._fs import NewFile
+from holdfast.backup.pieces import Syncing
 from holdfast.testing.explorer import Report, explore, require
 from tests.crash.explorer_backups import COPIES
 from tests.crash.explorer_workloads import NO_REORG, WORKLOADS, Explored
@@ -102,6 +103,10 @@ def does_not_sync_new_files(patch: Patch) -> None:
     patch.setattr(NewFile, "sync", lambda self: None)
 
 
+def does_not_sync_what_it_fetches(patch: Patch) -> None:
+    patch.setattr(Syncing, "_sync", lambda self, file, path: file.close())
+
+
 @pytest.mark.crash
 @pytest.mark.parametrize(
     ("bug", "name"),
@@ -110,7 +115,7 @@ def does_not_sync_new_files(patch: Patch) -> None:
         (does_not_sync_new_files, "checkpoint"),
         (does_not_sync_new_files, "checkpoint restore"),
         (forgets_to_sync_directories, "migration"),
-        (does_not_sync_new_files, "restore"),
+        (does_not_sync_what_it_fetches, "restore"),
     ],
 )
 def test_planted_bug_of_a_copy_is_found(
