@@ -194,7 +194,9 @@ def test_an_error_at_any_operation_is_told_and_the_next_run_is_right(
             state = load_schedule_state(root, fs=fs)
             assert state is not None
             assert state.handled_us == due // HOUR_US * HOUR_US
-            (name,) = later.names()
+            *earlier, name = later.names()
+            unmarked = PLACE / f"backups/{name}.verified" not in fs.files()
+            assert not earlier or unmarked, "the one before goes once the new one is known to be whole"
             assert name >= new_name(due)[:16]
             assert verify_backup(open_repository(PLACE, fs=fs), name, workers=0, mark=False).ok
     row = 11 if error == errno.ENOSPC else 12
