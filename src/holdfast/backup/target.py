@@ -184,7 +184,7 @@ class DirectoryTarget:
         temporary = path.with_name(path.name + _TEMPORARY)
         self._fs.remove(temporary)
         try:
-            with self._marking(path):
+            with self._marking(name):
                 file = self._fs.open(temporary, create=True)
                 try:
                     file.pwrite(data, 0)
@@ -200,10 +200,10 @@ class DirectoryTarget:
             raise
 
     @contextlib.contextmanager
-    def _marking(self, path: Path) -> Iterator[None]:
-        """``path`` gets its name in here."""
+    def _marking(self, name: str) -> Iterator[None]:
+        """The object gets its name in here."""
         with self._mutex:
-            if not self._marked and path.parent.parent.name == CHUNKS.strip("/"):
+            if not self._marked and name.startswith(CHUNKS):
                 if not self._fs.exists(self.path / _UNSYNCED):
                     self._fs.open(self.path / _UNSYNCED, create=True).close()
                 self._fs.sync_directory(self.path)
@@ -214,7 +214,7 @@ class DirectoryTarget:
         finally:
             with self._mutex:
                 self._writing -= 1
-                self._dirty.add(path.parent)
+                self._dirty.add(self._at(name).parent)
 
     def _make(self, directory: Path) -> None:
         """``directory`` is there, and so are those above it."""

@@ -313,11 +313,12 @@ def _segment_findings(case: Case) -> list[Finding]:
 
 def _is_whole(case: Case, state: SegmentState) -> bool:
     """True if the segment, which is not sealed, has all that was acknowledged, whatever is wrong elsewhere."""
-    mark = case.mark
     if case.journal_problem is None:
         return True
-    known = mark is not None and not mark.clean and mark.segment == state.number
-    return known and mark is not None and (mark.seq, mark.end_offset) <= (state.last_seq, state.frames_end)
+    mark = case.mark
+    if mark is None or mark.clean or mark.segment != state.number:
+        return False
+    return (mark.seq, mark.end_offset) <= (state.last_seq, state.frames_end)
 
 
 def _source_findings(case: Case) -> list[Finding]:
